@@ -1,0 +1,285 @@
+//! The one thing that a log entry can be, and its encoding.
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::Manifest;
+use crate::types::{
+    Address, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, NodeId, NodeName, RaftId, Resources,
+    TaskId, Term, Timestamp,
+};
+
+/// First byte of every encoded entry. What a released agent has written under a number is never changed.
+const FORMAT: u8 = 1;
+/// Longest message of a report, in characters; the rest is cut off.
+pub const MAX_MESSAGE_CHARS: usize = 500;
+/// Largest encoded command, in bytes: a manifest of the largest size and room for the rest.
+pub const MAX_BYTES: usize = 5 << 20;
+
+/// A command as it lies in the log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The leader's clock when it proposed: the only time that the state knows.
+    pub at: Timestamp,
+    /// The term in which the leader decided it; only decisions have one, and they are refused in any other.
+    pub decided_in: Option<Term>,
+    pub command: Command,
+}
+
+/// What is asked of the state. New kinds go to the end: the position is part of the encoding.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// The first entry of every cluster.
+    Found {
+        cluster: ClusterId,
+        ca_certificate: Vec<u8>,
+        sealed_ca_key: Vec<u8>,
+        first: NewNode,
+    },
+    /// A blank node wants in. The same name with the same key gets the same ids again.
+    Admit(NewNode),
+    /// Where a node is reached and what it has to give, said by the node at each start.
+    RegisterWorker {
+        node: NodeId,
+        address: Address,
+        worker: Worker,
+    },
+    /// A manifest, by a host that carries it or by a person.
+    OfferManifest {
+        manifest: Manifest,
+        from: Origin,
+    },
+    /// A person wants the manifest that this host carries to be the head.
+    AcceptManifest {
+        node: NodeId,
+    },
+    /// A person wants the manifest that was head before to be it again.
+    RollBackManifest {
+        from: String,
+    },
+    /// Units of a node have changed.
+    Report {
+        node: NodeId,
+        vms: Vec<VmReport>,
+        tasks: Vec<TaskReport>,
+    },
+    RunTask(TaskSpec),
+    /// Decision: whether a worker answers.
+    SetWorkerAlive {
+        node: NodeId,
+        alive: bool,
+    },
+    /// Decision: run this instance on this node, as this generation; also replaces the placement on the same node.
+    Place {
+        instance: InstanceId,
+        node: NodeId,
+        generation: Generation,
+    },
+    /// Decision: stop this placement; once it is confirmed stopped, the instance can be placed anew.
+    Unplace {
+        instance: InstanceId,
+        generation: Generation,
+    },
+    /// Decision: run this task on this node.
+    PlaceTask {
+        task: TaskId,
+        node: NodeId,
+    },
+}
+
+/// Who asks to become a member.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewNode {
+    pub name: NodeName,
+    /// `HOST:PORT` at which the others reach it.
+    pub address: Address,
+    /// SHA-256 of its public key (SPKI, DER): a reinstalled host has another one.
+    pub key: Hash,
+}
+
+/// What a node offers to instances: what the machine has less the reserve for the host itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Worker {
+    pub resources: Resources,
+    /// Nix's name of the machine type.
+    pub system: String,
+    pub kvm: bool,
+    pub hypervisors: Vec<Hypervisor>,
+    pub labels: Labels,
+}
+
+/// Who offers a manifest, and on what occasion.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Origin {
+    /// The host carries it. Where its system was just `activated`, and not merely booted, an `authority` may bring back
+    /// a manifest that was head before.
+    Host { node: NodeId, activated: bool, authority: bool },
+    /// A person applied it; the text says who and where.
+    Person(String),
+}
+
+/// What a node says of an instance that was placed on it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VmReport {
+    pub instance: InstanceId,
+    pub generation: Generation,
+    pub phase: InstancePhase,
+    pub restarts: u32,
+    /// One line about what went wrong; empty when nothing did.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum InstancePhase {
+    Starting,
+    Running,
+    /// It ended and its policy doesn't restart it.
+    Ended(Exit),
+    /// As asked: nothing of it runs any more, so it may be placed elsewhere.
+    Stopped,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TaskReport {
+    pub task: TaskId,
+    pub phase: TaskPhase,
+    /// One line about what went wrong; empty when nothing did.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum TaskPhase {
+    Running,
+    Ended(Exit),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Program and arguments, run as they are: no shell.
+    pub command: Vec<String>,
+    pub request: Resources,
+}
+
+/// What `apply` answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    Admitted {
+        node: NodeId,
+        raft: RaftId,
+    },
+    /// The hash is of the manifest that it is about.
+    Manifest {
+        result: ManifestReply,
+        hash: Hash,
+    },
+    Task(TaskId),
+    /// Nothing was changed; the text says why, and what to do.
+    Refused(String),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ManifestReply {
+    /// It is the head already.
+    Equal,
+    /// It is the head now.
+    Applied,
+    /// It has been the head before and isn't: it waits for a person.
+    Held,
+}
+
+/// Why bytes are not an entry of this agent's.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("the log entry has format {found}, this agent reads {FORMAT}: written by a newer agent; upgrade this one")]
+    Newer { found: u8 },
+    #[error("the log entry can't be read: written by a newer agent, or corrupt; upgrade this one or restore its data")]
+    Unreadable,
+    #[error("the log entry is empty")]
+    Empty,
+}
+
+impl Entry {
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![FORMAT]).expect("commands have no part that postcard refuses")
+    }
+
+    /// # Errors
+    /// What this agent can't decode is never skipped: the caller stops the node.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (&format, body) = bytes.split_first().ok_or(DecodeError::Empty)?;
+        if format != FORMAT {
+            return Err(DecodeError::Newer { found: format });
+        }
+        match postcard::take_from_bytes(body) {
+            Ok((entry, [])) => Ok(entry),
+            _ => Err(DecodeError::Unreadable),
+        }
+    }
+}
+
+impl Command {
+    /// The node that this is about and that alone may say it; others are refused it.
+    pub fn speaker(&self) -> Option<NodeId> {
+        match self {
+            Self::RegisterWorker { node, .. }
+            | Self::Report { node, .. }
+            | Self::OfferManifest { from: Origin::Host { node, .. }, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// Whether only the leader itself may propose it, for the term in which it decided.
+    pub fn is_decision(&self) -> bool {
+        matches!(
+            self,
+            Self::SetWorkerAlive { .. }
+                | Self::Place { .. }
+                | Self::Unplace { .. }
+                | Self::PlaceTask { .. }
+                | Self::Found { .. }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Entry {
+        Entry {
+            at: Timestamp(1_700_000_000_000),
+            decided_in: Some(Term(3)),
+            command: Command::Place { instance: "web-0".parse().unwrap(), node: NodeId(2), generation: Generation(1) },
+        }
+    }
+
+    #[test]
+    fn an_entry_reads_back_as_it_was_written() {
+        assert_eq!(Entry::decode(&entry().encode()).unwrap(), entry());
+    }
+
+    #[test]
+    fn what_lies_in_a_log_is_never_encoded_otherwise() {
+        let head = [1, 0x80, 0xd0, 0x95, 0xff, 0xbc, 0x31, 1, 3, 9, 5];
+        assert_eq!(entry().encode(), [&head[..], b"web-0", &[2, 1]].concat());
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_agent_is_named_as_such() {
+        let mut newer = entry().encode();
+        newer[0] = 2;
+        assert!(Entry::decode(&newer).unwrap_err().to_string().contains("newer agent"));
+        let mut longer = entry().encode();
+        longer.push(0);
+        assert!(matches!(Entry::decode(&longer), Err(DecodeError::Unreadable)));
+        assert!(matches!(Entry::decode(&[]), Err(DecodeError::Empty)));
+    }
+
+    #[test]
+    fn an_entry_cut_short_is_refused() {
+        let bytes = entry().encode();
+        for length in 0..bytes.len() {
+            assert!(Entry::decode(&bytes[..length]).is_err(), "{length} of {}", bytes.len());
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The only room that knows raft's `Ready`.
+//!
+//! ```text
+//!  tick step propose read_index …       write_to(log)            advance()
+//!  ───────────▶ Driver ── turn() ──▶ Turn ───────────▶ Durable ───────────▶ Done ──▶ send, apply, answer reads
+//!                 ▲                   │ send_now (may race the disk)          │
+//!                 └─────────── applied(), apply_membership() ◀────────────────┘
+//! ```
+//!
+//! A `Turn` and its `Durable` hold the driver's `&mut`, so nothing can reach raft between its `ready` and its `advance`,
+//! where raft forbids it; only a successful write makes a `Durable`, and only a `Durable` gives up what may be
+//! acknowledged and applied.
+//!
+//! ```compile_fail,E0499
+//! # use blixard_core::driver::{Driver, LogStore};
+//! fn an_open_turn_locks_the_driver(driver: &mut Driver, log: &mut impl LogStore) {
+//!     let turn = driver.turn().unwrap();
+//!     driver.tick();
+//!     drop(turn);
+//! }
+//! ```
+
+mod gate;
+mod membership;
+mod mirror;
+mod proposals;
+mod recovered;
+mod settings;
+mod turn;
+pub mod wire;
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::HardState;
+use raft::{RawNode, StateRole};
+
+pub use gate::RefusedMessage;
+pub use membership::{Membership, MembershipChange, RefusedChange};
+pub use proposals::{Fate, Proposals};
+pub use raft::eraftpb::Message;
+pub use recovered::{Position, Recovered, StartError};
+pub use settings::Settings;
+pub use turn::{Committed, Content, Done, Durable, LogStore, Turn};
+
+use crate::types::RaftId;
+use mirror::Mirror;
+
+/// A leader promotes a learner only when it lacks fewer entries than this.
+pub const CAUGHT_UP_ENTRIES: u64 = 100;
+
+/// One server's part in the cluster's Raft group: calls in, a [`Turn`] out.
+pub struct Driver {
+    raw: RawNode<Mirror>,
+    settings: Settings,
+    /// The hard state that the log was last told.
+    written: HardState,
+    /// The hard state of the last advance: the log holds every entry that it commits.
+    settled: HardState,
+    last_read: u64,
+    /// Indexes of membership changes that were handed out and not applied yet.
+    unapplied_changes: VecDeque<u64>,
+    in_turn: bool,
+}
+
+/// Why a proposal was not taken; nothing was appended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    #[error("cannot propose here: the leader is {}", match leader { Some(id) => format!("server {id}"), None => "not known yet".to_owned() })]
+    NotLeader { leader: Option<RaftId> },
+    #[error("cannot propose: leadership is being handed over, or too much waits for a quorum; try again")]
+    Busy,
+    #[error("cannot propose an empty command")]
+    Empty,
+    #[error("cannot propose a command of {bytes} bytes: at most {max} fit in one log entry")]
+    TooLong { bytes: usize, max: usize },
+    #[error("cannot change the servers: another change is not applied yet; try again")]
+    ChangePending,
+    #[error("cannot remove server {id}: it leads; hand leadership over first and let the next leader remove it")]
+    RemovesLeader { id: RaftId },
+    #[error("cannot promote server {id}: it is not a learner that keeps up with the log; try again once it does")]
+    NotCaughtUp { id: RaftId },
+}
+
+/// Why a read index was not asked for; the caller tries again after a tick or two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    #[error("cannot read: no leader is known")]
+    NoLeader,
+    #[error("cannot read: the leader has not committed an entry of its own term yet")]
+    LeaderNotReady,
+}
+
+/// Which answer in [`Done::reads`] belongs to which [`Driver::read_index`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ReadId(u64);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    Follower,
+    Candidate,
+    Leader,
+}
+
+/// What this server takes itself and others for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Soft {
+    pub role: Role,
+    pub leader: Option<RaftId>,
+}
+
+/// A snapshot of the driver for people and metrics.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    pub soft: Soft,
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+    pub last_index: u64,
+    pub membership: Membership,
+    /// The other servers as the leader sees them, by id; empty elsewhere.
+    pub peers: Vec<Peer>,
+}
+
+/// Another server, as the leader sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    pub id: RaftId,
+    /// Its log is known to equal the leader's up to here.
+    pub matched: u64,
+    /// Heard of within the current election timeout.
+    pub recently_active: bool,
+    /// Active, replicating, and lacking fewer than [`CAUGHT_UP_ENTRIES`].
+    pub caught_up: bool,
+}
+
+impl Driver {
+    /// A follower that goes on from what its log and store held.
+    ///
+    /// # Errors
+    /// When log and store don't fit each other; raft itself would panic on most of these.
+    pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, StartError> {
+        recovered.validate(&settings)?;
+        let written = recovered.hard_state.clone();
+        let config = settings.raft_config(recovered.applied);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&config, Mirror::new(recovered), &logger)
+            .map_err(|source| StartError::StartRaft { id: settings.id, source })?;
+        let unapplied_changes = VecDeque::new();
+        let mut driver =
+            Self { raw, settings, settled: written.clone(), written, last_read: 0, unapplied_changes, in_turn: false };
+        driver.pin_election_timeout();
+        Ok(driver)
+    }
+
+    /// What has to be written, sent and applied, or nothing; call until it returns `None`.
+    pub fn turn(&mut self) -> Option<Turn<'_>> {
+        self.assert_between_turns();
+        if !self.raw.has_ready() {
+            return None;
+        }
+        self.in_turn = true;
+        let mut ready = self.raw.ready();
+        let soft = ready.ss().map(|soft| Soft::of(soft.raft_state, soft.leader_id));
+        let send_now = ready.take_messages();
+        Some(Turn { driver: self, ready, soft, send_now })
+    }
+
+    /// Lets one tick pass.
+    pub fn tick(&mut self) {
+        self.assert_between_turns();
+        self.raw.tick();
+        self.pin_election_timeout();
+    }
+
+    /// Takes a message that another server sent to this one.
+    ///
+    /// # Errors
+    /// When it could stop or mislead raft; nothing has changed then.
+    pub fn step(&mut self, message: Message) -> Result<(), RefusedMessage> {
+        self.assert_between_turns();
+        gate::admit(&message, &self.raw.raft)?;
+        let from = message.from;
+        let stepped = self.raw.step(message);
+        self.pin_election_timeout();
+        stepped.map_err(|source| RefusedMessage::Step { from, source })
+    }
+
+    /// Appends a command to the leader's log; where it went, not that it will commit.
+    ///
+    /// # Errors
+    /// Anywhere but on a leader that takes proposals; nothing was appended.
+    pub fn propose(&mut self, command: Vec<u8>) -> Result<Position, ProposeError> {
+        self.assert_leader()?;
+        if command.is_empty() {
+            return Err(ProposeError::Empty);
+        }
+        let (bytes, max) = (command.len(), self.settings.max_command_bytes);
+        if bytes > max {
+            return Err(ProposeError::TooLong { bytes, max });
+        }
+        self.raw.propose(Vec::new(), command).map_err(|_| ProposeError::Busy)?;
+        Ok(self.last_position())
+    }
+
+    /// Appends a change of the servers to the leader's log; `context` comes out with it when it commits.
+    ///
+    /// # Errors
+    /// When raft or the group could not survive the change now; nothing was appended.
+    pub fn propose_membership(&mut self, change: MembershipChange, context: Vec<u8>) -> Result<Position, ProposeError> {
+        self.assert_leader()?;
+        // Raft would turn the change into an empty entry and say nothing.
+        if self.raw.raft.has_pending_conf() {
+            return Err(ProposeError::ChangePending);
+        }
+        match change {
+            MembershipChange::Remove(id) if id == self.settings.id => return Err(ProposeError::RemovesLeader { id }),
+            MembershipChange::Promote(id) if !self.is_caught_up_learner(id) => {
+                return Err(ProposeError::NotCaughtUp { id });
+            }
+            _ => {}
+        }
+        self.raw.propose_conf_change(Vec::new(), change.to_raft(context)).map_err(|_| ProposeError::Busy)?;
+        Ok(self.last_position())
+    }
+
+    /// Asks the leader for an index that is at least every index committed before this call.
+    ///
+    /// The answer comes in [`Done::reads`]; it may get lost, so the caller asks again after a while. Many reads can wait
+    /// for one answer.
+    ///
+    /// # Errors
+    /// When raft would drop the request at once.
+    pub fn read_index(&mut self) -> Result<ReadId, ReadError> {
+        self.assert_between_turns();
+        if self.soft().leader.is_none() {
+            return Err(ReadError::NoLeader);
+        }
+        if self.soft().role == Role::Leader && !self.raw.raft.commit_to_current_term() {
+            return Err(ReadError::LeaderNotReady);
+        }
+        self.last_read += 1;
+        self.raw.read_index(self.read_context(self.last_read));
+        Ok(ReadId(self.last_read))
+    }
+
+    /// Starts to hand leadership over; proposals are refused until it is done or an election timeout has passed.
+    ///
+    /// # Errors
+    /// When this server doesn't lead. A target that is no voter is ignored.
+    pub fn transfer_leader(&mut self, to: RaftId) -> Result<(), ProposeError> {
+        self.assert_leader()?;
+        if self.membership().voters.contains(&to) {
+            self.raw.transfer_leader(to.0);
+        }
+        Ok(())
+    }
+
+    /// Tells the leader that a message to `peer` was lost, so that it probes instead of pipelining.
+    pub fn report_unreachable(&mut self, peer: RaftId) {
+        self.assert_between_turns();
+        self.raw.report_unreachable(peer.0);
+    }
+
+    /// Becomes leader without waiting for a timeout, where no other voter could object; elsewhere nothing happens.
+    pub fn campaign_if_alone(&mut self) {
+        self.assert_between_turns();
+        if self.membership().voters.iter().eq([&self.settings.id]) {
+            self.raw.campaign().expect("a local message is always taken");
+            self.pin_election_timeout();
+        }
+    }
+
+    /// Tells raft that everything up to `index` has been applied.
+    ///
+    /// # Panics
+    /// When a membership change up to there was not given to [`Self::apply_membership`]: the next change could then overlap it.
+    pub fn applied(&mut self, index: u64) {
+        self.assert_between_turns();
+        let pending = self.unapplied_changes.front();
+        assert!(pending.is_none_or(|change| *change > index), "a membership change up to {index} was skipped");
+        self.raw.advance_apply_to(index);
+        self.pin_election_timeout();
+    }
+
+    /// The servers after the change that committed at `index`; for each one handed out, in order.
+    ///
+    /// # Errors
+    /// When the change doesn't fit the servers; that is so on every server, and leaves them as they were.
+    ///
+    /// # Panics
+    /// When it isn't the next membership change that was handed out.
+    pub fn apply_membership(&mut self, index: u64, change: MembershipChange) -> Result<Membership, RefusedChange> {
+        self.assert_between_turns();
+        let next = self.unapplied_changes.pop_front();
+        assert_eq!(next, Some(index), "membership changes are applied in the order in which they were handed out");
+        // Raft panics, or blocks the group, under a leader that isn't a member. The entry may come from an earlier leader.
+        if change == MembershipChange::Remove(self.settings.id) && self.soft().role == Role::Leader {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
+        let applied = self.raw.apply_conf_change(&change.to_raft(Vec::new()));
+        self.pin_election_timeout();
+        match applied {
+            Ok(state) => Ok(Membership::from_raft(&state)),
+            Err(source) => Err(RefusedChange { change, source }),
+        }
+    }
+
+    /// What this server takes itself and others for.
+    pub fn soft(&self) -> Soft {
+        Soft::of(self.raw.raft.state, self.raw.raft.leader_id)
+    }
+
+    /// Term, vote and commit index as of the last [`Durable::advance`], never ahead of the entries that the log holds.
+    ///
+    /// The log records it before the store makes what was applied durable.
+    pub fn hard_state(&self) -> &HardState {
+        &self.settled
+    }
+
+    pub fn membership(&self) -> Membership {
+        Membership::from_raft(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    pub fn status(&self) -> Status {
+        let raft = &self.raw.raft;
+        let mut peers: Vec<Peer> = match self.soft().role {
+            Role::Leader => raft.prs().iter().filter(|(id, _)| **id != raft.id).map(|(id, _)| self.peer(*id)).collect(),
+            Role::Follower | Role::Candidate => Vec::new(),
+        };
+        peers.sort_by_key(|peer| peer.id);
+        Status {
+            soft: self.soft(),
+            term: raft.term,
+            commit: raft.raft_log.committed,
+            applied: raft.raft_log.applied,
+            last_index: raft.raft_log.last_index(),
+            membership: self.membership(),
+            peers,
+        }
+    }
+
+    fn peer(&self, id: u64) -> Peer {
+        let progress = self.raw.raft.prs().get(id).expect("it was listed");
+        let lag = self.raw.raft.raft_log.last_index().saturating_sub(progress.matched);
+        let replicates = progress.state == raft::ProgressState::Replicate;
+        Peer {
+            id: RaftId(id),
+            matched: progress.matched,
+            recently_active: progress.recent_active,
+            caught_up: progress.recent_active && replicates && lag < CAUGHT_UP_ENTRIES,
+        }
+    }
+
+    fn is_caught_up_learner(&self, id: RaftId) -> bool {
+        self.membership().learners.contains(&id) && self.peer(id.0).caught_up
+    }
+
+    fn last_position(&self) -> Position {
+        Position { index: self.raw.raft.raft_log.last_index(), term: self.raw.raft.term }
+    }
+
+    /// Raft merges equal contexts, so one is unique over servers, runs and requests.
+    fn read_context(&self, number: u64) -> Vec<u8> {
+        [self.settings.id.0, self.settings.seed, number].map(u64::to_be_bytes).concat()
+    }
+
+    fn assert_leader(&self) -> Result<(), ProposeError> {
+        self.assert_between_turns();
+        match self.soft() {
+            Soft { role: Role::Leader, .. } => Ok(()),
+            Soft { leader, .. } => Err(ProposeError::NotLeader { leader }),
+        }
+    }
+
+    fn assert_between_turns(&self) {
+        assert!(!self.in_turn, "a turn was given up before its write succeeded: the node must stop");
+    }
+
+    fn pin_election_timeout(&mut self) {
+        let timeout = self.settings.election_timeout(self.raw.raft.term);
+        self.raw.raft.set_randomized_election_timeout(timeout);
+    }
+}
+
+impl Soft {
+    fn of(state: StateRole, leader: u64) -> Self {
+        let role = match state {
+            StateRole::Follower => Role::Follower,
+            StateRole::PreCandidate | StateRole::Candidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        };
+        Self { role, leader: (leader != raft::INVALID_ID).then_some(RaftId(leader)) }
+    }
+}

@@ -1,0 +1,155 @@
+//! What a server held when it stopped, and whether its log and its store fit each other.
+
+use raft::eraftpb::{Entry, HardState};
+use serde::{Deserialize, Serialize};
+
+use super::Settings;
+use super::membership::{self, Membership, UnreadableEntry};
+use crate::types::RaftId;
+
+/// A place in the log; entries at equal positions are equal.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+pub struct Position {
+    pub index: u64,
+    pub term: u64,
+}
+
+impl Position {
+    pub fn of(entry: &Entry) -> Self {
+        Self { index: entry.index, term: entry.term }
+    }
+}
+
+/// What a driver starts from: the log's entries and hard state, the store's applied index and servers.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// The entry before the first of `entries`; zero when none was ever dropped.
+    pub base: Position,
+    pub entries: Vec<Entry>,
+    pub hard_state: HardState,
+    /// As of `applied`.
+    pub membership: Membership,
+    pub applied: u64,
+}
+
+/// Why a server can't start from what it holds.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot start server {id}: it has no servers to start from")]
+    NoMembership { id: RaftId },
+    #[error(
+        "cannot start server {id}: its store has applied up to {applied}, but its log knows of commits only up to {commit}; \
+         one of the two is from another time: restore both together, or move the data directory away and let this host join under another name"
+    )]
+    AppliedAheadOfLog { id: RaftId, applied: u64, commit: u64 },
+    #[error(
+        "cannot start server {id}: its log begins behind {base}, but its store has applied only up to {applied}; \
+         one of the two is from another time: restore both together, or move the data directory away and let this host join under another name"
+    )]
+    LogBeginsBehindApplied { id: RaftId, base: u64, applied: u64 },
+    #[error(
+        "cannot start server {id}: commit index {commit} is not in its log, which ends at {last}: the log is damaged"
+    )]
+    CommitBeyondLog { id: RaftId, commit: u64, last: u64 },
+    #[error(
+        "cannot start server {id}: its log has index {index}, term {term} where something else must stand: it is damaged"
+    )]
+    BrokenSequence { id: RaftId, index: u64, term: u64 },
+    #[error("cannot start server {id}: it holds an entry that it cannot read")]
+    ReadEntry {
+        id: RaftId,
+        #[source]
+        source: UnreadableEntry,
+    },
+    #[error("cannot start raft on server {id}")]
+    StartRaft {
+        id: RaftId,
+        #[source]
+        source: raft::Error,
+    },
+}
+
+impl Recovered {
+    /// A server that holds nothing yet, of a group that `founder` founded.
+    pub fn blank(founder: RaftId) -> Self {
+        Self { membership: Membership::founded_by(founder), ..Self::default() }
+    }
+
+    pub(super) fn validate(&self, settings: &Settings) -> Result<(), StartError> {
+        let id = settings.id;
+        let (base, commit, applied) = (self.base.index, self.hard_state.commit, self.applied);
+        if self.membership.voters.is_empty() {
+            return Err(StartError::NoMembership { id });
+        }
+        let mut last = self.base;
+        for entry in &self.entries {
+            let next = Position::of(entry);
+            if next.index != last.index + 1 || next.term < last.term || next.term > self.hard_state.term {
+                return Err(StartError::BrokenSequence { id, index: next.index, term: next.term });
+            }
+            membership::of_entry(entry).map_err(|source| StartError::ReadEntry { id, source })?;
+            last = next;
+        }
+        if applied > commit {
+            return Err(StartError::AppliedAheadOfLog { id, applied, commit });
+        }
+        if applied < base {
+            return Err(StartError::LogBeginsBehindApplied { id, base, applied });
+        }
+        if commit > last.index {
+            return Err(StartError::CommitBeyondLog { id, commit, last: last.index });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::Driver;
+
+    fn entry(index: u64, term: u64) -> Entry {
+        Entry { index, term, ..Entry::default() }
+    }
+
+    fn recovered(applied: u64, commit: u64, base: u64, entries: Vec<Entry>) -> Recovered {
+        let hard_state = HardState { term: 3, vote: 0, commit };
+        let base = Position { index: base, term: u64::from(base > 0) };
+        Recovered { base, entries, hard_state, applied, ..Recovered::blank(RaftId(1)) }
+    }
+
+    fn start(recovered: Recovered) -> Result<Driver, StartError> {
+        Driver::new(Settings::new(RaftId(1), 0), recovered)
+    }
+
+    #[test]
+    fn a_store_ahead_of_its_log_is_refused_with_both_indexes() {
+        let error = start(recovered(2, 1, 0, vec![entry(1, 1), entry(2, 1)])).err().unwrap();
+        assert!(matches!(error, StartError::AppliedAheadOfLog { applied: 2, commit: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_log_that_lacks_what_the_store_needs_is_refused() {
+        let error = start(recovered(3, 5, 4, vec![entry(5, 1)])).err().unwrap();
+        assert!(matches!(error, StartError::LogBeginsBehindApplied { base: 4, applied: 3, .. }), "{error}");
+        let error = start(recovered(1, 3, 0, vec![entry(1, 1)])).err().unwrap();
+        assert!(matches!(error, StartError::CommitBeyondLog { commit: 3, last: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn gaps_and_terms_out_of_order_are_refused() {
+        for entries in
+            [vec![entry(2, 1)], vec![entry(1, 2), entry(2, 1)], vec![entry(1, 1), entry(1, 1)], vec![entry(1, 4)]]
+        {
+            let error = start(recovered(0, 0, 0, entries)).err().unwrap();
+            assert!(matches!(error, StartError::BrokenSequence { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_server_starts_from_a_log_whose_beginning_was_dropped() {
+        let driver = start(recovered(5, 6, 4, vec![entry(5, 1), entry(6, 2)])).unwrap();
+        let status = driver.status();
+        assert_eq!((status.applied, status.commit, status.last_index, status.term), (5, 6, 6, 3));
+    }
+}

@@ -1,0 +1,71 @@
+//! What a driver is made with.
+
+use crate::types::RaftId;
+
+/// What a driver is made with; counts are ticks of 10 ms in the agent.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub id: RaftId,
+    /// Draws the election timeouts, and tells this run's reads from those of an earlier one: a fresh number each boot.
+    pub seed: u64,
+    /// A follower that hears nothing for this long, up to twice as long, stands for election.
+    pub election_ticks: u16,
+    pub heartbeat_ticks: u16,
+    /// Longest command that [`Driver::propose`] takes.
+    pub max_command_bytes: usize,
+    /// Most bytes of entries in one message; a single entry may be longer.
+    pub max_message_bytes: u64,
+    pub max_inflight_messages: usize,
+    /// The leader refuses proposals while more than this waits for a quorum.
+    pub max_uncommitted_bytes: u64,
+    /// Most bytes of committed entries that one turn hands out.
+    pub max_committed_bytes: u64,
+}
+
+impl Settings {
+    /// Heartbeats every 50 ms and elections after 300 to 600 ms at 10 ms a tick.
+    pub fn new(id: RaftId, seed: u64) -> Self {
+        Self {
+            id,
+            seed,
+            election_ticks: 30,
+            heartbeat_ticks: 5,
+            max_command_bytes: crate::command::MAX_BYTES,
+            max_message_bytes: 512 << 10,
+            max_inflight_messages: 256,
+            max_uncommitted_bytes: 16 << 20,
+            max_committed_bytes: 4 << 20,
+        }
+    }
+
+    pub(super) fn raft_config(&self, applied: u64) -> raft::Config {
+        raft::Config {
+            id: self.id.0,
+            election_tick: self.election_ticks.into(),
+            heartbeat_tick: self.heartbeat_ticks.into(),
+            applied,
+            max_size_per_msg: self.max_message_bytes,
+            max_inflight_msgs: self.max_inflight_messages,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: self.max_uncommitted_bytes,
+            max_committed_size_per_ready: self.max_committed_bytes,
+            ..raft::Config::default()
+        }
+    }
+
+    /// The election timeout of one node in one term, in ticks; raft would draw it from a thread's generator.
+    pub(super) fn election_timeout(&self, term: u64) -> usize {
+        let mixed = mix(mix(self.seed ^ mix(self.id.0)) ^ term);
+        let spread = u64::from(self.election_ticks);
+        usize::from(self.election_ticks) + usize::try_from(mixed % spread).expect("less than a u16")
+    }
+}
+
+/// The finalizer of `SplitMix64`: every bit of the input moves about half of the output's.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}

@@ -1,0 +1,278 @@
+//! &State → the decisions of the leader: place, replace, unplace; and why an instance is where it is, or nowhere.
+//!
+//! Every instance that is nowhere is tried on every node, in the order of its name, so equal states give equal
+//! decisions. Of the nodes that will do, one with the fewest replicas of the same VM is taken, then the one that is
+//! the least full, then the one with the lowest id.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::command::Command;
+use crate::manifest::{Constraints, VmSpec};
+use crate::state::{Node, Placement, State};
+use crate::types::{Generation, Hypervisor, InstanceId, NodeId, Resources, Timestamp, VmName};
+
+/// The decisions that bring the placements closer to what is declared. The leader proposes them, and asks again once
+/// they are applied.
+#[must_use]
+pub fn schedule(state: &State) -> Vec<Command> {
+    let mut rooms = Rooms::new(state);
+    let mut decisions = Vec::new();
+    for (id, instance) in state.instances() {
+        let (Some(spec), Some(placement)) = (state.desired(id), &instance.placement) else { continue };
+        if placement.stopping {
+            continue;
+        }
+        let generation = placement.unit.generation;
+        match rooms.change(state, id, placement, spec) {
+            None | Some(Change::Held(_)) => {}
+            Some(_) if !is_alive(state, placement.node) => {}
+            Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
+            Some(Change::Restart | Change::InPlace) => {
+                rooms.take(placement.node, placement.reserved.max(spec.request()).saturating_sub(placement.reserved));
+                decisions.push(Command::Place {
+                    instance: id.clone(),
+                    node: placement.node,
+                    generation: next(generation),
+                });
+            }
+        }
+    }
+    for (id, instance) in state.instances() {
+        let (Some(spec), None) = (state.desired(id), &instance.placement) else { continue };
+        if let Some(node) = rooms.choose(state, id, spec) {
+            rooms.take(node, spec.request());
+            *rooms.replicas.entry((id.vm.clone(), node)).or_default() += 1;
+            decisions.push(Command::Place { instance: id.clone(), node, generation: next(instance.generation) });
+        }
+    }
+    for (id, task) in state.tasks() {
+        if task.node.is_some() || task.is_over() {
+            continue;
+        }
+        if let Some(node) = rooms.least_full(state, task.spec.request) {
+            rooms.take(node, task.spec.request);
+            decisions.push(Command::PlaceTask { task: *id, node });
+        }
+    }
+    decisions
+}
+
+/// What a changed declaration asks of a placement; the smallest that does it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Limits or policy alone: it runs on.
+    InPlace,
+    /// Another runner on the same node.
+    Restart,
+    /// Its node won't do any more.
+    Move(Obstacle),
+    /// Its node won't do any more, but its volumes are there: it runs on as it is.
+    Held(Obstacle),
+}
+
+/// Why a node won't do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Obstacle {
+    NotRegistered,
+    NotAlive { since: Timestamp },
+    System { has: String, needs: String },
+    NoKvm,
+    Hypervisor { needs: Hypervisor },
+    Label { key: String, has: Option<String>, needs: String },
+    Cpus { needs: u32, free: u32, total: u32 },
+    Memory { needs: u64, free: u64, total: u64 },
+    Disk { needs: u64, free: u64, total: u64 },
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRegistered => write!(f, "has not registered yet"),
+            Self::NotAlive { .. } => write!(f, "does not answer"),
+            Self::System { has, needs } => write!(f, "is {has}, needs {needs}"),
+            Self::NoKvm => write!(f, "has no /dev/kvm"),
+            Self::Hypervisor { needs } => write!(f, "does not run {needs}"),
+            Self::Label { key, has: Some(has), needs } => write!(f, "label {key} is {has:?}, needs {needs:?}"),
+            Self::Label { key, has: None, needs } => write!(f, "has no label {key}, needs {needs:?}"),
+            Self::Cpus { needs, free, total } => write!(f, "{free} of {total} CPUs free, needs {needs}"),
+            Self::Memory { needs, free, total } => write!(f, "{free} of {total} MiB memory free, needs {needs} MiB"),
+            Self::Disk { needs, free, total } => write!(f, "{free} of {total} MiB disk free, needs {needs} MiB"),
+        }
+    }
+}
+
+/// What is free on each node, and how many replicas of each VM it has: what decisions and explanations are made from.
+pub struct Rooms {
+    free: BTreeMap<NodeId, Resources>,
+    replicas: BTreeMap<(VmName, NodeId), u32>,
+}
+
+impl Rooms {
+    #[must_use]
+    pub fn new(state: &State) -> Self {
+        let mut free = BTreeMap::new();
+        for (id, node) in state.nodes() {
+            if let Some(worker) = &node.worker {
+                free.insert(*id, worker.resources);
+            }
+        }
+        let mut rooms = Self { free, replicas: BTreeMap::new() };
+        for (id, instance) in state.instances() {
+            if let Some(placement) = &instance.placement {
+                rooms.take(placement.node, placement.reserved);
+                *rooms.replicas.entry((id.vm.clone(), placement.node)).or_default() += 1;
+            }
+        }
+        for task in state.tasks().values().filter(|task| !task.is_over()) {
+            if let Some(node) = task.node {
+                rooms.take(node, task.spec.request);
+            }
+        }
+        rooms
+    }
+
+    fn take(&mut self, node: NodeId, request: Resources) {
+        if let Some(free) = self.free.get_mut(&node) {
+            *free = free.saturating_sub(request);
+        }
+    }
+
+    /// What `spec` asks of a placement; nothing where that is as declared.
+    #[must_use]
+    pub fn change(&self, state: &State, id: &InstanceId, placement: &Placement, spec: &VmSpec) -> Option<Change> {
+        let unit = spec.unit(id, placement.unit.generation)?;
+        let (request, constraints) = (spec.request(), spec.constraints());
+        if unit == placement.unit && request == placement.request && constraints == placement.constraints {
+            return None;
+        }
+        let node = state.nodes().get(&placement.node)?;
+        let worker = node.worker.as_ref()?;
+        let growth = placement.reserved.max(request).saturating_sub(placement.reserved);
+        let suits = if constraints == placement.constraints { Ok(()) } else { suits(node, &constraints) };
+        let free = self.free.get(&placement.node).copied().unwrap_or_default();
+        Some(match suits.and_then(|()| has_room(growth, free, worker.resources)) {
+            Err(obstacle) if placement.request.disk_mib > 0 => Change::Held(obstacle),
+            Err(obstacle) => Change::Move(obstacle),
+            Ok(()) if unit.runner != placement.unit.runner => Change::Restart,
+            Ok(()) => Change::InPlace,
+        })
+    }
+
+    /// Every node, and what stands against placing this VM there now; nothing where it could go.
+    #[must_use]
+    pub fn explain(&self, state: &State, spec: &VmSpec) -> Vec<(NodeId, Option<Obstacle>)> {
+        self.verdicts(state, Some(&spec.constraints()), spec.request())
+    }
+
+    /// The same for a task, which runs anywhere where there is room.
+    #[must_use]
+    pub fn explain_request(&self, state: &State, request: Resources) -> Vec<(NodeId, Option<Obstacle>)> {
+        self.verdicts(state, None, request)
+    }
+
+    fn verdicts(
+        &self,
+        state: &State,
+        constraints: Option<&Constraints>,
+        request: Resources,
+    ) -> Vec<(NodeId, Option<Obstacle>)> {
+        let verdict = |(id, node): (&NodeId, &Node)| (*id, self.verdict(state, *id, node, constraints, request).err());
+        state.nodes().iter().map(verdict).collect()
+    }
+
+    fn choose(&self, state: &State, id: &InstanceId, spec: &VmSpec) -> Option<NodeId> {
+        let constraints = spec.constraints();
+        let candidates = state
+            .nodes()
+            .iter()
+            .filter(|(node, member)| self.verdict(state, **node, member, Some(&constraints), spec.request()).is_ok());
+        let rank = |node: NodeId| {
+            (self.replicas.get(&(id.vm.clone(), node)).copied().unwrap_or_default(), self.fullness(state, node), node)
+        };
+        candidates.map(|(node, _)| *node).min_by_key(|node| rank(*node))
+    }
+
+    fn least_full(&self, state: &State, request: Resources) -> Option<NodeId> {
+        let candidates =
+            state.nodes().iter().filter(|(node, member)| self.verdict(state, **node, member, None, request).is_ok());
+        candidates.map(|(node, _)| *node).min_by_key(|node| (self.fullness(state, *node), *node))
+    }
+
+    /// How much of a node's scarcest resource is taken, in thousandths.
+    fn fullness(&self, state: &State, node: NodeId) -> u64 {
+        let total = state.nodes().get(&node).and_then(|node| node.worker.as_ref()).map(|worker| worker.resources);
+        let (Some(total), Some(free)) = (total, self.free.get(&node)) else { return 1000 };
+        let part = |free: u64, total: u64| {
+            let taken = u128::from(total.saturating_sub(free)) * 1000 / u128::from(total.max(1));
+            u64::try_from(taken).unwrap_or(1000)
+        };
+        part(u64::from(free.cpus), u64::from(total.cpus))
+            .max(part(free.memory_mib, total.memory_mib))
+            .max(part(free.disk_mib, total.disk_mib))
+    }
+
+    fn verdict(
+        &self,
+        state: &State,
+        id: NodeId,
+        node: &Node,
+        constraints: Option<&Constraints>,
+        request: Resources,
+    ) -> Result<(), Obstacle> {
+        let worker = node.worker.as_ref().ok_or(Obstacle::NotRegistered)?;
+        match state.worker_status(id) {
+            Some(status) if status.alive => {}
+            Some(status) => return Err(Obstacle::NotAlive { since: status.since }),
+            None => return Err(Obstacle::NotRegistered),
+        }
+        if let Some(constraints) = constraints {
+            suits(node, constraints)?;
+        }
+        has_room(request, self.free.get(&id).copied().unwrap_or_default(), worker.resources)
+    }
+}
+
+fn suits(node: &Node, constraints: &Constraints) -> Result<(), Obstacle> {
+    let worker = node.worker.as_ref().ok_or(Obstacle::NotRegistered)?;
+    if worker.system != constraints.system {
+        return Err(Obstacle::System { has: worker.system.clone(), needs: constraints.system.clone() });
+    }
+    if constraints.kvm && !worker.kvm {
+        return Err(Obstacle::NoKvm);
+    }
+    if !worker.hypervisors.contains(&constraints.hypervisor) {
+        return Err(Obstacle::Hypervisor { needs: constraints.hypervisor });
+    }
+    for (key, needs) in &constraints.requires {
+        let has = worker.labels.get(key);
+        if has != Some(needs) {
+            return Err(Obstacle::Label { key: key.clone(), has: has.cloned(), needs: needs.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn has_room(needs: Resources, free: Resources, total: Resources) -> Result<(), Obstacle> {
+    if needs.memory_mib > free.memory_mib {
+        return Err(Obstacle::Memory { needs: needs.memory_mib, free: free.memory_mib, total: total.memory_mib });
+    }
+    if needs.cpus > free.cpus {
+        return Err(Obstacle::Cpus { needs: needs.cpus, free: free.cpus, total: total.cpus });
+    }
+    if needs.disk_mib > free.disk_mib {
+        return Err(Obstacle::Disk { needs: needs.disk_mib, free: free.disk_mib, total: total.disk_mib });
+    }
+    Ok(())
+}
+
+fn is_alive(state: &State, node: NodeId) -> bool {
+    state.worker_status(node).is_some_and(|status| status.alive)
+}
+
+fn next(generation: Generation) -> Generation {
+    Generation(generation.0 + 1)
+}
+
+#[cfg(test)]
+mod tests;

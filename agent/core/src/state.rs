@@ -1,0 +1,260 @@
+//! The replicated state and its one door: `apply(index, entry) → Outcome {reply, changes}`.
+//!
+//! Deterministic: equal entries make equal states on every server. What `apply` refuses leaves the state as it was.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
+use crate::manifest::{Constraints, Manifest, VmSpec};
+use crate::types::{
+    Address, ClusterId, Generation, Hash, InstanceId, NodeId, NodeName, RaftId, Resources, TaskId, Term, Timestamp,
+    VmName,
+};
+use crate::unit::VmUnit;
+
+mod manifests;
+mod nodes;
+mod placements;
+mod rows;
+mod tasks;
+
+pub use rows::{Change, RowError, Table};
+
+/// Everything that the cluster agrees on.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct State {
+    cluster: Option<Cluster>,
+    counters: Counters,
+    nodes: BTreeMap<NodeId, Node>,
+    worker_status: BTreeMap<NodeId, WorkerStatus>,
+    vms: BTreeMap<VmName, VmSpec>,
+    instances: BTreeMap<InstanceId, Instance>,
+    tasks: BTreeMap<TaskId, Task>,
+    /// By the number of the log entry that made it head.
+    manifests: BTreeMap<u64, HeadRecord>,
+    held: BTreeMap<NodeId, Held>,
+    /// Rows that the entry being applied has written or removed.
+    dirty: rows::Dirty,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    pub id: ClusterId,
+    /// DER.
+    pub ca_certificate: Vec<u8>,
+    /// The authority's key, sealed with the cluster secret.
+    pub sealed_ca_key: Vec<u8>,
+    pub founded_at: Timestamp,
+}
+
+/// The last id given out of each kind; ids start at 1 and are never reused.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    pub node: NodeId,
+    pub raft: RaftId,
+    pub task: u64,
+    /// No instance starts below it: the highest generation of the instances that are gone.
+    pub generation_floor: Generation,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub name: NodeName,
+    pub address: Address,
+    pub key: Hash,
+    pub raft: RaftId,
+    pub joined_at: Timestamp,
+    /// Nothing until it has registered; nothing is placed on it before.
+    pub worker: Option<Worker>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub alive: bool,
+    pub since: Timestamp,
+}
+
+/// One replica of a declared VM, or of one that is being removed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Instance {
+    /// The newest generation that was ever placed.
+    pub generation: Generation,
+    pub placement: Option<Placement>,
+}
+
+/// Where an instance is to run, or still runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Placement {
+    pub node: NodeId,
+    pub unit: VmUnit,
+    pub request: Resources,
+    /// What it takes of the node: more than `request` until the node has confirmed that it runs this generation.
+    pub reserved: Resources,
+    pub constraints: Constraints,
+    /// It is to stop; once that is confirmed the placement ends.
+    pub stopping: bool,
+    pub placed_at: Timestamp,
+    pub phase: InstancePhase,
+    pub phase_since: Timestamp,
+    pub restarts: u32,
+    pub message: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Task {
+    pub spec: TaskSpec,
+    pub submitted_at: Timestamp,
+    pub node: Option<NodeId>,
+    /// Nothing until the node has said that it runs.
+    pub phase: Option<TaskPhase>,
+    pub phase_since: Timestamp,
+    pub message: String,
+}
+
+/// A manifest that was head, or is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HeadRecord {
+    pub hash: Hash,
+    pub at: Timestamp,
+    pub from: Origin,
+    /// What it changed, a line a VM.
+    pub diff: Vec<String>,
+    /// The newest few are kept whole, so that a person can go back to one.
+    pub manifest: Option<Manifest>,
+}
+
+/// What a host carries that has been head before and isn't.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    pub manifest: Manifest,
+    pub since: Timestamp,
+}
+
+/// What came of an entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    pub reply: Reply,
+    /// The rows that the store is to write; empty when nothing changed.
+    pub changes: Vec<Change>,
+}
+
+impl State {
+    /// Carries out one committed entry of this `term`.
+    pub fn apply(&mut self, index: u64, term: Term, entry: &Entry) -> Outcome {
+        let reply = match entry.decided_in {
+            Some(decided) if decided != term => {
+                Reply::Refused(format!("decided in term {decided}, committed in term {term}: its leader was deposed"))
+            }
+            None if entry.command.is_decision() => {
+                Reply::Refused("a decision without the term of the leader that made it".to_owned())
+            }
+            _ => match self.dispatch(index, entry.at, &entry.command) {
+                Ok(reply) => reply,
+                Err(Refusal(why)) => Reply::Refused(why),
+            },
+        };
+        Outcome { reply, changes: self.take_changes() }
+    }
+
+    fn dispatch(&mut self, index: u64, at: Timestamp, command: &Command) -> Result<Reply, Refusal> {
+        if self.cluster.is_none() && !matches!(command, Command::Found { .. }) {
+            return refuse("there is no cluster yet");
+        }
+        match command {
+            Command::Found { cluster, ca_certificate, sealed_ca_key, first } => {
+                self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
+            }
+            Command::Admit(node) => self.admit(node, at),
+            Command::RegisterWorker { node, address, worker } => self.register_worker(*node, address, worker, at),
+            Command::SetWorkerAlive { node, alive } => self.set_worker_alive(*node, *alive, at),
+            Command::OfferManifest { manifest, from } => self.offer_manifest(index, manifest, from, at),
+            Command::AcceptManifest { node } => self.accept_manifest(index, *node, at),
+            Command::RollBackManifest { from } => self.roll_back_manifest(index, from, at),
+            Command::Report { node, vms, tasks } => self.report(*node, vms, tasks, at),
+            Command::RunTask(spec) => self.run_task(spec, at),
+            Command::Place { instance, node, generation } => self.place(instance, *node, *generation, at),
+            Command::Unplace { instance, generation } => self.unplace(instance, *generation, at),
+            Command::PlaceTask { task, node } => self.place_task(*task, *node, at),
+        }
+    }
+
+    fn found(
+        &mut self,
+        id: ClusterId,
+        ca_certificate: &[u8],
+        sealed_ca_key: &[u8],
+        first: &NewNode,
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        if let Some(cluster) = &self.cluster {
+            return refuse(format!("this is cluster {} already", cluster.id));
+        }
+        self.cluster = Some(Cluster {
+            id,
+            ca_certificate: ca_certificate.to_vec(),
+            sealed_ca_key: sealed_ca_key.to_vec(),
+            founded_at: at,
+        });
+        self.dirty.cluster = true;
+        self.admit(first, at)
+    }
+
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
+        &self.nodes
+    }
+    pub fn node_named(&self, name: &NodeName) -> Option<(NodeId, &Node)> {
+        self.nodes.iter().find(|(_, node)| node.name == *name).map(|(id, node)| (*id, node))
+    }
+    pub fn worker_status(&self, node: NodeId) -> Option<WorkerStatus> {
+        self.worker_status.get(&node).copied()
+    }
+    pub fn vms(&self) -> &BTreeMap<VmName, VmSpec> {
+        &self.vms
+    }
+    pub fn instances(&self) -> &BTreeMap<InstanceId, Instance> {
+        &self.instances
+    }
+    pub fn tasks(&self) -> &BTreeMap<TaskId, Task> {
+        &self.tasks
+    }
+    /// The manifests that were head, oldest first, by the index of the entry that made them so.
+    pub fn manifests(&self) -> &BTreeMap<u64, HeadRecord> {
+        &self.manifests
+    }
+    pub fn head(&self) -> Option<&HeadRecord> {
+        self.manifests.values().next_back()
+    }
+    pub fn held(&self) -> &BTreeMap<NodeId, Held> {
+        &self.held
+    }
+
+    /// What this instance is declared to be; nothing if it is being removed.
+    pub fn desired(&self, instance: &InstanceId) -> Option<&VmSpec> {
+        self.vms.get(&instance.vm).filter(|spec| usize::from(instance.replica) < spec.runners.len())
+    }
+
+    /// What instances and tasks take of a node, those that are stopping included.
+    pub fn used(&self, node: NodeId) -> Resources {
+        let instances = self.instances.values().filter_map(|instance| instance.placement.as_ref());
+        let of_instances = instances.filter(|placement| placement.node == node).map(|placement| placement.reserved);
+        let tasks = self.tasks.values().filter(|task| task.node == Some(node) && !task.is_over());
+        of_instances
+            .chain(tasks.map(|task| task.spec.request))
+            .fold(Resources::default(), |sum, part| sum.checked_add(part).expect("placements fit in a node"))
+    }
+}
+
+/// Why a command changes nothing.
+struct Refusal(String);
+
+fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal(why.into()))
+}
+
+#[cfg(test)]
+pub mod tests;

@@ -1,0 +1,132 @@
+//! The history of manifests: which one is head, what a head changes, and what is held for a person to decide.
+
+use super::nodes::not_a_member;
+use super::{HeadRecord, Held, Refusal, State, refuse};
+use crate::command::{ManifestReply, Origin, Reply};
+use crate::manifest::{Manifest, differences};
+use crate::types::{InstanceId, NodeId, Timestamp, VmName};
+
+/// Heads that are remembered, and so known when a host offers one again.
+const MAX_HISTORY: usize = 256;
+/// Heads that are kept whole, so that one can be made head again.
+const MAX_WHOLE: usize = 8;
+/// Lines of a head's diff that are kept.
+const MAX_DIFF_LINES: usize = 100;
+
+impl State {
+    pub(super) fn offer_manifest(
+        &mut self,
+        index: u64,
+        manifest: &Manifest,
+        from: &Origin,
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        manifest.validate().map_err(|error| Refusal(error.to_string()))?;
+        let hash = manifest.hash();
+        let carrier = match from {
+            Origin::Host { node, .. } if !self.nodes.contains_key(node) => return Err(not_a_member(*node)),
+            Origin::Host { node, .. } => Some(*node),
+            Origin::Person(_) => None,
+        };
+        if let Some(node) = carrier {
+            self.unhold(node);
+        }
+        if self.head().is_some_and(|head| head.hash == hash) {
+            return Ok(Reply::Manifest { result: ManifestReply::Equal, hash });
+        }
+        let seen = self.manifests.values().any(|record| record.hash == hash);
+        let explicit = match from {
+            Origin::Host { activated, authority, .. } => *authority && *activated,
+            Origin::Person(_) => true,
+        };
+        if let (true, false, Some(node)) = (seen, explicit, carrier) {
+            self.held.insert(node, Held { manifest: manifest.clone(), since: at });
+            self.dirty.held.insert(node);
+            return Ok(Reply::Manifest { result: ManifestReply::Held, hash });
+        }
+        Ok(self.set_head(index, manifest, from.clone(), at))
+    }
+
+    pub(super) fn accept_manifest(&mut self, index: u64, node: NodeId, at: Timestamp) -> Result<Reply, Refusal> {
+        let Some(held) = self.held.get(&node).cloned() else {
+            return refuse(format!("nothing is held for node {node}"));
+        };
+        let from = Origin::Host { node, activated: true, authority: false };
+        self.unhold(node);
+        Ok(self.set_head(index, &held.manifest, from, at))
+    }
+
+    pub(super) fn roll_back_manifest(&mut self, index: u64, from: &str, at: Timestamp) -> Result<Reply, Refusal> {
+        let head = self.head().map(|head| head.hash);
+        let earlier = self.manifests.values().rev().find(|record| Some(record.hash) != head);
+        let Some(manifest) = earlier.and_then(|record| record.manifest.clone()) else {
+            return refuse("there is no earlier manifest to go back to");
+        };
+        Ok(self.set_head(index, &manifest, Origin::Person(from.to_owned()), at))
+    }
+
+    fn set_head(&mut self, index: u64, manifest: &Manifest, from: Origin, at: Timestamp) -> Reply {
+        let hash = manifest.hash();
+        let mut diff = differences(&self.vms, &manifest.vms);
+        diff.truncate(MAX_DIFF_LINES);
+        self.replace_vms(manifest, at);
+        let record = HeadRecord { hash, at, from, diff, manifest: Some(manifest.clone()) };
+        self.manifests.insert(index, record);
+        self.dirty.manifests.insert(index);
+        self.trim_history();
+        let equal = self.held.iter().filter(|(_, held)| held.manifest.hash() == hash).map(|(node, _)| *node);
+        for node in equal.collect::<Vec<_>>() {
+            self.unhold(node);
+        }
+        Reply::Manifest { result: ManifestReply::Applied, hash }
+    }
+
+    fn replace_vms(&mut self, manifest: &Manifest, at: Timestamp) {
+        let names = self.vms.keys().chain(manifest.vms.keys()).cloned();
+        let changed = names.filter(|name| self.vms.get(name) != manifest.vms.get(name)).collect::<Vec<VmName>>();
+        self.vms.clone_from(&manifest.vms);
+        for name in changed {
+            self.dirty.vms.insert(name);
+        }
+        for id in manifest.instances() {
+            if !self.instances.contains_key(&id) {
+                let generation = self.counters.generation_floor;
+                self.instances.insert(id.clone(), super::Instance { generation, placement: None });
+                self.dirty.instances.insert(id);
+            }
+        }
+        for id in self.instances.keys().cloned().collect::<Vec<InstanceId>>() {
+            if self.desired(&id).is_none() {
+                self.remove_instance(&id, at);
+            }
+        }
+    }
+
+    fn remove_instance(&mut self, id: &InstanceId, at: Timestamp) {
+        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        if let Some(placement) = placement.filter(|placement| !placement.stopping) {
+            placement.stopping = true;
+            placement.phase_since = at;
+            self.dirty.instances.insert(id.clone());
+        }
+        self.drop_if_removed(id);
+    }
+
+    fn trim_history(&mut self) {
+        while self.manifests.len() > MAX_HISTORY {
+            let (oldest, _) = self.manifests.pop_first().expect("it is longer than that");
+            self.dirty.manifests.insert(oldest);
+        }
+        let whole = self.manifests.iter().rev().filter(|(_, record)| record.manifest.is_some());
+        for index in whole.skip(MAX_WHOLE).map(|(index, _)| *index).collect::<Vec<_>>() {
+            self.manifests.get_mut(&index).expect("it was found there").manifest = None;
+            self.dirty.manifests.insert(index);
+        }
+    }
+
+    fn unhold(&mut self, node: NodeId) {
+        if self.held.remove(&node).is_some() {
+            self.dirty.held.insert(node);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Placements: decided by the leader, checked here, and ended by the node that confirms the stop.
+
+use super::nodes::not_a_member;
+use super::{Instance, Placement, Refusal, State, refuse};
+use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, Reply, TaskReport, VmReport};
+use crate::types::{Generation, InstanceId, NodeId, Resources, Timestamp};
+
+impl State {
+    pub(super) fn place(
+        &mut self,
+        id: &InstanceId,
+        node: NodeId,
+        generation: Generation,
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        let Some(spec) = self.desired(id).cloned() else { return refuse(format!("{id} is not declared")) };
+        let instance = self.instances.get(id).cloned().expect("what is declared has an instance");
+        if generation.0 != instance.generation.0 + 1 {
+            return refuse(format!("{id} is at generation {}, so {generation} is stale", instance.generation));
+        }
+        let before = instance.placement;
+        if let Some(before) = before.as_ref().filter(|before| before.stopping || before.node != node) {
+            return refuse(format!("{id} may still run on node {}: it has to stop there first", before.node));
+        }
+        let request = spec.request();
+        let reserved = before.as_ref().map_or(request, |before| before.reserved.max(request));
+        let held = before.as_ref().map_or(Resources::default(), |before| before.reserved);
+        self.check_room(node, reserved.saturating_sub(held))?;
+        let unit = spec.unit(id, generation).expect("it is declared, so it has a runner");
+        let placement = Placement {
+            node,
+            unit,
+            request,
+            reserved,
+            constraints: spec.constraints(),
+            stopping: false,
+            placed_at: at,
+            phase: InstancePhase::Starting,
+            phase_since: at,
+            restarts: 0,
+            message: String::new(),
+        };
+        self.instances.insert(id.clone(), Instance { generation, placement: Some(placement) });
+        self.dirty.instances.insert(id.clone());
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn unplace(&mut self, id: &InstanceId, generation: Generation, at: Timestamp) -> Result<Reply, Refusal> {
+        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        match placement {
+            Some(placement) if placement.unit.generation == generation => {
+                if !placement.stopping {
+                    placement.stopping = true;
+                    placement.phase_since = at;
+                    self.dirty.instances.insert(id.clone());
+                }
+                Ok(Reply::Done)
+            }
+            Some(placement) => {
+                refuse(format!("{id} is at generation {}, so {generation} is stale", placement.unit.generation))
+            }
+            None => refuse(format!("{id} is placed nowhere")),
+        }
+    }
+
+    pub(super) fn report(
+        &mut self,
+        node: NodeId,
+        vms: &[VmReport],
+        tasks: &[TaskReport],
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        if !self.nodes.contains_key(&node) {
+            return Err(not_a_member(node));
+        }
+        for report in vms {
+            self.report_vm(node, report, at);
+        }
+        for report in tasks {
+            self.report_task(node, report, at);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// A report of another generation, or from where it isn't placed, changes nothing: it is about the past.
+    fn report_vm(&mut self, node: NodeId, report: &VmReport, at: Timestamp) {
+        let Some(instance) = self.instances.get_mut(&report.instance) else { return };
+        let Some(placement) = instance.placement.as_mut() else { return };
+        if placement.node != node || placement.unit.generation != report.generation {
+            return;
+        }
+        if report.phase == InstancePhase::Stopped {
+            if placement.stopping {
+                instance.placement = None;
+                self.drop_if_removed(&report.instance);
+                self.dirty.instances.insert(report.instance.clone());
+            }
+            return;
+        }
+        let message: String = report.message.chars().take(MAX_MESSAGE_CHARS).collect();
+        let before = (placement.phase, placement.restarts, placement.reserved);
+        if placement.phase != report.phase {
+            placement.phase_since = at;
+        }
+        placement.phase = report.phase;
+        placement.restarts = report.restarts;
+        // While it starts, what ran before it may still be there.
+        if report.phase != InstancePhase::Starting {
+            placement.reserved = placement.request;
+        }
+        if before != (placement.phase, placement.restarts, placement.reserved) || placement.message != message {
+            placement.message = message;
+            self.dirty.instances.insert(report.instance.clone());
+        }
+    }
+
+    /// An instance that is neither declared nor placed is gone.
+    pub(super) fn drop_if_removed(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        if instance.placement.is_none() && self.desired(id).is_none() {
+            if instance.generation > self.counters.generation_floor {
+                self.counters.generation_floor = instance.generation;
+                self.dirty.counters = true;
+            }
+            self.instances.remove(id);
+            self.dirty.instances.insert(id.clone());
+        }
+    }
+
+    /// Refuses a node that isn't there, doesn't answer, or has less than `growth` free on top of what is placed on it.
+    pub(super) fn check_room(&self, node: NodeId, growth: Resources) -> Result<(), Refusal> {
+        let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
+        let Some(worker) = &member.worker else { return refuse(format!("node {} has not registered", member.name)) };
+        if !self.worker_status(node).is_some_and(|status| status.alive) {
+            return refuse(format!("node {} does not answer", member.name));
+        }
+        if !growth.fits_in(worker.resources.saturating_sub(self.used(node))) {
+            return refuse(format!("node {} has no room for it", member.name));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! The state as rows: what the store keeps, one table per kind.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::State;
+use crate::types::{InstanceId, NodeId, TaskId, VmName};
+
+/// A kind of row. The names are those of the store's tables.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Table {
+    /// One row, with an empty key.
+    Cluster,
+    /// One row, with an empty key.
+    Counters,
+    Nodes,
+    Workers,
+    WorkerStatus,
+    Vms,
+    Placements,
+    Tasks,
+    Manifests,
+    Held,
+}
+
+impl Table {
+    pub const ALL: [Self; 10] = [
+        Self::Cluster,
+        Self::Counters,
+        Self::Nodes,
+        Self::Workers,
+        Self::WorkerStatus,
+        Self::Vms,
+        Self::Placements,
+        Self::Tasks,
+        Self::Manifests,
+        Self::Held,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::Counters => "counters",
+            Self::Nodes => "nodes",
+            Self::Workers => "workers",
+            Self::WorkerStatus => "worker_status",
+            Self::Vms => "vms",
+            Self::Placements => "placements",
+            Self::Tasks => "tasks",
+            Self::Manifests => "manifests",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// One row to write, or to remove where there is no value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Change {
+    pub table: Table,
+    pub key: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// Which rows an entry has touched.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Dirty {
+    pub cluster: bool,
+    pub counters: bool,
+    pub nodes: BTreeSet<NodeId>,
+    pub workers: BTreeSet<NodeId>,
+    pub worker_status: BTreeSet<NodeId>,
+    pub vms: BTreeSet<VmName>,
+    pub instances: BTreeSet<InstanceId>,
+    pub tasks: BTreeSet<TaskId>,
+    pub manifests: BTreeSet<u64>,
+    pub held: BTreeSet<NodeId>,
+}
+
+/// A row that doesn't make sense: the store is corrupt, or a newer agent wrote it.
+#[derive(Debug, thiserror::Error)]
+#[error("the row {key:02x?} of table {table} can't be read: written by a newer agent, or corrupt", table = .table.name())]
+pub struct RowError {
+    pub table: Table,
+    pub key: Vec<u8>,
+}
+
+impl State {
+    /// The rows that were touched since this was last asked.
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut changes = Vec::new();
+        let mut put = |table, key: Vec<u8>, value: Option<Vec<u8>>| changes.push(Change { table, key, value });
+        if dirty.cluster {
+            put(Table::Cluster, Vec::new(), row(self.cluster.as_ref()));
+        }
+        if dirty.counters {
+            put(Table::Counters, Vec::new(), row(Some(&self.counters)));
+        }
+        for id in dirty.nodes {
+            let node = self.nodes.get(&id).map(|node| super::Node { worker: None, ..node.clone() });
+            put(Table::Nodes, number(id.0), row(node.as_ref()));
+        }
+        for id in dirty.workers {
+            let worker = self.nodes.get(&id).and_then(|node| node.worker.as_ref());
+            put(Table::Workers, number(id.0), row(worker));
+        }
+        for id in dirty.worker_status {
+            put(Table::WorkerStatus, number(id.0), row(self.worker_status.get(&id)));
+        }
+        for name in dirty.vms {
+            put(Table::Vms, text(&name), row(self.vms.get(&name)));
+        }
+        for id in dirty.instances {
+            put(Table::Placements, text(&id), row(self.instances.get(&id)));
+        }
+        for id in dirty.tasks {
+            put(Table::Tasks, number(id.0), row(self.tasks.get(&id)));
+        }
+        for index in dirty.manifests {
+            put(Table::Manifests, number(index), row(self.manifests.get(&index)));
+        }
+        for id in dirty.held {
+            put(Table::Held, number(id.0), row(self.held.get(&id)));
+        }
+        changes
+    }
+
+    /// The state that these rows are, in any order.
+    ///
+    /// # Errors
+    /// The first row that can't be read.
+    pub fn from_rows(rows: impl IntoIterator<Item = (Table, Vec<u8>, Vec<u8>)>) -> Result<Self, RowError> {
+        let mut state = Self::default();
+        let mut workers = Vec::new();
+        for (table, key, value) in rows {
+            let wrong = || RowError { table, key: key.clone() };
+            match table {
+                Table::Cluster => state.cluster = Some(read(&value).ok_or_else(wrong)?),
+                Table::Counters => state.counters = read(&value).ok_or_else(wrong)?,
+                Table::Workers => {
+                    workers.push((node_key(&key).ok_or_else(wrong)?, read(&value).ok_or_else(wrong)?));
+                }
+                Table::Nodes => insert(&mut state.nodes, node_key(&key), &value).ok_or_else(wrong)?,
+                Table::WorkerStatus => insert(&mut state.worker_status, node_key(&key), &value).ok_or_else(wrong)?,
+                Table::Held => insert(&mut state.held, node_key(&key), &value).ok_or_else(wrong)?,
+                Table::Vms => insert(&mut state.vms, text_key(&key), &value).ok_or_else(wrong)?,
+                Table::Placements => insert(&mut state.instances, text_key(&key), &value).ok_or_else(wrong)?,
+                Table::Tasks => insert(&mut state.tasks, number_key(&key).map(TaskId), &value).ok_or_else(wrong)?,
+                Table::Manifests => insert(&mut state.manifests, number_key(&key), &value).ok_or_else(wrong)?,
+            }
+        }
+        for (id, worker) in workers {
+            let key = || RowError { table: Table::Workers, key: number(id.0) };
+            state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
+        }
+        Ok(state)
+    }
+}
+
+fn row<T: Serialize>(value: Option<&T>) -> Option<Vec<u8>> {
+    value.map(|value| postcard::to_stdvec(value).expect("rows have no part that postcard refuses"))
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Some(value),
+        _ => None,
+    }
+}
+
+fn insert<K: Ord, V: DeserializeOwned>(
+    map: &mut std::collections::BTreeMap<K, V>,
+    key: Option<K>,
+    value: &[u8],
+) -> Option<()> {
+    map.insert(key?, read(value)?);
+    Some(())
+}
+
+/// Big-endian, so that the table's order is the numbers'.
+fn number(id: u64) -> Vec<u8> {
+    id.to_be_bytes().to_vec()
+}
+
+fn text(id: &impl std::fmt::Display) -> Vec<u8> {
+    id.to_string().into_bytes()
+}
+
+fn number_key(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.try_into().ok()?))
+}
+
+fn node_key(key: &[u8]) -> Option<NodeId> {
+    number_key(key).map(NodeId)
+}
+
+fn text_key<T: std::str::FromStr>(key: &[u8]) -> Option<T> {
+    std::str::from_utf8(key).ok()?.parse().ok()
+}
