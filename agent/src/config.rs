@@ -1,0 +1,298 @@
+//! config.toml → `Config`: what one host is told, checked before anything starts.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use blixard_core::types::{Hypervisor, Labels, NodeName, Resources, Server};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+
+/// What one agent is configured with.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub node: Node,
+    pub cluster: Cluster,
+    #[serde(default)]
+    pub resources: ResourceOverrides,
+    #[serde(default)]
+    pub vms: Vms,
+    #[serde(default)]
+    pub tasks: Tasks,
+    /// Absent on a host that carries no manifest.
+    pub manifest: Option<ManifestFile>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    name: Spanned<NodeName>,
+    /// Raft's log, the store and the VMs' working directories.
+    #[serde(default = "default_data_dir", deserialize_with = "absolute")]
+    pub data_dir: PathBuf,
+    /// What is gone after a reboot: the API's socket and the files that the gate reads.
+    #[serde(default = "default_run_dir", deserialize_with = "absolute")]
+    pub run_dir: PathBuf,
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    servers: Spanned<Vec<Server>>,
+    /// At least 32 bytes that every host of the cluster has, and nobody else.
+    #[serde(deserialize_with = "absolute")]
+    pub secret_file: PathBuf,
+}
+
+/// What is missing is read from the machine.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceOverrides {
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u64>,
+    pub disk_mib: Option<u64>,
+    pub hypervisors: Option<Vec<Hypervisor>>,
+    #[serde(default)]
+    pub reserve: Reserve,
+}
+
+/// What the host itself keeps.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reserve {
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub disk_mib: u64,
+}
+
+/// How the VMs of this host are run.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vms {
+    pub user: String,
+    pub group: String,
+    /// Taps are attached to it; without one they stay by themselves.
+    #[serde(deserialize_with = "interface")]
+    pub bridge: Option<String>,
+}
+
+/// Who tasks run as; not who the VMs run as, whose processes it could signal.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tasks {
+    user: Spanned<String>,
+    pub group: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    pub path: PathBuf,
+    /// Whether an activation of this host may bring back a manifest that was head before.
+    #[serde(default)]
+    pub authority: bool,
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {path} is wrong: {reason}")]
+    Parse { path: PathBuf, reason: String },
+    #[error("the configuration {path} is wrong at line {line}, {key}: {reason}")]
+    Invalid { path: PathBuf, line: usize, key: &'static str, reason: String },
+}
+
+impl Config {
+    /// Reads and validates a file; nothing that it names is touched.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its line and key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })?;
+        config.validate().map_err(|(span, key, reason)| {
+            let line = text[..span.min(text.len())].matches('\n').count() + 1;
+            ConfigError::Invalid { path: path.to_owned(), line, key, reason }
+        })?;
+        Ok(config)
+    }
+
+    pub fn name(&self) -> &NodeName {
+        self.node.name.get_ref()
+    }
+
+    pub fn servers(&self) -> &[Server] {
+        self.cluster.servers.get_ref()
+    }
+
+    /// This host as the others know it.
+    pub fn own(&self) -> &Server {
+        let own = self.servers().iter().find(|server| server.name == *self.name());
+        own.expect("validate() has found it")
+    }
+
+    /// What instances may take: the machine's, as overridden, less the reserve.
+    pub fn offered(&self, machine: Resources) -> Resources {
+        let own = &self.resources;
+        let total = Resources {
+            cpus: own.cpus.unwrap_or(machine.cpus),
+            memory_mib: own.memory_mib.unwrap_or(machine.memory_mib),
+            disk_mib: own.disk_mib.unwrap_or(machine.disk_mib),
+        };
+        let reserve = &own.reserve;
+        total.saturating_sub(Resources {
+            cpus: reserve.cpus,
+            memory_mib: reserve.memory_mib,
+            disk_mib: reserve.disk_mib,
+        })
+    }
+
+    /// What the types can't say: (byte offset, key, reason) of the first thing that is wrong.
+    fn validate(&self) -> Result<(), (usize, &'static str, String)> {
+        let (servers, span) = (self.servers(), self.cluster.servers.span().start);
+        for (position, server) in servers.iter().enumerate() {
+            let earlier = &servers[..position];
+            if earlier.iter().any(|other| other.name == server.name) {
+                return Err((span, "cluster.servers", format!("{} is named twice", server.name)));
+            }
+            if earlier.iter().any(|other| other.address == server.address) {
+                return Err((span, "cluster.servers", format!("{} is the address of two hosts", server.address)));
+            }
+        }
+        if !servers.iter().any(|server| server.name == *self.name()) {
+            let reason = format!("{} is not among cluster.servers: add it there, as every host has it", self.name());
+            return Err((self.node.name.span().start, "node.name", reason));
+        }
+        if self.tasks.user.get_ref() == &self.vms.user {
+            let reason = format!("{} runs the VMs, and a task of that user could signal them", self.vms.user);
+            return Err((self.tasks.user.span().start, "tasks.user", reason));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Reserve {
+    fn default() -> Self {
+        Self { cpus: 0, memory_mib: 512, disk_mib: 1024 }
+    }
+}
+
+impl Default for Vms {
+    fn default() -> Self {
+        Self { user: "blixard-vm".to_owned(), group: "kvm".to_owned(), bridge: None }
+    }
+}
+
+impl Tasks {
+    pub fn user(&self) -> &str {
+        self.user.get_ref()
+    }
+}
+
+/// A path that doesn't depend on where the agent was started.
+fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    let relative = || D::Error::custom(format!("{} is not an absolute path", path.display()));
+    if path.is_absolute() { Ok(path) } else { Err(relative()) }
+}
+
+/// A network interface's name, which Linux limits to 15 bytes.
+fn interface<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let valid = (1..=15).contains(&name.len()) && !name.contains(['/', ' ']);
+    if valid {
+        Ok(Some(name))
+    } else {
+        Err(D::Error::custom(format!("{name:?} is not an interface's name: 1 to 15 bytes")))
+    }
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self { user: Spanned::new(0..0, "blixard-task".to_owned()), group: "blixard-task".to_owned() }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    PathBuf::from("/var/lib/blixard")
+}
+
+fn default_run_dir() -> PathBuf {
+    PathBuf::from("/run/blixard")
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7420))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[node]
+name = "alpha"
+
+[cluster]
+servers = ["alpha@192.168.1.1:7420", "beta@[fd00::2]:7420", "gamma@gamma.lan:7420"]
+secret_file = "/run/secret"
+"#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("config.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_not_set_has_its_documented_default() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.node.listen.to_string(), "[::]:7420");
+        assert_eq!(config.own().to_string(), "alpha@192.168.1.1:7420");
+        let machine = Resources { cpus: 4, memory_mib: 4096, disk_mib: 2048 };
+        assert_eq!(config.offered(machine), Resources { cpus: 4, memory_mib: 3584, disk_mib: 1024 });
+    }
+
+    #[test]
+    fn what_is_set_overrides_the_machine() {
+        let text = format!("{GOOD}\n[resources]\ncpus = 2\nmemory_mib = 1000\n[resources.reserve]\nmemory_mib = 100\n");
+        let machine = Resources { cpus: 4, memory_mib: 4096, disk_mib: 2048 };
+        let offered = parse(&text).unwrap().offered(machine);
+        assert_eq!(offered, Resources { cpus: 2, memory_mib: 900, disk_mib: 1024 });
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_the_key() {
+        for (from, to, line, key) in [
+            ("name = \"alpha\"", "nmae = \"alpha\"", "line 3", "nmae"),
+            ("name = \"alpha\"", "name = \"Alpha\"", "line 3", "Alpha"),
+            ("name = \"alpha\"", "name = \"delta\"", "line 3", "node.name"),
+            ("name = \"alpha\"", "name = 7", "line 3", "name"),
+            ("beta@[fd00::2]:7420", "beta@fd00::2:7420", "line 6", "HOST:PORT"),
+            ("beta@[fd00::2]:7420", "beta", "line 6", "NAME@HOST:PORT"),
+            ("beta@[fd00::2]:7420", "alpha@10.0.0.1:1", "line 6", "cluster.servers"),
+            ("beta@[fd00::2]:7420", "beta@192.168.1.1:7420", "line 6", "cluster.servers"),
+            ("/run/secret", "secret", "line 7", "secret is not an absolute path"),
+            ("[cluster]", "data_dir = \"x\"\n[cluster]", "line 5", "x is not an absolute path"),
+            ("[cluster]", "[vms]\nbridge = \"a-name-that-is-too-long\"\n[cluster]", "line 6", "15 bytes"),
+            ("[cluster]", "[tasks]\nuser = \"blixard-vm\"\n[cluster]", "line 6", "tasks.user"),
+            ("[cluster]", "[clutser]", "line 5", "clutser"),
+        ] {
+            let error = parse(&GOOD.replace(from, to)).expect_err(to);
+            assert!(error.contains(line) && error.contains(key), "{to}: {error}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Who a node is: its certificate from the cluster's CA, the CA itself, and the secret that admits strangers.
+
+mod authority;
+mod secret;
+mod tls;
+
+use std::fmt;
+
+use blixard_core::types::{ClusterId, NodeId};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+
+pub use authority::{Authority, AuthorityError};
+pub use secret::{ClusterSecret, MIN_SECRET, SecretError};
+pub use tls::{
+    Expected, PeerError, ServerSide, TlsError, member_client, member_server, peer_of, refusal, stranger_client,
+    stranger_server,
+};
+
+/// Why a node's identity could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("cannot make a key for this node")]
+    MakeKey(#[source] rcgen::Error),
+    #[error("cannot read this node's key: its data directory is damaged")]
+    ReadKey(#[source] rcgen::Error),
+    #[error("the certificate that the cluster issued was not accepted: join again")]
+    Issued(#[source] PeerError),
+    #[error("the cluster issued a certificate for another key than this node's: join again")]
+    ForeignKey,
+}
+
+/// A fresh id for a cluster that is about to be founded.
+pub fn draw_cluster_id() -> ClusterId {
+    ClusterId::from_bytes(random())
+}
+
+/// `N` bytes of the system's random source.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    secret::fill_random(&mut bytes);
+    bytes
+}
+
+/// A node's key pair before anybody vouched for it; it never leaves the node.
+pub struct NodeKey(KeyPair);
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeKey(…)")
+    }
+}
+
+impl NodeKey {
+    /// A fresh ECDSA P-256 key.
+    ///
+    /// # Errors
+    /// `MakeKey`.
+    pub fn generate() -> Result<Self, IdentityError> {
+        KeyPair::generate().map(Self).map_err(IdentityError::MakeKey)
+    }
+
+    /// The bytes to keep.
+    pub fn encode(&self) -> Vec<u8> {
+        self.0.serialize_der()
+    }
+
+    /// What [`Self::encode`] was called on.
+    ///
+    /// # Errors
+    /// `ReadKey`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, IdentityError> {
+        KeyPair::try_from(bytes).map(Self).map_err(IdentityError::ReadKey)
+    }
+
+    /// The public key as a signed request (PKCS#10, DER): proof that its sender holds the private one.
+    ///
+    /// # Errors
+    /// `MakeKey`.
+    pub fn request(&self) -> Result<Vec<u8>, IdentityError> {
+        let request = CertificateParams::default().serialize_request(&self.0).map_err(IdentityError::MakeKey)?;
+        Ok(request.der().to_vec())
+    }
+
+    /// The identity that this key and what the cluster issued for it make.
+    ///
+    /// # Errors
+    /// `Issued` if `certificate` isn't one of `cluster` for `node` under `authority`; `ForeignKey` if it is for
+    /// another key.
+    pub fn identify(
+        &self,
+        cluster: ClusterId,
+        node: NodeId,
+        authority: Vec<u8>,
+        certificate: Vec<u8>,
+    ) -> Result<NodeIdentity, IdentityError> {
+        let identity = NodeIdentity { cluster, node, authority, certificate, key: self.0.serialize_der() };
+        tls::check_own(&identity).map_err(IdentityError::Issued)?;
+        if tls::public_key_of(&identity.certificate).map_err(IdentityError::Issued)? != self.0.subject_public_key_info()
+        {
+            return Err(IdentityError::ForeignKey);
+        }
+        Ok(identity)
+    }
+}
+
+/// Who a member is, and what proves it; kept in the data directory, which only root reads.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeIdentity {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    /// The cluster CA's certificate, DER.
+    pub authority: Vec<u8>,
+    /// This node's certificate, DER.
+    pub certificate: Vec<u8>,
+    /// This node's private key, PKCS#8 DER.
+    key: Vec<u8>,
+}
+
+impl fmt::Debug for NodeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeIdentity").field("cluster", &self.cluster).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl NodeIdentity {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![CertificateDer::from(self.certificate.clone())]
+    }
+
+    fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_shows_no_key() {
+        let cluster = draw_cluster_id();
+        let authority = Authority::create(cluster).unwrap();
+        let identity = authority.identify(NodeId(3)).unwrap();
+        assert!(!format!("{identity:?}").contains("key"));
+    }
+
+    #[test]
+    fn a_certificate_for_another_key_node_or_cluster_makes_no_identity() {
+        let cluster = draw_cluster_id();
+        let authority = Authority::create(cluster).unwrap();
+        let (mine, other) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
+        let certificate = authority.issue(&other.request().unwrap(), NodeId(1)).unwrap();
+        let root = authority.certificate().to_vec();
+        let made = mine.identify(cluster, NodeId(1), root.clone(), certificate.clone());
+        assert!(matches!(made, Err(IdentityError::ForeignKey)), "{made:?}");
+        let made = NodeKey::generate().unwrap().identify(cluster, NodeId(2), root.clone(), certificate.clone());
+        assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
+        let stranger = Authority::create(cluster).unwrap().certificate().to_vec();
+        let made = NodeKey::generate().unwrap().identify(cluster, NodeId(1), stranger, certificate.clone());
+        assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
+        let made = other.identify(draw_cluster_id(), NodeId(1), root, certificate);
+        assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
+    }
+}

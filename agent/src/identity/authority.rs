@@ -1,0 +1,203 @@
+//! The cluster's certificate authority: made once, when the cluster is founded; its key travels only sealed.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use blixard_core::types::{ClusterId, Hash, NodeId};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
+};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use serde::{Deserialize, Serialize};
+
+use super::{ClusterSecret, IdentityError, NodeIdentity, NodeKey, SecretError, tls};
+
+/// How long a certificate holds: ten years, since nothing renews one yet.
+const VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How far a certificate's start lies in the past, so that a host whose clock is behind accepts it.
+const BACKDATED: Duration = Duration::from_secs(24 * 3600);
+/// What the secret's sealing key is derived for.
+const PURPOSE: &str = "the key of the cluster's certificate authority";
+
+/// Why the cluster's CA could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error("cannot make a certificate authority for cluster {cluster}")]
+    Create { cluster: ClusterId, source: rcgen::Error },
+    #[error("cannot issue a certificate for node {node}: its request is not one, or not signed by its own key")]
+    ReadRequest { node: NodeId, source: rcgen::Error },
+    #[error("cannot read a host's request for a certificate: it is not one, or not signed by its own key")]
+    ReadKeyRequest(#[source] rcgen::Error),
+    #[error("cannot issue a certificate for node {node}")]
+    Issue { node: NodeId, source: rcgen::Error },
+    #[error("cannot unseal the cluster's certificate authority")]
+    Unseal(#[source] SecretError),
+    #[error("cannot decode the cluster's certificate authority: it was written by a newer agent")]
+    Decode(#[source] postcard::Error),
+    #[error("cannot read the key of the cluster's certificate authority")]
+    ReadKey(#[source] rcgen::Error),
+    #[error("cannot make the first node's identity")]
+    Identify(#[source] IdentityError),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    cluster: ClusterId,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// A cluster's CA with its private key.
+pub struct Authority {
+    cluster: ClusterId,
+    certificate: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A new CA, which the founder of a cluster makes once.
+    ///
+    /// # Errors
+    /// `Create`.
+    pub fn create(cluster: ClusterId) -> Result<Self, AuthorityError> {
+        let failed = |source| AuthorityError::Create { cluster, source };
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params = params(&format!("Blixard cluster {cluster}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key).map_err(failed)?.der().to_vec();
+        Ok(Self { cluster, certificate, issuer: Issuer::new(params, key) })
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The CA's own certificate, DER: what members check each other against.
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// SHA-256 of the public key (SPKI, DER) in a request, which tells one host from another of the same name.
+    ///
+    /// # Errors
+    /// `ReadKeyRequest` unless `request` is a PKCS#10 request that its own key signed.
+    pub fn key_of(request: &[u8]) -> Result<Hash, AuthorityError> {
+        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
+            .map_err(AuthorityError::ReadKeyRequest)?;
+        Ok(Hash::of(&request.public_key.subject_public_key_info()))
+    }
+
+    /// A certificate (DER) that names the holder of the key in `request` as `node` of this cluster.
+    ///
+    /// Of the request (PKCS#10, DER, at most a few hundred bytes) only the public key is used.
+    ///
+    /// # Errors
+    /// `ReadRequest` if the request isn't one or its signature is wrong; `Issue`.
+    pub fn issue(&self, request: &[u8], node: NodeId) -> Result<Vec<u8>, AuthorityError> {
+        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
+            .map_err(|source| AuthorityError::ReadRequest { node, source })?;
+        let failed = |source| AuthorityError::Issue { node, source };
+        let mut params = params(&format!("Blixard node {node}"));
+        let name = tls::node_uri(self.cluster, node).try_into().map_err(failed)?;
+        params.subject_alt_names = vec![SanType::URI(name)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(failed)?;
+        Ok(certificate.der().to_vec())
+    }
+
+    /// An identity with a fresh key: the founder's own.
+    ///
+    /// # Errors
+    /// `Identify` or `Issue`.
+    pub fn identify(&self, node: NodeId) -> Result<NodeIdentity, AuthorityError> {
+        let key = NodeKey::generate().map_err(AuthorityError::Identify)?;
+        let request = key.request().map_err(AuthorityError::Identify)?;
+        let certificate = self.issue(&request, node)?;
+        key.identify(self.cluster, node, self.certificate.clone(), certificate).map_err(AuthorityError::Identify)
+    }
+
+    /// The CA with its key, readable only with the cluster secret; this form may be replicated and stored.
+    pub fn seal(&self, secret: &ClusterSecret) -> Vec<u8> {
+        let sealed = Sealed {
+            cluster: self.cluster,
+            certificate: self.certificate.clone(),
+            key: self.issuer.key().serialize_der(),
+        };
+        secret.seal(PURPOSE, &postcard::to_stdvec(&sealed).expect("it is plain data"))
+    }
+
+    /// What [`Self::seal`] was called on.
+    ///
+    /// # Errors
+    /// `Unseal` if it was sealed with another secret; `Decode`, `ReadKey`.
+    pub fn unseal(sealed: &[u8], secret: &ClusterSecret) -> Result<Self, AuthorityError> {
+        let plain = secret.open(PURPOSE, sealed).map_err(AuthorityError::Unseal)?;
+        let Sealed { cluster, certificate, key } = postcard::from_bytes(&plain).map_err(AuthorityError::Decode)?;
+        let key = KeyPair::try_from(key).map_err(AuthorityError::ReadKey)?;
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(certificate.as_slice()), key)
+            .map_err(AuthorityError::ReadKey)?;
+        Ok(Self { cluster, certificate, issuer })
+    }
+}
+
+/// What every certificate of this product has in common.
+pub(super) fn params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let epoch = date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + now.saturating_sub(BACKDATED);
+    params.not_after = epoch + now + VALIDITY;
+    params
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::draw_cluster_id;
+    use super::*;
+
+    fn secret(byte: u8) -> ClusterSecret {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), [byte; 32]).unwrap();
+        ClusterSecret::read(&dir.path().join("secret")).unwrap()
+    }
+
+    #[test]
+    fn an_unsealed_authority_issues_what_the_sealed_one_vouches_for() {
+        let made = Authority::create(draw_cluster_id()).unwrap();
+        let sealed = made.seal(&secret(1));
+        let read = Authority::unseal(&sealed, &secret(1)).unwrap();
+        assert_eq!((read.cluster(), read.certificate()), (made.cluster(), made.certificate()));
+        let key = NodeKey::generate().unwrap();
+        let certificate = read.issue(&key.request().unwrap(), NodeId(9)).unwrap();
+        key.identify(made.cluster(), NodeId(9), made.certificate().to_vec(), certificate).unwrap();
+    }
+
+    #[test]
+    fn another_secret_does_not_unseal_the_authority_and_the_error_names_the_file() {
+        let sealed = Authority::create(draw_cluster_id()).unwrap().seal(&secret(1));
+        let error = Authority::unseal(&sealed, &secret(2)).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("another cluster secret") && cause.contains("secret file"), "{cause}");
+    }
+
+    #[test]
+    fn a_request_that_its_own_key_did_not_sign_is_refused() {
+        let authority = Authority::create(draw_cluster_id()).unwrap();
+        let mut request = NodeKey::generate().unwrap().request().unwrap();
+        *request.last_mut().unwrap() ^= 1;
+        assert!(matches!(authority.issue(&request, NodeId(1)), Err(AuthorityError::ReadRequest { .. })));
+        assert!(authority.issue(b"garbage", NodeId(1)).is_err());
+    }
+}

@@ -1,0 +1,432 @@
+//! TLS between nodes: version 1.3 only, members checked by the URI in their certificate instead of a DNS name.
+
+use std::sync::Arc;
+
+use blixard_core::types::{ClusterId, Hash, NodeId};
+use rcgen::KeyPair;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use x509_parser::extensions::GeneralName;
+
+use super::{NodeIdentity, authority};
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("cannot make a temporary certificate")]
+    Temporary(#[source] rcgen::Error),
+    #[error("cannot use the cluster CA's certificate: the data directory is damaged")]
+    Root(#[source] rustls::Error),
+    #[error("cannot check clients against the cluster CA's certificate")]
+    ClientVerifier(#[source] rustls::server::VerifierBuilderError),
+    #[error("cannot use this node's certificate and key: the data directory is damaged")]
+    Own(#[source] rustls::Error),
+}
+
+/// Why a certificate isn't that of the peer it was taken for.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PeerError {
+    #[error("the certificate cannot be read")]
+    Read,
+    #[error("the certificate names no node: a URI blixard://CLUSTER/node/NUMBER is missing in it")]
+    NoNode,
+    #[error("the certificate is of cluster {found}, and this is cluster {own}: check cluster.servers")]
+    OtherCluster { found: ClusterId, own: ClusterId },
+    #[error(
+        "the certificate is node {found}'s, and node {expected} was called: check the addresses in cluster.servers"
+    )]
+    OtherNode { found: NodeId, expected: NodeId },
+    #[error(
+        "the certificate was not issued by this cluster's authority, or does not hold now: check this host's clock"
+    )]
+    Chain(#[source] rustls::Error),
+}
+
+/// Which member is to answer a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    Node(NodeId),
+    AnyMember,
+}
+
+/// A server's side of TLS, and the SHA-256 of the certificate that it shows, to which the join proofs are bound.
+#[derive(Debug, Clone)]
+pub struct ServerSide {
+    pub config: Arc<ServerConfig>,
+    pub leaf: Hash,
+}
+
+/// A member's client side: shows its own certificate, and accepts only the expected member of its cluster.
+///
+/// # Errors
+/// `Root` or `Own` if the identity is damaged.
+pub fn member_client(identity: &NodeIdentity, expected: Expected) -> Result<ClientConfig, TlsError> {
+    let verifier = MemberVerifier { roots: roots(identity)?, cluster: identity.cluster, expected };
+    let mut config = client_builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(identity.chain(), identity.private_key())
+        .map_err(TlsError::Own)?;
+    finish_client(&mut config);
+    Ok(config)
+}
+
+/// A member's server side: a client needs no certificate, but one that it shows must be of a member of the cluster.
+///
+/// # Errors
+/// `Root`, `ClientVerifier` or `Own` if the identity is damaged.
+pub fn member_server(identity: &NodeIdentity) -> Result<ServerSide, TlsError> {
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(TlsError::ClientVerifier)?;
+    let verifier = Arc::new(ClientVerifier { inner, cluster: identity.cluster });
+    let config = server_builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain(), identity.private_key())
+        .map_err(TlsError::Own)?;
+    Ok(finish_server(config, &identity.certificate))
+}
+
+/// A client that takes any server's certificate, because a proof bound to that certificate follows.
+pub fn stranger_client() -> ClientConfig {
+    let verifier = Arc::new(UncheckedVerifier(provider().signature_verification_algorithms));
+    let mut config = client_builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    finish_client(&mut config);
+    config
+}
+
+/// A server with a temporary self-signed certificate: what a node without a cluster shows.
+///
+/// # Errors
+/// `Temporary`.
+pub fn stranger_server() -> Result<ServerSide, TlsError> {
+    let key = KeyPair::generate().map_err(TlsError::Temporary)?;
+    let certificate = authority::params("Blixard node").self_signed(&key).map_err(TlsError::Temporary)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = server_builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .map_err(TlsError::Own)?;
+    Ok(finish_server(config, certificate.der()))
+}
+
+/// The node that a certificate of `cluster` names; the certificate's chain is the caller's to check.
+///
+/// # Errors
+/// `Read`, `NoNode`, or `OtherCluster`.
+pub fn peer_of(certificate: &[u8], cluster: ClusterId) -> Result<NodeId, PeerError> {
+    let (rest, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Read)?;
+    let names = parsed.subject_alternative_name().map_err(|_| PeerError::Read)?.ok_or(PeerError::NoNode)?;
+    let [GeneralName::URI(uri)] = names.value.general_names.as_slice() else { return Err(PeerError::NoNode) };
+    if !rest.is_empty() {
+        return Err(PeerError::Read);
+    }
+    let (found, node) = parse_node_uri(uri).ok_or(PeerError::NoNode)?;
+    if found == cluster { Ok(node) } else { Err(PeerError::OtherCluster { found, own: cluster }) }
+}
+
+/// The name of a node in its certificate.
+pub(super) fn node_uri(cluster: ClusterId, node: NodeId) -> String {
+    format!("blixard://{cluster}/node/{node}")
+}
+
+fn parse_node_uri(uri: &str) -> Option<(ClusterId, NodeId)> {
+    let (cluster, node) = uri.strip_prefix("blixard://")?.split_once("/node/")?;
+    let parsed = (cluster.parse().ok()?, NodeId(node.parse().ok()?));
+    (node_uri(parsed.0, parsed.1) == uri).then_some(parsed)
+}
+
+/// The public key in a certificate (SPKI, DER).
+pub(super) fn public_key_of(certificate: &[u8]) -> Result<Vec<u8>, PeerError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Read)?;
+    Ok(parsed.public_key().raw.to_vec())
+}
+
+/// Whether an identity's certificate is what it says, under the authority that came with it.
+pub(super) fn check_own(identity: &NodeIdentity) -> Result<(), PeerError> {
+    let roots = roots(identity).map_err(|_| PeerError::Read)?;
+    let verifier = MemberVerifier { roots, cluster: identity.cluster, expected: Expected::Node(identity.node) };
+    verifier.check(&CertificateDer::from(identity.certificate.as_slice()), &[], UnixTime::now())
+}
+
+/// Chain to the cluster's CA, valid now, and the name of the member that was called.
+#[derive(Debug)]
+struct MemberVerifier {
+    roots: Arc<RootCertStore>,
+    cluster: ClusterId,
+    expected: Expected,
+}
+
+impl MemberVerifier {
+    fn check(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
+        // The name comes first: to a person, "another cluster" says more than "unknown issuer".
+        let found = peer_of(certificate, self.cluster)?;
+        let parsed = rustls::server::ParsedCertificate::try_from(certificate).map_err(PeerError::Chain)?;
+        let algorithms = provider().signature_verification_algorithms.all;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
+            .map_err(PeerError::Chain)?;
+        match self.expected {
+            Expected::Node(expected) if expected != found => Err(PeerError::OtherNode { found, expected }),
+            Expected::Node(_) | Expected::AnyMember => Ok(()),
+        }
+    }
+}
+
+impl ServerCertVerifier for MemberVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.check(end_entity, intermediates, now).map_err(refused)?;
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Any certificate, but its holder must prove that it has the key: only then the certificate names the channel.
+#[derive(Debug)]
+struct UncheckedVerifier(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for UncheckedVerifier {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+/// The chain by rustls, then the cluster in the name.
+#[derive(Debug)]
+struct ClientVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+    cluster: ClusterId,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.inner.client_auth_mandatory()
+    }
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        peer_of(end_entity, self.cluster).map_err(refused)?;
+        self.inner.verify_client_cert(end_entity, intermediates, now)
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signature)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Why this side refused the other's certificate, if that is what made a handshake fail.
+pub fn refusal(error: &std::io::Error) -> Option<PeerError> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => {
+            other.0.downcast_ref::<PeerError>().cloned()
+        }
+        _ => None,
+    }
+}
+
+fn refused(error: PeerError) -> rustls::Error {
+    rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+}
+
+fn roots(identity: &NodeIdentity) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(identity.authority.clone())).map_err(TlsError::Root)?;
+    Ok(Arc::new(roots))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())).clone()
+}
+
+fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the ring provider has TLS 1.3")
+}
+
+fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
+    ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the ring provider has TLS 1.3")
+}
+
+/// HTTP/2 only; no name is sent; no session is resumed, so each connection checks its peer anew.
+fn finish_client(config: &mut ClientConfig) {
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+}
+
+fn finish_server(mut config: ServerConfig, certificate: &[u8]) -> ServerSide {
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    ServerSide { config: Arc::new(config), leaf: Hash::of(certificate) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Authority, draw_cluster_id};
+    use super::*;
+
+    fn shake(client: ClientConfig, server: ServerSide) -> Result<(), rustls::Error> {
+        let name = ServerName::try_from("blixard").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name)?;
+        let mut server = rustls::ServerConnection::new(server.config)?;
+        while client.is_handshaking() || server.is_handshaking() || client.wants_write() || server.wants_write() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+        assert_eq!(client.alpn_protocol(), Some(&b"h2"[..]));
+        Ok(())
+    }
+
+    #[test]
+    fn members_accept_each_other_and_nobody_else() {
+        let authority = Authority::create(draw_cluster_id()).unwrap();
+        let (one, two) = (authority.identify(NodeId(1)).unwrap(), authority.identify(NodeId(2)).unwrap());
+        let foreign = Authority::create(draw_cluster_id()).unwrap().identify(NodeId(2)).unwrap();
+        // Same cluster id, but another CA: somebody who forges the name.
+        let forged = Authority::create(authority.cluster()).unwrap().identify(NodeId(2)).unwrap();
+        let server = || member_server(&two).unwrap();
+        shake(member_client(&one, Expected::Node(NodeId(2))).unwrap(), server()).unwrap();
+        shake(member_client(&one, Expected::AnyMember).unwrap(), server()).unwrap();
+        shake(stranger_client(), server()).unwrap();
+        shake(stranger_client(), stranger_server().unwrap()).unwrap();
+
+        let error = shake(member_client(&one, Expected::Node(NodeId(3))).unwrap(), server()).unwrap_err();
+        let error = refusal(&std::io::Error::other(error)).unwrap();
+        assert_eq!(error, PeerError::OtherNode { found: NodeId(2), expected: NodeId(3) });
+        for server in [&foreign, &forged] {
+            let server = member_server(server).unwrap();
+            shake(member_client(&one, Expected::Node(NodeId(2))).unwrap(), server).unwrap_err();
+        }
+        for client in [&foreign, &forged] {
+            // The client is ready to accept anybody: it is the server that must refuse.
+            let mut config = stranger_client();
+            config.client_auth_cert_resolver =
+                member_client(client, Expected::AnyMember).unwrap().client_auth_cert_resolver;
+            shake(config, server()).unwrap_err();
+        }
+        shake(member_client(&one, Expected::AnyMember).unwrap(), stranger_server().unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn a_certificate_of_another_cluster_names_no_peer() {
+        let authority = Authority::create(draw_cluster_id()).unwrap();
+        let identity = authority.identify(NodeId(7)).unwrap();
+        assert_eq!(peer_of(&identity.certificate, authority.cluster()), Ok(NodeId(7)));
+        let own = draw_cluster_id();
+        let found = authority.cluster();
+        assert_eq!(peer_of(&identity.certificate, own), Err(PeerError::OtherCluster { found, own }));
+        assert_eq!(peer_of(authority.certificate(), found), Err(PeerError::NoNode));
+        assert_eq!(peer_of(b"garbage", found), Err(PeerError::Read));
+    }
+
+    #[test]
+    fn only_the_exact_form_of_a_name_is_read() {
+        let cluster = draw_cluster_id();
+        let good = node_uri(cluster, NodeId(12));
+        assert_eq!(parse_node_uri(&good), Some((cluster, NodeId(12))));
+        for bad in [
+            format!("{good}/"),
+            good.replace("12", "012"),
+            good.replace("12", "+12"),
+            good.replace("12", ""),
+            good.replace("blixard", "https"),
+            good.replace("/node/", "/user/"),
+        ] {
+            assert_eq!(parse_node_uri(&bad), None, "{bad}");
+        }
+    }
+}

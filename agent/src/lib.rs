@@ -1,0 +1,29 @@
+//! The IO shell around `blixard-core`: one room a file, which meet in `node`, `worker` and `agent` only.
+
+use std::error::Error;
+
+pub mod config;
+pub mod gate;
+pub mod identity;
+pub mod log;
+pub mod nix;
+pub mod probe;
+pub mod store;
+pub mod telemetry;
+pub mod transport;
+pub mod units;
+
+/// An error and its causes on one line, each once.
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let next = inner.to_string();
+        // Some errors print their cause themselves.
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,100 @@
+//! What this machine is: what it offers to instances before anything is reserved.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use blixard_core::types::{Hypervisor, Resources};
+
+/// What was found of this machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Machine {
+    /// All of it: CPUs online, memory, and the size of the file system that holds the data directory.
+    pub resources: Resources,
+    /// Nix's name of the architecture, like `x86_64-linux`.
+    pub system: String,
+    /// Whether this process may use `/dev/kvm`.
+    pub kvm: bool,
+    /// Every one that microvm.nix knows: a runner brings its own hypervisor.
+    pub hypervisors: BTreeSet<Hypervisor>,
+}
+
+/// Why something of this machine can't be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("cannot read {}: is /proc mounted?", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot find MemTotal in /proc/meminfo; set resources.memory_mib")]
+    Memory,
+    #[error("cannot count this machine's CPUs; set resources.cpus")]
+    Cpus { source: io::Error },
+    #[error("cannot size the file system of {}: does the directory exist?", path.display())]
+    Disk { path: PathBuf, source: io::Error },
+}
+
+/// Find out what this machine is; `data_dir` must exist.
+///
+/// # Errors
+/// One variant a thing that can't be found out, each naming the setting that makes it unnecessary.
+pub fn machine(data_dir: &Path) -> Result<Machine, ProbeError> {
+    let cpus = std::thread::available_parallelism().map_err(|source| ProbeError::Cpus { source })?;
+    Ok(Machine {
+        resources: Resources {
+            cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
+            memory_mib: memory_mib(&text("/proc/meminfo")?).ok_or(ProbeError::Memory)?,
+            disk_mib: disk_mib(data_dir)?,
+        },
+        system: system(),
+        kvm: fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok(),
+        hypervisors: Hypervisor::ALL.into(),
+    })
+}
+
+/// Nix's name of the architecture that this program was built for.
+pub fn system() -> String {
+    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+}
+
+fn text(path: &str) -> Result<String, ProbeError> {
+    fs::read_to_string(path).map_err(|source| ProbeError::Read { path: path.into(), source })
+}
+
+fn memory_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
+fn disk_mib(dir: &Path) -> Result<u64, ProbeError> {
+    let stat =
+        rustix::fs::statvfs(dir).map_err(|error| ProbeError::Disk { path: dir.to_owned(), source: error.into() })?;
+    Ok(u64::try_from((u128::from(stat.f_blocks) * u128::from(stat.f_frsize)) >> 20).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_something_of_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = machine(dir.path()).unwrap();
+        let Resources { cpus, memory_mib, disk_mib } = machine.resources;
+        assert!(cpus > 0 && memory_mib > 0 && disk_mib > 0, "{machine:?}");
+        assert!(machine.system.ends_with("-linux"), "{}", machine.system);
+        assert_eq!(machine.hypervisors.len(), Hypervisor::ALL.len());
+    }
+
+    #[test]
+    fn memory_is_read_as_the_kernel_writes_it() {
+        assert_eq!(memory_mib("MemTotal:       16384000 kB\nMemFree: 1 kB\n"), Some(16000));
+        assert_eq!(memory_mib("MemFree: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_data_directory_that_is_not_there_is_named() {
+        let error = disk_mib(Path::new("/nowhere")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere"), "{error}");
+    }
+}

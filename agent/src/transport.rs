@@ -1,0 +1,290 @@
+//! What nodes say to each other: Raft's messages, forwarded commands, and the questions of a host that wants to join.
+//!
+//! ```text
+//!  raft thread ── send ──▶ link (a bounded queue a peer) ── mTLS, one stream ──▶ listener ──▶ gate ──▶ Inbound::step
+//!  api         ── forward ─────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::forward
+//!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit
+//! ```
+
+mod bootstrap;
+mod connect;
+mod door;
+mod gate;
+mod join;
+mod link;
+mod listener;
+mod peer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::types::{Address, ClusterId, NodeId, NodeName, RaftId, Server};
+use raft::eraftpb::Message;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::identity::{ClusterSecret, NodeIdentity, ServerSide, TlsError, member_server, stranger_server};
+
+pub use bootstrap::{Decision, TwoClusters, decide};
+pub use connect::ConnectError;
+pub use gate::Refused;
+pub use join::{Answer, AskError, JoinError, Joined, ask_all, join};
+
+/// Largest encoded command that is forwarded: 5 MiB.
+pub const MAX_COMMAND: usize = 5 << 20;
+/// Largest encoded Raft message that is sent: room for one command and what Raft adds.
+pub const MAX_MESSAGE: usize = 6 << 20;
+/// Largest frame of messages, or forwarded command with its envelope, that is decoded.
+const MAX_FRAME: usize = 8 << 20;
+/// How long a connection may say nothing before it is asked whether it lives, and how long it has to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+
+/// The protocol, as compiled from `proto/peer.proto`.
+#[allow(clippy::all, clippy::pedantic, reason = "generated code")]
+mod proto {
+    tonic::include_proto!("blixard.peer.v1");
+}
+
+/// What this node does about what others ask of it; the node room implements it.
+#[tonic::async_trait]
+pub trait Inbound: Send + Sync + 'static {
+    /// Raft messages of one frame, in order, each through the gate; must not block: a full queue drops them.
+    ///
+    /// The gate can't see the log: a heartbeat whose `commit` is above this node's last index is the driver's to drop.
+    fn step(&self, messages: Vec<Message>);
+    /// Messages to `peer` were lost: its connection failed, or its queue is full. Must not block.
+    fn unreachable(&self, peer: RaftId);
+    /// Whether this node is in a cluster; it is told to whoever asks, secret or not.
+    fn standing(&self) -> Standing;
+    /// Proposes `command` if this node leads, and answers what applying it returned, by `deadline`.
+    async fn forward(&self, from: NodeId, command: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, ForwardError>;
+    /// Makes a member of a host that proved the cluster secret; on a follower, by way of the leader.
+    ///
+    /// A refusal's text is shown to the host's operator.
+    async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal>;
+}
+
+/// Whether a node is in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Blank,
+    Member(ClusterId),
+}
+
+/// A host that proved the cluster secret and asks to become a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub name: NodeName,
+    pub address: Address,
+    /// Its public key, as `Authority::issue` takes it.
+    pub request: Vec<u8>,
+}
+
+/// What a new member is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    pub cluster: ClusterId,
+    /// The CA's certificate, DER.
+    pub authority: Vec<u8>,
+    /// The new member's certificate, DER.
+    pub certificate: Vec<u8>,
+    pub node: NodeId,
+    pub raft: RaftId,
+    /// All members, the new one too.
+    pub members: Directory,
+}
+
+/// Why a host was not admitted, for its operator to read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+/// Why a command that was handed to another node has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    #[error("node {to} is not the leader{}", leader.map_or(String::new(), |leader| format!(", node {leader} is")))]
+    NotLeader { to: NodeId, leader: Option<NodeId> },
+    #[error("no answer of node {to} before the deadline: whether the command was applied is unknown")]
+    OutcomeUnknown { to: NodeId },
+    #[error("node {to} refused the command: {reason}")]
+    Refused { to: NodeId, reason: String },
+    #[error("cannot reach node {to}, so the command was not sent: {reason}")]
+    Unreachable { to: NodeId, reason: String },
+}
+
+/// Where a member is found.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Member {
+    pub name: NodeName,
+    pub address: Address,
+    pub raft: RaftId,
+}
+
+/// All members of the cluster, this node too; what isn't in it is neither called nor listened to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Directory(pub BTreeMap<NodeId, Member>);
+
+/// What a transport is started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    /// This node's name.
+    pub name: NodeName,
+    /// `cluster.servers`, in its order.
+    pub servers: Vec<Server>,
+    pub secret: ClusterSecret,
+}
+
+/// Why the transport could not be started, or take its identity.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error("cannot listen on {address}: check node.listen, and whether another program has the port")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot set up TLS")]
+    Tls(#[source] TlsError),
+}
+
+/// The listener, and the links to all members. Dropping it ends all of its tasks.
+pub struct Transport {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+/// What the tasks of one transport have in common.
+struct Shared {
+    name: NodeName,
+    servers: Vec<Server>,
+    secret: ClusterSecret,
+    inbound: Arc<dyn Inbound>,
+    directory: watch::Receiver<Arc<Directory>>,
+    identity: watch::Sender<Option<Arc<NodeIdentity>>>,
+    side: watch::Sender<Side>,
+    links: link::Links,
+    noise: listener::Noise,
+    tasks: Tasks,
+}
+
+/// What the listener shows, and the cluster whose members it accepts.
+#[derive(Clone)]
+struct Side {
+    tls: ServerSide,
+    cluster: Option<ClusterId>,
+}
+
+impl Transport {
+    /// Listens; as a blank node until [`Self::become_member`] is called. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// `Listen` if the port can't be had, `Tls`.
+    pub async fn start(
+        settings: Settings,
+        inbound: Arc<dyn Inbound>,
+        directory: watch::Receiver<Arc<Directory>>,
+    ) -> Result<Self, TransportError> {
+        let failed = |source| TransportError::Listen { address: settings.listen, source };
+        let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let tls = stranger_server().map_err(TransportError::Tls)?;
+        let shared = Arc::new(Shared {
+            name: settings.name,
+            servers: settings.servers,
+            secret: settings.secret,
+            inbound,
+            directory,
+            identity: watch::Sender::new(None),
+            side: watch::Sender::new(Side { tls, cluster: None }),
+            links: link::Links::default(),
+            noise: listener::Noise::default(),
+            tasks: Tasks::default(),
+        });
+        shared.tasks.spawn(listener::run(listener, shared.clone()));
+        shared.tasks.spawn(link::follow_directory(shared.clone()));
+        Ok(Self { shared, address })
+    }
+
+    /// Where it listens; tells the port if port 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on this node shows its certificate, accepts the members of its cluster, and calls them.
+    ///
+    /// # Errors
+    /// `Tls` if the identity is damaged; then nothing changed.
+    pub fn become_member(&self, identity: &NodeIdentity) -> Result<(), TransportError> {
+        let tls = member_server(identity).map_err(TransportError::Tls)?;
+        self.shared.side.send_replace(Side { tls, cluster: Some(identity.cluster) });
+        self.shared.identity.send_replace(Some(Arc::new(identity.clone())));
+        Ok(())
+    }
+
+    /// Hands `messages` to the links of their receivers; never blocks, and may be called from any thread.
+    ///
+    /// What finds its link's queue full is dropped, and reported once a call and peer by [`Inbound::unreachable`];
+    /// what is for nobody in the directory is dropped.
+    pub fn send(&self, messages: Vec<Message>) {
+        for peer in self.shared.links.offer(messages) {
+            self.shared.inbound.unreachable(peer);
+        }
+    }
+
+    /// The outcome of `command`, proposed by node `to`, which is thought to lead.
+    ///
+    /// # Errors
+    /// After `OutcomeUnknown` the command may be applied or not, even later; after any other it was not and won't be.
+    pub async fn forward(&self, to: NodeId, command: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, ForwardError> {
+        let Some(channel) = self.shared.links.channel(to) else {
+            return Err(ForwardError::Unreachable { to, reason: "it is not in the directory of members".to_owned() });
+        };
+        peer::call_forward(channel, to, command, deadline).await
+    }
+
+    /// Ends all tasks and connections, and returns once they are gone.
+    pub async fn shutdown(&self) {
+        self.shared.tasks.close().await;
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        self.shared.tasks.begin_close();
+    }
+}
+
+/// Spawns what ends when the transport does.
+#[derive(Clone, Default)]
+struct Tasks(Arc<watch::Sender<bool>>);
+
+impl Tasks {
+    fn spawn(&self, task: impl Future + Send + 'static) {
+        let mut closing = self.0.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => {}
+                _ = task => {}
+            }
+        });
+    }
+
+    fn begin_close(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Each task holds a receiver until it is gone.
+    async fn close(&self) {
+        self.begin_close();
+        self.0.closed().await;
+    }
+}
+
+impl<F: Future + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        self.spawn(future);
+    }
+}

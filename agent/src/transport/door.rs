@@ -1,0 +1,202 @@
+//! The server side of joining: tells a stranger who this node is, proves it, and admits whoever proves the secret.
+//!
+//! ```text
+//!              Hello: draws a nonce          Admit: takes the nonce, right or wrong
+//!  (nothing) ──────────────────────▶ challenged ──────────────────────────────────▶ (nothing)
+//! ```
+//! The nonce belongs to one connection and 30 s, so a recorded Admit is worth nothing on another, and there are never
+//! more nonces than connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::types::{Address, Hash, InvalidValue, NodeName, Server};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use super::listener::Caller;
+use super::proto::admit_reply::Result as Reply;
+use super::proto::join_server::Join;
+use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, Member};
+use super::{Admission, Candidate, Shared, Standing};
+use crate::identity::{ClusterSecret, random};
+
+/// How long after Hello an Admit is taken.
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(30);
+/// How long the cluster may take to agree on a new member.
+pub const ADMIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of a nonce.
+pub const NONCE: usize = 32;
+
+/// What both sides of one Hello saw of it: each proof is over all of this.
+#[derive(Debug, Clone)]
+pub struct Transcript {
+    pub joiner_nonce: Vec<u8>,
+    pub server_nonce: Vec<u8>,
+    /// SHA-256 of the certificate in the TLS handshake that this side saw.
+    pub leaf: Hash,
+    pub joiner: NodeName,
+    pub server: NodeName,
+    /// The server's cluster; empty if it has none.
+    pub cluster: String,
+    /// The server's list of servers.
+    pub servers: String,
+}
+
+impl Transcript {
+    /// What the server proves with its answer to Hello.
+    pub fn prove_server(&self, secret: &ClusterSecret) -> [u8; 32] {
+        self.with(&[], |parts| secret.prove("blixard join 1: server", parts))
+    }
+
+    pub fn verify_server(&self, secret: &ClusterSecret, proof: &[u8]) -> bool {
+        self.with(&[], |parts| secret.verify("blixard join 1: server", parts, proof))
+    }
+
+    /// What the joiner proves with Admit.
+    pub fn prove_joiner(&self, secret: &ClusterSecret, address: &Address, request: &[u8]) -> [u8; 32] {
+        self.with(&[address.as_str().as_bytes(), request], |parts| secret.prove("blixard join 1: joiner", parts))
+    }
+
+    pub fn verify_joiner(&self, secret: &ClusterSecret, address: &Address, request: &[u8], proof: &[u8]) -> bool {
+        let more = [address.as_str().as_bytes(), request];
+        self.with(&more, |parts| secret.verify("blixard join 1: joiner", parts, proof))
+    }
+
+    fn with<T>(&self, more: &[&[u8]], use_parts: impl FnOnce(&[&[u8]]) -> T) -> T {
+        let leaf = self.leaf.to_string();
+        let mut parts: Vec<&[u8]> = vec![
+            &self.joiner_nonce,
+            &self.server_nonce,
+            leaf.as_bytes(),
+            self.joiner.as_str().as_bytes(),
+            self.server.as_str().as_bytes(),
+            self.cluster.as_bytes(),
+            self.servers.as_bytes(),
+        ];
+        parts.extend(more);
+        use_parts(&parts)
+    }
+}
+
+/// What the next Admit on a connection must answer.
+pub struct Challenge {
+    transcript: Transcript,
+    since: Instant,
+}
+
+/// The names of `cluster.servers` in their order, as one hash: hosts with equal ones have the same founder.
+pub fn hash_of_names(servers: &[Server]) -> Hash {
+    let names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
+    Hash::of(names.join("\n").as_bytes())
+}
+
+/// The Join service.
+pub struct Door {
+    shared: Arc<Shared>,
+}
+
+impl Door {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    async fn decide(&self, candidate: Candidate) -> Reply {
+        if self.shared.inbound.standing() == Standing::Blank {
+            return Reply::Refused(format!("{} is in no cluster itself, yet", self.shared.name));
+        }
+        match tokio::time::timeout(ADMIT_TIMEOUT, self.shared.inbound.admit(candidate)).await {
+            Ok(Ok(admission)) => Reply::Admitted(encode(admission)),
+            Ok(Err(refusal)) => Reply::Refused(refusal.0),
+            Err(_) => Reply::Refused(format!(
+                "the cluster did not agree on a new member within {} s: has it a quorum?",
+                ADMIT_TIMEOUT.as_secs()
+            )),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Join for Door {
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let caller = caller(&request);
+        let HelloRequest { nonce, name } = request.into_inner();
+        if nonce.len() != NONCE {
+            return Err(Status::invalid_argument(format!("the nonce has {} bytes instead of {NONCE}", nonce.len())));
+        }
+        let transcript = Transcript {
+            joiner_nonce: nonce,
+            server_nonce: random::<NONCE>().to_vec(),
+            leaf: caller.leaf,
+            joiner: name.parse().map_err(|error| invalid(&error))?,
+            server: self.shared.name.clone(),
+            cluster: match self.shared.inbound.standing() {
+                Standing::Blank => String::new(),
+                Standing::Member(cluster) => cluster.to_string(),
+            },
+            servers: hash_of_names(&self.shared.servers).to_string(),
+        };
+        let reply = HelloReply {
+            nonce: transcript.server_nonce.clone(),
+            name: transcript.server.to_string(),
+            cluster: transcript.cluster.clone(),
+            servers: transcript.servers.clone(),
+            proof: transcript.prove_server(&self.shared.secret).to_vec(),
+        };
+        let challenge = Challenge { transcript, since: Instant::now() };
+        *caller.challenge.lock().expect("nothing panics while it holds this lock") = Some(challenge);
+        Ok(Response::new(reply))
+    }
+
+    async fn admit(&self, request: Request<AdmitRequest>) -> Result<Response<AdmitReply>, Status> {
+        let caller = caller(&request);
+        let challenge = caller.challenge.lock().expect("nothing panics while it holds this lock").take();
+        let Some(Challenge { transcript, .. }) = challenge.filter(|c| c.since.elapsed() < CHALLENGE_LIFETIME) else {
+            return Err(Status::failed_precondition("no Hello on this connection waits for an Admit: say Hello first"));
+        };
+        let AdmitRequest { name, address, request, proof } = request.into_inner();
+        let address: Address = address.parse().map_err(|error| invalid(&error))?;
+        let proved = transcript.verify_joiner(&self.shared.secret, &address, &request, &proof);
+        if !proved || name != transcript.joiner.as_str() {
+            let (remote, name) = (caller.remote, &transcript.joiner);
+            self.shared.noise.warn(format_args!("{name} at {remote} did not prove the cluster secret"));
+            return Err(Status::permission_denied(format!(
+                "{} did not prove the cluster secret: cluster.secret_file must hold the same on both hosts",
+                transcript.joiner
+            )));
+        }
+        let name = transcript.joiner;
+        let result = self.decide(Candidate { name: name.clone(), address, request }).await;
+        match &result {
+            Reply::Admitted(admitted) => info!(%name, node = admitted.node, "admitted a host"),
+            Reply::Refused(reason) => warn!(%name, reason, "refused a host"),
+        }
+        Ok(Response::new(AdmitReply { result: Some(result) }))
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> Caller {
+    request.extensions().get::<Caller>().expect("the listener adds it to each request").clone()
+}
+
+fn invalid(error: &InvalidValue) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn encode(admission: Admission) -> Admitted {
+    let members = admission.members.0.into_iter().map(|(node, member)| Member {
+        node: node.0,
+        name: member.name.to_string(),
+        address: member.address.to_string(),
+        raft: member.raft.0,
+    });
+    Admitted {
+        cluster: admission.cluster.to_string(),
+        authority: admission.authority,
+        certificate: admission.certificate,
+        node: admission.node.0,
+        raft: admission.raft.0,
+        members: members.collect(),
+    }
+}

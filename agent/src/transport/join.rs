@@ -1,0 +1,218 @@
+//! The joiner's side: asks all listed servers what they know, and becomes a member by way of one of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::types::{ClusterId, Hash, InvalidValue, NodeId, NodeName, RaftId, Server};
+use futures_util::future::join_all;
+use hyper_util::rt::TokioIo;
+use tonic::transport::Channel;
+
+use super::connect::{self, ConnectError};
+use super::door::{ADMIT_TIMEOUT, NONCE, Transcript, hash_of_names};
+use super::link::describe;
+use super::proto::admit_reply::Result as Reply;
+use super::proto::join_client::JoinClient;
+use super::proto::{AdmitRequest, Admitted, HelloRequest};
+use super::{Directory, Member, Standing, Tasks};
+use crate::error_chain;
+use crate::identity::{ClusterSecret, IdentityError, NodeIdentity, NodeKey, random, stranger_client};
+
+/// How long one server may take to answer Hello, beyond the connection.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest answer to Admit: the directory grows with the cluster.
+const MAX_ADMITTED: usize = 1 << 20;
+
+/// What a listed server answered, when asked whether it knows the cluster.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is the one that asks.
+    Own,
+    /// It proved the secret, lists the same servers, and is in no cluster.
+    Blank,
+    /// It proved the secret, and is in this cluster.
+    Member(ClusterId),
+    Failed(AskError),
+}
+
+/// Why a listed server gave no answer that counts.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("{server} did not answer within {} s", HELLO_TIMEOUT.as_secs())]
+    TimedOut { server: Server },
+    #[error("{server} refused the question: {reason}")]
+    Call { server: Server, reason: String },
+    #[error("{server} gave an answer that makes no sense: {what}")]
+    Answer { server: Server, what: String },
+    #[error(
+        "{server} did not prove the cluster secret: cluster.secret_file must hold the same on both hosts \
+         (if it does, somebody is between them)"
+    )]
+    Secret { server: Server },
+    #[error("{found} answered at the address of {server}: correct the address in cluster.servers")]
+    OtherName { server: Server, found: NodeName },
+    #[error(
+        "{server} lists other servers: make the names in cluster.servers the same, in the same order, on all hosts"
+    )]
+    OtherList { server: Server },
+}
+
+/// Why a host did not become a member.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error("cannot join by way of {server}")]
+    Ask { server: Server, source: AskError },
+    #[error("cannot join by way of {server}: it is in no cluster (any more)")]
+    Blank { server: Server },
+    #[error("{server} refused to admit this host: {reason}")]
+    Refused { server: Server, reason: String },
+    #[error("no answer of {server} to the request to join; ask again")]
+    TimedOut { server: Server },
+    #[error("cannot use what {server} answered to the request to join")]
+    Values { server: Server, source: InvalidValue },
+    #[error("cannot use the identity that {server} gave")]
+    Identity { server: Server, source: IdentityError },
+}
+
+/// What a host is after it joined.
+#[derive(Debug)]
+pub struct Joined {
+    pub identity: NodeIdentity,
+    pub raft: RaftId,
+    /// All members, this node too.
+    pub members: Directory,
+}
+
+/// The answer of each of `servers`, in their order, all asked at once; takes at most some seconds.
+///
+/// `own` is this node's name in the list, and isn't asked.
+pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName) -> Vec<(Server, Answer)> {
+    let list = hash_of_names(servers).to_string();
+    let questions = servers.iter().map(|server| async {
+        if server.name == *own {
+            return (server.clone(), Answer::Own);
+        }
+        let answer = match ask(server, secret, own).await {
+            Err(error) => Answer::Failed(error),
+            Ok(greeted) => match greeted.standing {
+                Standing::Member(cluster) => Answer::Member(cluster),
+                Standing::Blank if greeted.transcript.servers == list => Answer::Blank,
+                Standing::Blank => Answer::Failed(AskError::OtherList { server: server.clone() }),
+            },
+        };
+        (server.clone(), answer)
+    });
+    join_all(questions).await
+}
+
+/// Becomes a member of the cluster that `server` is in; `own` is this host's name and address.
+///
+/// # Errors
+/// Nothing is left half-done on this side after any of them. After `TimedOut` the cluster may know this host already;
+/// asking again with the same `key` gets the same node id.
+pub async fn join(server: &Server, secret: &ClusterSecret, own: &Server, key: &NodeKey) -> Result<Joined, JoinError> {
+    let asked = |source| JoinError::Ask { server: server.clone(), source };
+    let unusable = |source| JoinError::Identity { server: server.clone(), source };
+    let Greeted { mut client, transcript, standing, tasks: _tasks } =
+        ask(server, secret, &own.name).await.map_err(asked)?;
+    let Standing::Member(cluster) = standing else { return Err(JoinError::Blank { server: server.clone() }) };
+    let request = key.request().map_err(unusable)?;
+    let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
+    let admit = AdmitRequest { name: own.name.to_string(), address: own.address.to_string(), request, proof };
+    // The server has its own, shorter limit, and says more when it is reached.
+    let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {
+        Ok(Ok(reply)) => reply.into_inner(),
+        Ok(Err(status)) => {
+            return Err(JoinError::Refused { server: server.clone(), reason: describe(&status) });
+        }
+        Err(_) => return Err(JoinError::TimedOut { server: server.clone() }),
+    };
+    let admitted = match reply.result {
+        Some(Reply::Admitted(admitted)) => admitted,
+        Some(Reply::Refused(reason)) => return Err(JoinError::Refused { server: server.clone(), reason }),
+        None => return Err(JoinError::Refused { server: server.clone(), reason: "it gave no reason".to_owned() }),
+    };
+    let members = directory_of(&admitted).map_err(|source| JoinError::Values { server: server.clone(), source })?;
+    let node = NodeId(admitted.node);
+    let identity = key.identify(cluster, node, admitted.authority, admitted.certificate).map_err(unusable)?;
+    Ok(Joined { identity, raft: RaftId(admitted.raft), members })
+}
+
+/// A server that proved the secret, over the connection that its proof is bound to.
+struct Greeted {
+    client: JoinClient<Channel>,
+    transcript: Transcript,
+    standing: Standing,
+    tasks: Connection,
+}
+
+/// Ends the tasks of one connection.
+struct Connection(Tasks);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.begin_close();
+    }
+}
+
+async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<Greeted, AskError> {
+    let stream = connect::connect(&server.address, Arc::new(stranger_client())).await?;
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let leaf = Hash::of(certificates.first().map_or(&[][..], |certificate| certificate));
+    let tasks = Connection(Tasks::default());
+    let call_failed = |reason| AskError::Call { server: server.clone(), reason };
+
+    // This one connection only: the proofs hold on no other.
+    let mut once = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = once.take().ok_or_else(|| std::io::Error::other("the connection was lost"));
+        async { stream }
+    });
+    let hello = async {
+        let channel = connect::endpoint(&tasks.0)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| call_failed(error_chain(&error)))?;
+        let mut client = JoinClient::new(channel).max_decoding_message_size(MAX_ADMITTED);
+        let nonce = random::<NONCE>().to_vec();
+        let request = HelloRequest { nonce: nonce.clone(), name: own.to_string() };
+        let reply = client.hello(request).await.map_err(|status| call_failed(describe(&status)))?;
+        Ok::<_, AskError>((client, nonce, reply.into_inner()))
+    };
+    let timed_out = |_| AskError::TimedOut { server: server.clone() };
+    let (client, nonce, reply) = tokio::time::timeout(HELLO_TIMEOUT, hello).await.map_err(timed_out)??;
+
+    let makes_no_sense = |what: InvalidValue| AskError::Answer { server: server.clone(), what: what.to_string() };
+    let transcript = Transcript {
+        joiner_nonce: nonce,
+        server_nonce: reply.nonce,
+        leaf,
+        joiner: own.clone(),
+        server: reply.name.parse().map_err(makes_no_sense)?,
+        cluster: reply.cluster,
+        servers: reply.servers,
+    };
+    // Before anything in the answer is believed.
+    if !transcript.verify_server(secret, &reply.proof) {
+        return Err(AskError::Secret { server: server.clone() });
+    }
+    if transcript.server != server.name {
+        return Err(AskError::OtherName { server: server.clone(), found: transcript.server });
+    }
+    let standing = if transcript.cluster.is_empty() {
+        Standing::Blank
+    } else {
+        Standing::Member(transcript.cluster.parse().map_err(makes_no_sense)?)
+    };
+    Ok(Greeted { client, transcript, standing, tasks })
+}
+
+fn directory_of(admitted: &Admitted) -> Result<Directory, InvalidValue> {
+    let member = |member: &super::proto::Member| {
+        let (name, address) = (member.name.parse()?, member.address.parse()?);
+        Ok((NodeId(member.node), Member { name, address, raft: RaftId(member.raft) }))
+    };
+    admitted.members.iter().map(member).collect::<Result<_, _>>().map(Directory)
+}

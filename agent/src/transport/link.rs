@@ -1,0 +1,306 @@
+//! The way to each other member: a bounded queue, and a task that carries it over one stream, again and again.
+//!
+//! ```text
+//!           directory changes            stream ends: what is queued is dropped, the peer reported unreachable
+//!  (none) ───────────────────▶ streaming ─────────────────────────────▶ waiting (50 ms, doubling up to 500 ms)
+//!                                  ▲                                        │
+//!                                  └────────────────────────────────────────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use blixard_core::types::{ClusterId, NodeId, RaftId};
+use hyper_util::rt::TokioIo;
+use prost_011::Message as _;
+use raft::eraftpb::Message;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tracing::{debug, error, info, warn};
+
+use super::proto::RaftFrame;
+use super::proto::peer_client::PeerClient;
+use super::{Directory, Inbound, MAX_MESSAGE, Member, Shared, connect};
+use crate::error_chain;
+use crate::identity::{Expected, NodeIdentity, member_client};
+
+/// Most messages that wait for one peer.
+pub const QUEUE_MESSAGES: usize = 4096;
+/// Most bytes that wait for one peer.
+const QUEUE_BYTES: usize = 64 << 20;
+/// Most messages of one frame.
+pub const BATCH_MESSAGES: usize = 256;
+/// A frame that has this many bytes takes no further message, so it stays below 8 MiB.
+const BATCH_BYTES: usize = 1 << 20;
+/// Frames that were taken off the queue and that the connection hasn't taken yet.
+const FRAMES_IN_FLIGHT: usize = 2;
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LAST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The links of this node, one to each other member.
+#[derive(Default)]
+pub struct Links(RwLock<Table>);
+
+#[derive(Default)]
+struct Table {
+    links: BTreeMap<NodeId, Link>,
+    nodes: BTreeMap<RaftId, NodeId>,
+}
+
+struct Link {
+    member: Member,
+    queue: mpsc::Sender<Queued>,
+    waiting_bytes: Arc<AtomicUsize>,
+    channel: Channel,
+    /// Dropped with the link, which ends its task.
+    _alive: watch::Sender<()>,
+}
+
+struct Queued {
+    message: Message,
+    bytes: usize,
+}
+
+impl Links {
+    /// Queues each message with the link of its receiver; the answer is whose messages were dropped for want of room.
+    pub fn offer(&self, messages: Vec<Message>) -> BTreeSet<RaftId> {
+        let table = self.0.read().expect("nothing panics while it holds this lock");
+        let mut dropped = BTreeSet::new();
+        for message in messages {
+            let to = RaftId(message.to);
+            let Some(link) = table.nodes.get(&to).and_then(|node| table.links.get(node)) else {
+                debug!(peer = %to, "dropped a message for nobody in the directory");
+                continue;
+            };
+            if !link.offer(message) {
+                dropped.insert(to);
+            }
+        }
+        dropped
+    }
+
+    /// The connection to a member, made when it is first used.
+    pub fn channel(&self, node: NodeId) -> Option<Channel> {
+        let table = self.0.read().expect("nothing panics while it holds this lock");
+        table.links.get(&node).map(|link| link.channel.clone())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Table)) {
+        change(&mut self.0.write().expect("nothing panics while it holds this lock"));
+    }
+}
+
+impl Link {
+    fn offer(&self, message: Message) -> bool {
+        let bytes = message.encoded_len();
+        if bytes > MAX_MESSAGE {
+            error!(peer = %self.member.name, bytes, limit = MAX_MESSAGE, "dropped a Raft message that is too large to send");
+            return false;
+        }
+        let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if waiting + bytes <= QUEUE_BYTES && self.queue.try_send(Queued { message, bytes }).is_ok() {
+            return true;
+        }
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        false
+    }
+}
+
+/// Keeps one link to each other member of the directory, from when this node is a member itself.
+pub async fn follow_directory(shared: Arc<Shared>) {
+    let mut directory = shared.directory.clone();
+    let mut identity = shared.identity.subscribe();
+    loop {
+        let members = directory.borrow_and_update().clone();
+        let own = identity.borrow_and_update().clone();
+        if let Some(own) = own {
+            shared.links.change(|table| table.match_members(&members, &own, &shared));
+        }
+        // Both senders may be gone at shutdown; this task is ended by then, or soon.
+        tokio::select! {
+            changed = directory.changed() => if changed.is_err() { return },
+            changed = identity.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Table {
+    fn match_members(&mut self, members: &Directory, own: &Arc<NodeIdentity>, shared: &Arc<Shared>) {
+        self.links.retain(|node, link| members.0.get(node) == Some(&link.member));
+        for (node, member) in &members.0 {
+            if *node == own.node || self.links.contains_key(node) {
+                continue;
+            }
+            match open_link(*node, member.clone(), own, shared) {
+                Ok(link) => {
+                    self.links.insert(*node, link);
+                }
+                Err(error) => {
+                    error!(peer = %member.name, %error, "cannot open a link: this node's identity is damaged");
+                }
+            }
+        }
+        self.nodes = self.links.iter().map(|(node, link)| (link.member.raft, *node)).collect();
+    }
+}
+
+fn open_link(
+    node: NodeId,
+    member: Member,
+    own: &Arc<NodeIdentity>,
+    shared: &Arc<Shared>,
+) -> Result<Link, crate::identity::TlsError> {
+    let config = Arc::new(member_client(own, Expected::Node(node))?);
+    let connected = Arc::new(AtomicBool::new(false));
+    let channel = lazy_channel(member.clone(), config, connected.clone(), shared);
+    let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
+    let waiting_bytes = Arc::new(AtomicUsize::new(0));
+    let (alive, mut gone) = watch::channel(());
+    let carrier = Carrier {
+        member: member.clone(),
+        cluster: own.cluster,
+        own: own.node,
+        channel: channel.clone(),
+        connected,
+        queue: waiting,
+        waiting_bytes: waiting_bytes.clone(),
+        inbound: shared.inbound.clone(),
+    };
+    shared.tasks.spawn(async move {
+        tokio::select! {
+            _ = gone.changed() => {}
+            () = carrier.run() => {}
+        }
+    });
+    Ok(Link { member, queue, waiting_bytes, channel, _alive: alive })
+}
+
+fn lazy_channel(
+    member: Member,
+    config: Arc<rustls::ClientConfig>,
+    connected: Arc<AtomicBool>,
+    shared: &Arc<Shared>,
+) -> Channel {
+    let connector = tower::service_fn(move |_| {
+        let (address, name) = (member.address.clone(), member.name.clone());
+        let (config, connected) = (config.clone(), connected.clone());
+        async move {
+            let stream = connect::connect(&address, config).await?;
+            if !connected.swap(true, Ordering::Relaxed) {
+                info!(peer = %name, %address, "connected to peer");
+            }
+            Ok::<_, connect::ConnectError>(TokioIo::new(stream))
+        }
+    });
+    connect::endpoint(&shared.tasks).connect_with_connector_lazy(connector)
+}
+
+/// What the task of a link works with.
+struct Carrier {
+    member: Member,
+    cluster: ClusterId,
+    own: NodeId,
+    channel: Channel,
+    connected: Arc<AtomicBool>,
+    queue: mpsc::Receiver<Queued>,
+    waiting_bytes: Arc<AtomicUsize>,
+    inbound: Arc<dyn Inbound>,
+}
+
+impl Carrier {
+    async fn run(mut self) {
+        let mut backoff = FIRST_BACKOFF;
+        let mut said = false;
+        loop {
+            let begun = Instant::now();
+            let reason = self.stream().await;
+            // A peer that ends each stream at once is said to be away only once.
+            let lasted = begun.elapsed() > LAST_BACKOFF * 4;
+            if !said || (lasted && self.connected.swap(false, Ordering::Relaxed)) {
+                warn!(peer = %self.member.name, address = %self.member.address, reason, "peer is unreachable");
+                said = true;
+            } else {
+                debug!(peer = %self.member.name, address = %self.member.address, reason, "peer is still unreachable");
+            }
+            if lasted {
+                backoff = FIRST_BACKOFF;
+            }
+            self.inbound.unreachable(self.member.raft);
+            self.drop_queued_for(backoff).await;
+            backoff = (backoff * 2).min(LAST_BACKOFF);
+        }
+    }
+
+    /// Sends what is queued until the stream ends, and returns why it did.
+    async fn stream(&mut self) -> String {
+        let (frames, outgoing) = mpsc::channel(FRAMES_IN_FLIGHT);
+        let mut client = PeerClient::new(self.channel.clone());
+        let call = client.raft(ReceiverStream::new(outgoing));
+        tokio::pin!(call);
+        loop {
+            let step = async {
+                // Room first: what was taken off the queue has somewhere to go.
+                let (Ok(room), Some(first)) = (frames.reserve().await, self.queue.recv().await) else {
+                    // The call no longer reads, or the link is gone: both are about to end this.
+                    return std::future::pending().await;
+                };
+                room.send(batch(first, &mut self.queue, &self.waiting_bytes, self.cluster, self.own));
+            };
+            tokio::select! {
+                ended = &mut call => return match ended {
+                    Ok(_) => "the peer ended the stream".to_owned(),
+                    Err(status) => describe(&status),
+                },
+                () = step => {}
+            }
+        }
+    }
+
+    /// What is queued while the peer can't be reached is stale by the time it can.
+    async fn drop_queued_for(&mut self, backoff: Duration) {
+        let over = tokio::time::sleep(backoff);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                queued = self.queue.recv() => match queued {
+                    Some(Queued { bytes, .. }) => self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed),
+                    None => return,
+                },
+            };
+        }
+    }
+}
+
+/// One frame of `first` and what waits behind it.
+fn batch(
+    first: Queued,
+    queue: &mut mpsc::Receiver<Queued>,
+    waiting_bytes: &AtomicUsize,
+    cluster: ClusterId,
+    own: NodeId,
+) -> RaftFrame {
+    let mut messages = Vec::new();
+    let mut bytes = 0;
+    let mut next = Some(first);
+    while let Some(queued) = next {
+        bytes += queued.bytes;
+        messages.push(queued.message.encode_to_vec());
+        let full = messages.len() >= BATCH_MESSAGES || bytes >= BATCH_BYTES;
+        next = if full { None } else { queue.try_recv().ok() };
+    }
+    waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    RaftFrame { cluster: cluster.to_string(), sender: own.0, messages }
+}
+
+/// A status as a person reads it: the peer's own words, or what went wrong on the way.
+pub fn describe(status: &tonic::Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => error_chain(cause),
+        None => status.message().to_owned(),
+    }
+}

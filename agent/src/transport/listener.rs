@@ -1,0 +1,180 @@
+//! The port that peers and joining hosts reach: TLS 1.3 and HTTP/2, with a limit on everything.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use blixard_core::types::{Hash, NodeId};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::door::{Challenge, Door};
+use super::peer::PeerService;
+use super::proto::join_server::JoinServer;
+use super::proto::peer_server::PeerServer;
+use super::{KEEPALIVE, MAX_FRAME, Shared, Side};
+use crate::identity::peer_of;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most connections that have shown no certificate of a member (yet).
+const MAX_STRANGERS: usize = 64;
+/// Most connections of members.
+const MAX_PEERS: usize = 256;
+/// How long a connection without a member's certificate may last: one join takes far less.
+const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
+/// Largest message of the join protocol.
+const MAX_JOIN: usize = 64 * 1024;
+const MAX_STREAMS: u32 = 64;
+const MAX_HEADERS: u32 = 16 * 1024;
+/// Bytes that a peer may send ahead of what this node has read, a stream and a connection.
+const WINDOW: u32 = 8 << 20;
+const STRANGER_WINDOW: u32 = 64 * 1024;
+/// Streams that a client opened and reset before they were looked at.
+const MAX_PENDING_RESETS: usize = 20;
+/// What the paths of all calls between members begin with.
+const PEER_PATH: &str = "/blixard.peer.v1.Peer/";
+/// Least time between two warnings about what came from the network.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// What is known of the other side of a connection; each request carries it.
+#[derive(Clone)]
+pub struct Caller {
+    pub remote: SocketAddr,
+    /// The member in its certificate, if it has shown one.
+    pub peer: Option<NodeId>,
+    /// SHA-256 of the certificate that it was shown.
+    pub leaf: Hash,
+    /// The nonce that its next Admit must answer.
+    pub challenge: Arc<Mutex<Option<Challenge>>>,
+}
+
+/// Accepts connections until it is dropped.
+pub async fn run(listener: TcpListener, shared: Arc<Shared>) {
+    let peer = PeerServer::new(PeerService::new(shared.clone()));
+    let join = JoinServer::new(Door::new(shared.clone()));
+    let port = Arc::new(Port {
+        peer: peer.max_decoding_message_size(MAX_FRAME).max_encoding_message_size(MAX_FRAME),
+        join: join.max_decoding_message_size(MAX_JOIN),
+        shared,
+        strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+        peers: Arc::new(Semaphore::new(MAX_PEERS)),
+    });
+    loop {
+        match listener.accept().await {
+            Ok((tcp, remote)) => match port.strangers.clone().try_acquire_owned() {
+                Ok(permit) => port.shared.tasks.spawn(port.clone().serve(tcp, remote, permit)),
+                Err(_) => port.note(remote, "too many connections without a member's certificate"),
+            },
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                // Most likely out of file descriptors: one must be closed first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+struct Port {
+    peer: PeerServer<PeerService>,
+    join: JoinServer<Door>,
+    shared: Arc<Shared>,
+    strangers: Arc<Semaphore>,
+    peers: Arc<Semaphore>,
+}
+
+impl Port {
+    async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, stranger: OwnedSemaphorePermit) {
+        let Side { tls, cluster } = self.shared.side.borrow().clone();
+        let _ = tcp.set_nodelay(true);
+        let handshake = TlsAcceptor::from(tls.config).accept(tcp);
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                let reason = crate::identity::refusal(&error).map_or_else(|| error.to_string(), |e| e.to_string());
+                return self.note(remote, &reason);
+            }
+            Err(_) => return self.note(remote, "the TLS handshake took too long"),
+        };
+        let session = stream.get_ref().1;
+        if session.alpn_protocol() != Some(b"h2") {
+            return self.note(remote, "the client speaks TLS, but not this protocol");
+        }
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let peer = match (certificate, cluster) {
+            (Some(certificate), Some(cluster)) => match peer_of(certificate, cluster) {
+                Ok(peer) => Some(peer),
+                Err(error) => return self.note(remote, &error.to_string()),
+            },
+            _ => None,
+        };
+        let permit = if peer.is_some() { self.peers.clone().try_acquire_owned().ok() } else { Some(stranger) };
+        let Some(_permit) = permit else {
+            return self.note(remote, "too many connections of members");
+        };
+        let caller = Caller { remote, peer, leaf: tls.leaf, challenge: Arc::default() };
+        let connection = self.connection(TokioIo::new(stream), caller);
+        let ended = match peer {
+            Some(_) => connection.await,
+            None => tokio::time::timeout(STRANGER_LIFETIME, connection).await.unwrap_or(Ok(())),
+        };
+        if let Err(error) = ended {
+            debug!(%remote, %error, "a connection ended");
+        }
+    }
+
+    async fn connection(
+        &self,
+        stream: TokioIo<tokio_rustls::server::TlsStream<TcpStream>>,
+        caller: Caller,
+    ) -> hyper::Result<()> {
+        let window = if caller.peer.is_some() { WINDOW } else { STRANGER_WINDOW };
+        let (peer, join) = (self.peer.clone(), self.join.clone());
+        let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(caller.clone());
+            // Each answers "unimplemented" to what it doesn't know.
+            if request.uri().path().starts_with(PEER_PATH) {
+                tower::Service::call(&mut peer.clone(), request)
+            } else {
+                tower::Service::call(&mut join.clone(), request)
+            }
+        });
+        hyper::server::conn::http2::Builder::new(self.shared.tasks.clone())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADERS)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_PENDING_RESETS)
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(window)
+            .keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1)
+            .serve_connection(stream, service)
+            .await
+    }
+
+    fn note(&self, remote: SocketAddr, reason: &str) {
+        self.shared.noise.warn(format_args!("a connection of {remote}: {reason}"));
+    }
+}
+
+/// What others do wrong: a warning once in a while, otherwise for debugging, so that nobody can fill the journal.
+#[derive(Default)]
+pub struct Noise(Mutex<Option<Instant>>);
+
+impl Noise {
+    pub fn warn(&self, reason: std::fmt::Arguments<'_>) {
+        let mut warned = self.0.lock().expect("nothing panics while it holds this lock");
+        if warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            *warned = Some(Instant::now());
+            warn!(%reason, "refused what came from the network");
+        } else {
+            debug!(%reason, "refused what came from the network");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The calls between members: the stream of Raft messages, and forwarded commands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::types::{ClusterId, NodeId};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::connect::ConnectError;
+use super::link::describe;
+use super::listener::Caller;
+use super::proto::forward_reply::Result as Reply;
+use super::proto::peer_client::PeerClient;
+use super::proto::peer_server::Peer;
+use super::proto::{ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame, Unknown};
+use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Refused, Shared, gate};
+
+/// Longest that a forwarded command is waited for, whatever its sender asks.
+const MAX_FORWARD: Duration = Duration::from_secs(120);
+
+/// The server side.
+pub struct PeerService {
+    shared: Arc<Shared>,
+}
+
+impl PeerService {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The member that calls, this node, and their cluster.
+    fn authenticate<T>(&self, request: &Request<T>) -> Result<(NodeId, NodeId, ClusterId), Status> {
+        let caller = request.extensions().get::<Caller>().expect("the listener adds it to each request");
+        let identity = self.shared.identity.borrow().clone();
+        match (caller.peer, identity) {
+            (Some(peer), Some(identity)) => Ok((peer, identity.node, identity.cluster)),
+            _ => Err(Status::unauthenticated("this call needs a client certificate of this node's cluster")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftEnd>, Status> {
+        let (peer, own, cluster) = self.authenticate(&request)?;
+        let mut frames = request.into_inner();
+        let refuse = |reason: &str| self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
+        loop {
+            let frame = match frames.message().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(Response::new(RaftEnd {})),
+                Err(status) => {
+                    if status.code() == Code::OutOfRange {
+                        refuse(status.message());
+                    }
+                    return Err(status);
+                }
+            };
+            let directory = self.shared.directory.borrow().clone();
+            match gate::open(&frame, cluster, own, peer, &directory) {
+                Ok(messages) => self.shared.inbound.step(messages),
+                Err(error) => {
+                    refuse(&error.to_string());
+                    return Err(status_of(&error));
+                }
+            }
+        }
+    }
+
+    async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardReply>, Status> {
+        let (peer, own, _) = self.authenticate(&request)?;
+        if !self.shared.directory.borrow().0.contains_key(&peer) {
+            return Err(status_of(&Refused::Stranger { peer }));
+        }
+        let ForwardRequest { command, timeout_ms } = request.into_inner();
+        let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(MAX_FORWARD);
+        let result = if command.len() > MAX_COMMAND {
+            Reply::Refused(too_large(command.len()))
+        } else {
+            let forwarded = self.shared.inbound.forward(peer, command, deadline);
+            match tokio::time::timeout_at(deadline, forwarded).await {
+                Ok(Ok(outcome)) => Reply::Outcome(outcome),
+                Ok(Err(ForwardError::NotLeader { leader, .. })) => {
+                    Reply::NotLeader(NotLeader { leader: leader.map_or(0, |leader| leader.0) })
+                }
+                Ok(Err(ForwardError::Refused { reason, to })) if to == own => Reply::Refused(reason),
+                Ok(Err(error @ (ForwardError::Refused { .. } | ForwardError::Unreachable { .. }))) => {
+                    Reply::Refused(error.to_string())
+                }
+                Ok(Err(ForwardError::OutcomeUnknown { .. })) | Err(_) => Reply::Unknown(Unknown {}),
+            }
+        };
+        Ok(Response::new(ForwardReply { result: Some(result) }))
+    }
+}
+
+/// The one place where what the gate refuses becomes a status.
+fn status_of(error: &Refused) -> Status {
+    let code = match error {
+        Refused::Cluster { .. } | Refused::Sender { .. } | Refused::From { .. } | Refused::Stranger { .. } => {
+            Code::PermissionDenied
+        }
+        Refused::To { .. } | Refused::NotReady { .. } => Code::FailedPrecondition,
+        Refused::TooMany { .. }
+        | Refused::TooLarge { .. }
+        | Refused::Undecodable
+        | Refused::Kind { .. }
+        | Refused::Malformed { .. } => Code::InvalidArgument,
+    };
+    Status::new(code, error.to_string())
+}
+
+fn too_large(bytes: usize) -> String {
+    format!("the command has {bytes} bytes, and at most {MAX_COMMAND} are taken: make it smaller")
+}
+
+/// The client side of `Forward`.
+pub async fn call_forward(
+    channel: Channel,
+    to: NodeId,
+    command: Vec<u8>,
+    deadline: Instant,
+) -> Result<Vec<u8>, ForwardError> {
+    if command.len() > MAX_COMMAND {
+        return Err(ForwardError::Refused { to, reason: too_large(command.len()) });
+    }
+    let mut client = PeerClient::new(channel).max_decoding_message_size(MAX_FRAME);
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    let call = client.forward(ForwardRequest { command, timeout_ms });
+    let unknown = ForwardError::OutcomeUnknown { to };
+    let reply = match tokio::time::timeout_at(deadline, call).await {
+        Ok(Ok(reply)) => reply.into_inner(),
+        Ok(Err(status)) => return Err(if was_sent(&status) { unknown } else { not_sent(to, &status) }),
+        Err(_) => return Err(unknown),
+    };
+    match reply.result {
+        Some(Reply::Outcome(outcome)) => Ok(outcome),
+        Some(Reply::NotLeader(NotLeader { leader })) => {
+            Err(ForwardError::NotLeader { to, leader: (leader != 0).then_some(NodeId(leader)) })
+        }
+        Some(Reply::Refused(reason)) => Err(ForwardError::Refused { to, reason }),
+        Some(Reply::Unknown(Unknown {})) | None => Err(unknown),
+    }
+}
+
+/// Whether the command may have reached the node that was to propose it.
+fn was_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return false;
+        }
+        cause = error.source();
+    }
+    // What the other side says before it looks at the command.
+    !matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented)
+}
+
+fn not_sent(to: NodeId, status: &Status) -> ForwardError {
+    ForwardError::Unreachable { to, reason: describe(status) }
+}

@@ -1,0 +1,157 @@
+//! Too much, too big, or no sense at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raft::eraftpb::{Entry, Message, MessageType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::super::link::QUEUE_MESSAGES;
+use super::super::proto::join_client::JoinClient;
+use super::super::proto::peer_client::PeerClient;
+use super::super::proto::{HelloRequest, RaftFrame};
+use super::super::*;
+use super::rig::*;
+use crate::identity::stranger_client;
+
+fn append(bytes: usize) -> Message {
+    let entry = Entry { index: 1, term: 1, data: vec![7; bytes], ..Entry::default() };
+    let msg_type = MessageType::MsgAppend as i32;
+    Message { msg_type, from: raft(0).0, to: raft(1).0, term: 1, entries: vec![entry], ..Message::default() }
+}
+
+#[tokio::test]
+async fn garbage_on_the_port_leaves_the_node_working() {
+    let mut cluster = Cluster::start(2).await;
+    let address = cluster.nodes[1].address();
+    let tls_without_end = [&[22, 3, 1, 0x3f, 0xff][..], &[1; 100]].concat();
+    for garbage in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0xff; 100_000], vec![0; 10], tls_without_end] {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        let _ = tcp.write_all(&garbage).await;
+        let _ = tcp.shutdown().await;
+        let mut answer = Vec::new();
+        // It is closed, by an error or not, and nothing but an alert comes back.
+        let _ = tokio::time::timeout(MAX_WAIT, tcp.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.len() < 32, "{answer:?}");
+    }
+    // Good TLS, and garbage inside.
+    let address: Address = address.to_string().parse().unwrap();
+    let mut tls = connect::connect(&address, Arc::new(stranger_client())).await.unwrap();
+    tls.write_all(&[0xff; 1000]).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(MAX_WAIT, tls.read_to_end(&mut answer)).await.unwrap();
+
+    let sender = cluster.nodes[0].transport.clone();
+    wait_for("a message", || sender.send(vec![heartbeat(0, 1, 1)]), || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn idle_strangers_take_only_their_own_places() {
+    let mut cluster = Cluster::start(2).await;
+    let sender = cluster.nodes[0].transport.clone();
+    let mut term = 0;
+    let mut send = || {
+        term += 1;
+        sender.send(vec![heartbeat(0, 1, term)]);
+    };
+    wait_for("a message", &mut send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+    // Each says nothing, and is kept until its handshake times out; only then another is let in.
+    let mut idle: Vec<TcpStream> = Vec::new();
+    let refused = async {
+        loop {
+            let mut tcp = TcpStream::connect(cluster.nodes[1].address()).await.unwrap();
+            // Who has a place hears nothing; who finds none is closed at once.
+            let answer = tokio::time::timeout(Duration::from_millis(20), tcp.read(&mut [0])).await;
+            if answer.is_ok() {
+                return;
+            }
+            idle.push(tcp);
+        }
+    };
+    tokio::time::timeout(MAX_WAIT, refused).await.expect("the port to be full");
+    while cluster.nodes[1].steps.try_recv().is_ok() {}
+    wait_for("a message", &mut send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn fifty_megabytes_are_refused_everywhere_with_a_clear_error() {
+    const SIZE: usize = 50 << 20;
+    let mut cluster = Cluster::start(2).await;
+    let sender = cluster.nodes[0].transport.clone();
+    wait_for("a message", || sender.send(vec![heartbeat(0, 1, 1)]), || cluster.nodes[1].steps.try_recv().is_ok()).await;
+    // By this side.
+    sender.send(vec![append(SIZE)]);
+    assert_eq!(next("report", &mut cluster.nodes[0].unreachable, |_| true).await, raft(1));
+    let error = sender.forward(node(1), vec![0; SIZE], Instant::now() + MAX_WAIT).await.unwrap_err();
+    let ForwardError::Refused { reason, .. } = &error else { panic!("{error}") };
+    assert!(reason.contains("52428800 bytes") && reason.contains("at most 5242880"), "{reason}");
+    // By the other side.
+    let frame = RaftFrame {
+        cluster: cluster.authority.cluster().to_string(),
+        sender: node(0).0,
+        messages: vec![vec![0; SIZE]],
+    };
+    let mut client = PeerClient::new(cluster.call(0, 1).await);
+    let status = client.raft(tokio_stream::iter([frame])).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    assert!(status.message().contains("too large"), "{status}");
+    let mut client = JoinClient::new(channel(cluster.nodes[1].address(), stranger_client()).await.unwrap());
+    let hello = HelloRequest { nonce: vec![0; 65 * 1024], name: "gamma".to_owned() };
+    assert_eq!(client.hello(hello).await.unwrap_err().code(), Code::OutOfRange);
+    // And the largest that is taken, is taken: many, in one go.
+    let largest = append(MAX_COMMAND);
+    sender.send(vec![largest.clone(); 5]);
+    for _ in 0..5 {
+        let got = next("append", &mut cluster.nodes[1].steps, |m| !m.entries.is_empty()).await;
+        assert!(got == largest);
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_and_reports_and_does_not_block() {
+    let mut cluster = Cluster::start(1).await;
+    // It accepts, and then says nothing: the queue only fills.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut directory = cluster.directory();
+    let Server { name, address } = server(1, silent.local_addr().unwrap());
+    directory.0.extend(BTreeMap::from([(node(1), Member { name, address, raft: raft(1) })]));
+    let alone = &mut cluster.nodes[0];
+    alone.directory.send_replace(Arc::new(directory));
+    wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;
+
+    let few = vec![heartbeat(0, 1, 1); 10];
+    alone.transport.send(few);
+    assert!(alone.unreachable.try_recv().is_err(), "there is room for some");
+    let many = vec![heartbeat(0, 1, 1); QUEUE_MESSAGES * 2];
+    alone.transport.send(many);
+    assert_eq!(alone.unreachable.try_recv(), Ok(raft(1)), "and it is reported before send returns");
+}
+
+#[tokio::test]
+async fn a_queue_is_bounded_in_bytes_too() {
+    let mut cluster = Cluster::start(1).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut directory = cluster.directory();
+    let Server { name, address } = server(1, silent.local_addr().unwrap());
+    directory.0.insert(node(1), Member { name, address, raft: raft(1) });
+    let alone = &mut cluster.nodes[0];
+    alone.directory.send_replace(Arc::new(directory));
+    wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;
+    alone.transport.send(vec![append(MAX_COMMAND); 20]);
+    assert_eq!(alone.unreachable.try_recv(), Ok(raft(1)));
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_an_error_that_names_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = taken.local_addr().unwrap();
+    let node = Node::blank(0, secret(1)).await;
+    let settings = Settings { listen, name: "alpha".parse().unwrap(), servers: list(), secret: secret(1) };
+    let started = Transport::start(settings, node.recorder.clone(), node.directory.subscribe()).await;
+    let error = started.err().unwrap().to_string();
+    assert!(error.contains(&listen.to_string()) && error.contains("node.listen"), "{error}");
+}

@@ -1,0 +1,265 @@
+//! Between members: messages, forwarded commands, and who is refused them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use blixard_core::types::NodeId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::super::proto::peer_client::PeerClient;
+use super::super::proto::{ForwardRequest, RaftFrame};
+use super::super::*;
+use super::rig::*;
+use crate::identity::{Authority, Expected, member_client, stranger_client};
+
+fn frame(cluster: &Cluster, sender: usize, messages: &[raft::eraftpb::Message]) -> RaftFrame {
+    RaftFrame {
+        cluster: cluster.authority.cluster().to_string(),
+        sender: node(sender).0,
+        messages: messages.iter().map(prost_011::Message::encode_to_vec).collect(),
+    }
+}
+
+async fn stream(client: &mut PeerClient<tonic::transport::Channel>, frame: RaftFrame) -> tonic::Status {
+    let call = client.raft(tokio_stream::iter([frame]));
+    tokio::time::timeout(MAX_WAIT, call).await.unwrap().unwrap_err()
+}
+
+#[tokio::test]
+async fn members_exchange_messages_in_order_over_mutual_tls() {
+    let mut cluster = Cluster::start(2).await;
+    let mut term = 0;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let sender = cluster.nodes[from].transport.clone();
+        // The directory may not have reached the links yet: Raft, too, sends again.
+        wait_for(
+            "the first message",
+            || {
+                term += 1;
+                sender.send(vec![heartbeat(from, to, term)]);
+            },
+            || cluster.nodes[to].steps.try_recv().is_ok(),
+        )
+        .await;
+        // From a thread that tokio knows nothing of, as Raft's is.
+        let messages: Vec<_> = (0..1000).map(|n| heartbeat(from, to, 1_000_000 + n)).collect();
+        std::thread::spawn(move || sender.send(messages)).join().unwrap();
+        for n in 0..1000 {
+            let steps = &mut cluster.nodes[to].steps;
+            let message = next("message", steps, |message| message.term >= 1_000_000).await;
+            assert_eq!(message.term, 1_000_000 + n);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_from_somebody_else_than_the_certificate_is_refused() {
+    let mut cluster = Cluster::start(3).await;
+    let mut client = PeerClient::new(cluster.call(1, 0).await);
+    let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(2, 0, 1)])).await;
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert!(status.message().contains("from 13, and node 2 is 12"), "{status}");
+    let status = stream(&mut client, frame(&cluster, 2, &[heartbeat(2, 0, 1)])).await;
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    // One bad message takes the good ones of its frame with it.
+    let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(1, 0, 1), heartbeat(1, 2, 1)])).await;
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(cluster.nodes[0].steps.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn without_a_certificate_there_are_no_messages_and_no_commands() {
+    let mut cluster = Cluster::start(2).await;
+    let mut client = PeerClient::new(channel(cluster.nodes[0].address(), stranger_client()).await.unwrap());
+    let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(1, 0, 1)])).await;
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    let status = client.forward(ForwardRequest { command: vec![1], timeout_ms: 1000 }).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    assert!(cluster.nodes[0].steps.try_recv().is_err());
+    assert_eq!(cluster.nodes[0].recorder.forwards.load(Ordering::Relaxed), 0);
+
+    let blank = Node::blank(2, secret(1)).await;
+    let mut client = PeerClient::new(channel(blank.address(), stranger_client()).await.unwrap());
+    let status = client.forward(ForwardRequest { command: vec![1], timeout_ms: 1000 }).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+}
+
+#[tokio::test]
+async fn a_member_of_another_cluster_is_refused_on_both_sides() {
+    let cluster = Cluster::start(2).await;
+    let other = Cluster::start(2).await;
+    // It calls us: its own check is switched off, so that it is ours that refuses.
+    for foreign in
+        [&other.identities[1], &Authority::create(cluster.authority.cluster()).unwrap().identify(node(1)).unwrap()]
+    {
+        let mut config = stranger_client();
+        config.client_auth_cert_resolver =
+            member_client(foreign, Expected::AnyMember).unwrap().client_auth_cert_resolver;
+        let called = match channel(cluster.nodes[0].address(), config).await {
+            Ok(channel) => {
+                let mut client = PeerClient::new(channel);
+                client.forward(ForwardRequest::default()).await.map(drop).map_err(|status| status.to_string())
+            }
+            Err(error) => Err(error),
+        };
+        called.unwrap_err();
+    }
+    assert_eq!(cluster.nodes[0].recorder.forwards.load(Ordering::Relaxed), 0);
+    // We call it.
+    let config = member_client(&cluster.identities[1], Expected::Node(node(0))).unwrap();
+    let error = channel(other.nodes[0].address(), config).await.unwrap_err();
+    let (found, own) = (other.authority.cluster(), cluster.authority.cluster());
+    assert!(error.contains(&format!("of cluster {found}, and this is cluster {own}")), "{error}");
+    // One of ours, but not the one that was called.
+    let config = member_client(&cluster.identities[0], Expected::Node(node(2))).unwrap();
+    let error = channel(cluster.nodes[1].address(), config).await.unwrap_err();
+    assert!(error.contains("node 2's, and node 3 was called"), "{error}");
+}
+
+#[tokio::test]
+async fn who_is_not_in_the_directory_is_refused() {
+    let cluster = Cluster::start(2).await;
+    let mut directory = cluster.directory();
+    directory.0.remove(&node(1));
+    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    let mut client = PeerClient::new(cluster.call(1, 0).await);
+    let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(1, 0, 1)])).await;
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let status = client.forward(ForwardRequest { command: vec![1], timeout_ms: 1000 }).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert!(status.message().contains("node 2 is not in the directory"), "{status}");
+}
+
+#[tokio::test]
+async fn a_forwarded_command_is_answered_with_its_outcome_or_why_there_is_none() {
+    let cluster = Cluster::start(2).await;
+    let (sender, leader) = (&cluster.nodes[0].transport, &cluster.nodes[1].recorder);
+    let soon = || Instant::now() + MAX_WAIT;
+    wait_for("a link", || (), || sender.shared.links.channel(node(1)).is_some()).await;
+    assert_eq!(sender.forward(node(1), b"command".to_vec(), soon()).await, Ok(b"command".to_vec()));
+    // The largest command that is taken.
+    let largest = vec![7; MAX_COMMAND];
+    assert_eq!(sender.forward(node(1), largest.clone(), soon()).await, Ok(largest));
+
+    let to = node(1);
+    for error in [
+        ForwardError::NotLeader { to, leader: Some(node(2)) },
+        ForwardError::NotLeader { to, leader: None },
+        ForwardError::OutcomeUnknown { to },
+        ForwardError::Refused { to, reason: "no".to_owned() },
+    ] {
+        *leader.answering.lock().unwrap() = Answering::Fail(error.clone());
+        assert_eq!(sender.forward(to, vec![1], soon()).await, Err(error));
+    }
+
+    *leader.answering.lock().unwrap() = Answering::Never;
+    let short = Instant::now() + Duration::from_millis(50);
+    assert_eq!(sender.forward(to, vec![1], short).await, Err(ForwardError::OutcomeUnknown { to }));
+
+    let error = sender.forward(NodeId(77), vec![1], soon()).await.unwrap_err();
+    assert!(matches!(error, ForwardError::Unreachable { .. }), "{error}");
+    cluster.nodes[1].transport.shutdown().await;
+    // The old connection may be noticed first; from then on it is known that nothing is sent.
+    let mut error = sender.forward(to, vec![1], soon()).await.unwrap_err();
+    if matches!(error, ForwardError::OutcomeUnknown { .. }) {
+        error = sender.forward(to, vec![1], soon()).await.unwrap_err();
+    }
+    assert!(matches!(error, ForwardError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains("cannot connect to 127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_that_restarts_is_reported_and_then_reached_again() {
+    let mut cluster = Cluster::start(2).await;
+    let sender = cluster.nodes[0].transport.clone();
+    let mut term = 0;
+    let mut send = || {
+        term += 1;
+        sender.send(vec![heartbeat(0, 1, term)]);
+    };
+    wait_for("a message", &mut send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+    let address = cluster.nodes[1].address();
+    cluster.nodes[1].transport.shutdown().await;
+    let peer = next("report", &mut cluster.nodes[0].unreachable, |_| true).await;
+    assert_eq!(peer, raft(1));
+
+    // The port is free again at once: nothing of the old one is left.
+    cluster.nodes[1] = cluster.start_node(1, address).await;
+    cluster.publish();
+    wait_for("a message", &mut send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+/// Passes bytes on, until `silenced` changes: what is connected then stays so, and carries nothing any more.
+async fn cable(to: SocketAddr, silenced: watch::Receiver<()>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = accepted.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            let mut silenced = silenced.clone();
+            silenced.mark_unchanged();
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                    _ = silenced.changed() => {}
+                }
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    (address, accepted)
+}
+
+#[tokio::test]
+async fn a_connection_that_falls_silent_is_given_up_and_made_anew() {
+    let mut cluster = Cluster::start(2).await;
+    let silence = watch::Sender::new(());
+    let (address, accepted) = cable(cluster.nodes[1].address(), silence.subscribe()).await;
+    let mut directory = cluster.directory();
+    directory.0.get_mut(&node(1)).unwrap().address = address.to_string().parse().unwrap();
+    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    let sender = cluster.nodes[0].transport.clone();
+    wait_for("a connection over the cable", || (), || accepted.load(Ordering::Relaxed) >= 1).await;
+    let send = || sender.send(vec![heartbeat(0, 1, 7)]);
+    wait_for("a message", send, || cluster.nodes[1].steps.try_recv().is_ok_and(|message| message.term == 7)).await;
+    silence.send_replace(());
+    assert_eq!(next("report", &mut cluster.nodes[0].unreachable, |_| true).await, raft(1));
+    while cluster.nodes[1].steps.try_recv().is_ok() {}
+    wait_for("a message", send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_member_that_moves_is_reached_at_its_new_address() {
+    let mut cluster = Cluster::start(2).await;
+    let sender = cluster.nodes[0].transport.clone();
+    cluster.nodes[1].transport.shutdown().await;
+    cluster.nodes[1] = cluster.start_node(1, "127.0.0.1:0".parse().unwrap()).await;
+    cluster.publish();
+    wait_for("a message", || sender.send(vec![heartbeat(0, 1, 1)]), || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_every_task_even_with_a_command_under_way() {
+    let cluster = Cluster::start(2).await;
+    let before = cluster.nodes[1].transport.shared.tasks.0.receiver_count();
+    assert!(before >= 2, "{before}");
+    *cluster.nodes[1].recorder.answering.lock().unwrap() = Answering::Never;
+    let mut client = PeerClient::new(cluster.call(0, 1).await);
+    let call = tokio::spawn(async move {
+        client.forward(ForwardRequest { command: vec![1], timeout_ms: 100_000 }).await.map(drop)
+    });
+    let recorder = cluster.nodes[1].recorder.clone();
+    wait_for("the command", || (), || recorder.forwards.load(Ordering::Relaxed) == 1).await;
+    for node in &cluster.nodes {
+        tokio::time::timeout(MAX_WAIT, node.transport.shutdown()).await.unwrap();
+        assert_eq!(node.transport.shared.tasks.0.receiver_count(), 0);
+    }
+    tokio::time::timeout(MAX_WAIT, call).await.unwrap().unwrap().unwrap_err();
+}

@@ -1,0 +1,253 @@
+//! Nodes whose inbound side records what reaches it.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use blixard_core::types::{NodeId, RaftId, Server};
+use hyper_util::rt::TokioIo;
+use raft::eraftpb::{Message, MessageType};
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use super::super::*;
+use crate::error_chain;
+use crate::identity::{Authority, ClusterSecret, Expected, NodeIdentity, NodeKey, draw_cluster_id, member_client};
+
+/// Longest that anything is waited for.
+pub const MAX_WAIT: Duration = Duration::from_secs(20);
+
+pub const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+/// A joiner's own.
+pub fn key() -> NodeKey {
+    NodeKey::generate().unwrap()
+}
+
+pub fn secret(byte: u8) -> ClusterSecret {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), [byte; 32]).unwrap();
+    ClusterSecret::read(&dir.path().join("secret")).unwrap()
+}
+
+pub fn server(at: usize, address: SocketAddr) -> Server {
+    format!("{}@{address}", NAMES[at]).parse().unwrap()
+}
+
+/// A list whose addresses aren't looked at.
+pub fn list() -> Vec<Server> {
+    (0..3).map(|at| server(at, "127.0.0.1:1".parse().unwrap())).collect()
+}
+
+/// Waits for `wanted` to come out of `channel`.
+pub async fn next<T: Debug>(what: &str, channel: &mut mpsc::UnboundedReceiver<T>, wanted: impl Fn(&T) -> bool) -> T {
+    let mut last = None;
+    let found = async {
+        while let Some(item) = channel.recv().await {
+            if wanted(&item) {
+                return item;
+            }
+            last = Some(item);
+        }
+        panic!("nobody can send {what} any more");
+    };
+    let found = tokio::time::timeout(MAX_WAIT, found).await.ok();
+    found.unwrap_or_else(|| panic!("no {what} within {MAX_WAIT:?}; last seen: {last:?}"))
+}
+
+/// Polls `condition`, calling `nudge` before each look, until it holds.
+pub async fn wait_for(what: &str, mut nudge: impl FnMut(), mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + MAX_WAIT;
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    loop {
+        nudge();
+        if condition() {
+            return;
+        }
+        assert!(Instant::now() < until, "no {what} within {MAX_WAIT:?}");
+        tick.tick().await;
+    }
+}
+
+/// What a [`Recorder`] does with a forwarded command.
+#[derive(Clone)]
+pub enum Answering {
+    Echo,
+    Fail(ForwardError),
+    Never,
+}
+
+pub struct Recorder {
+    pub standing: Mutex<Standing>,
+    pub answering: Mutex<Answering>,
+    pub authority: Option<Arc<Authority>>,
+    pub admits: AtomicUsize,
+    pub forwards: AtomicUsize,
+    steps: mpsc::UnboundedSender<Message>,
+    unreachable: mpsc::UnboundedSender<RaftId>,
+}
+
+#[tonic::async_trait]
+impl Inbound for Recorder {
+    fn step(&self, messages: Vec<Message>) {
+        for message in messages {
+            let _ = self.steps.send(message);
+        }
+    }
+    fn unreachable(&self, peer: RaftId) {
+        let _ = self.unreachable.send(peer);
+    }
+    fn standing(&self) -> Standing {
+        *self.standing.lock().unwrap()
+    }
+    async fn forward(&self, _: NodeId, command: Vec<u8>, _: Instant) -> Result<Vec<u8>, ForwardError> {
+        self.forwards.fetch_add(1, Ordering::Relaxed);
+        let answering = self.answering.lock().unwrap().clone();
+        match answering {
+            Answering::Echo => Ok(command),
+            Answering::Fail(error) => Err(error),
+            Answering::Never => std::future::pending().await,
+        }
+    }
+    async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
+        self.admits.fetch_add(1, Ordering::Relaxed);
+        let authority = self.authority.as_ref().ok_or_else(|| Refusal("no authority".to_owned()))?;
+        let node = NodeId(9);
+        let certificate = authority.issue(&candidate.request, node).map_err(|error| Refusal(error.to_string()))?;
+        let member = Member { name: candidate.name, address: candidate.address, raft: RaftId(19) };
+        Ok(Admission {
+            cluster: authority.cluster(),
+            authority: authority.certificate().to_vec(),
+            certificate,
+            node,
+            raft: RaftId(19),
+            members: Directory(BTreeMap::from([(node, member)])),
+        })
+    }
+}
+
+pub struct Node {
+    pub transport: Arc<Transport>,
+    pub recorder: Arc<Recorder>,
+    pub steps: mpsc::UnboundedReceiver<Message>,
+    pub unreachable: mpsc::UnboundedReceiver<RaftId>,
+    pub directory: watch::Sender<Arc<Directory>>,
+}
+
+impl Node {
+    pub async fn blank(at: usize, secret: ClusterSecret) -> Self {
+        Self::listen(at, "127.0.0.1:0".parse().unwrap(), secret, None, Standing::Blank).await
+    }
+
+    pub async fn listen(
+        at: usize,
+        listen: SocketAddr,
+        secret: ClusterSecret,
+        authority: Option<Arc<Authority>>,
+        standing: Standing,
+    ) -> Self {
+        let (steps_sender, steps) = mpsc::unbounded_channel();
+        let (unreachable_sender, unreachable) = mpsc::unbounded_channel();
+        let recorder = Arc::new(Recorder {
+            standing: Mutex::new(standing),
+            answering: Mutex::new(Answering::Echo),
+            authority,
+            admits: AtomicUsize::new(0),
+            forwards: AtomicUsize::new(0),
+            steps: steps_sender,
+            unreachable: unreachable_sender,
+        });
+        let directory = watch::Sender::new(Arc::new(Directory::default()));
+        let settings = Settings { listen, name: NAMES[at].parse().unwrap(), servers: list(), secret };
+        let transport = Transport::start(settings, recorder.clone(), directory.subscribe()).await.unwrap();
+        Self { transport: Arc::new(transport), recorder, steps, unreachable, directory }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.transport.address()
+    }
+}
+
+/// Members 1, 2 … of one cluster, with the Raft ids 11, 12 …, who all know each other.
+pub struct Cluster {
+    pub authority: Arc<Authority>,
+    pub identities: Vec<NodeIdentity>,
+    pub nodes: Vec<Node>,
+}
+
+impl Cluster {
+    pub async fn start(count: usize) -> Self {
+        let authority = Arc::new(Authority::create(draw_cluster_id()).unwrap());
+        let identities: Vec<_> = (0..count).map(|at| authority.identify(node(at)).unwrap()).collect();
+        let mut cluster = Self { authority, identities, nodes: Vec::new() };
+        for at in 0..count {
+            let started = cluster.start_node(at, "127.0.0.1:0".parse().unwrap()).await;
+            cluster.nodes.push(started);
+        }
+        cluster.publish();
+        cluster
+    }
+
+    pub async fn start_node(&self, at: usize, listen: SocketAddr) -> Node {
+        let standing = Standing::Member(self.authority.cluster());
+        let started = Node::listen(at, listen, secret(1), Some(self.authority.clone()), standing).await;
+        started.transport.become_member(&self.identities[at]).unwrap();
+        started
+    }
+
+    pub fn directory(&self) -> Directory {
+        let member = |(at, started): (usize, &Node)| {
+            let Server { name, address } = server(at, started.address());
+            (node(at), Member { name, address, raft: raft(at) })
+        };
+        Directory(self.nodes.iter().enumerate().map(member).collect())
+    }
+
+    pub fn publish(&self) {
+        let directory = Arc::new(self.directory());
+        for node in &self.nodes {
+            node.directory.send_replace(directory.clone());
+        }
+    }
+
+    /// A client with the certificate of one member, to the listener of another.
+    pub async fn call(&self, from: usize, to: usize) -> Channel {
+        let config = member_client(&self.identities[from], Expected::Node(node(to))).unwrap();
+        channel(self.nodes[to].address(), config).await.unwrap()
+    }
+}
+
+pub fn node(at: usize) -> NodeId {
+    NodeId(at as u64 + 1)
+}
+
+pub fn raft(at: usize) -> RaftId {
+    RaftId(at as u64 + 11)
+}
+
+pub fn heartbeat(from: usize, to: usize, term: u64) -> Message {
+    Message {
+        msg_type: MessageType::MsgHeartbeat as i32,
+        from: raft(from).0,
+        to: raft(to).0,
+        term,
+        ..Message::default()
+    }
+}
+
+/// A connection made by hand, which sends whatever a test wants.
+pub async fn channel(address: SocketAddr, config: ClientConfig) -> Result<Channel, String> {
+    let address: Address = address.to_string().parse().unwrap();
+    let stream = connect::connect(&address, Arc::new(config)).await.map_err(|error| error_chain(&error))?;
+    let mut once = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = once.take().ok_or_else(|| std::io::Error::other("used up"));
+        async { stream }
+    });
+    connect::endpoint(&Tasks::default()).connect_with_connector(connector).await.map_err(|error| error_chain(&error))
+}

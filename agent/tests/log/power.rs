@@ -1,0 +1,196 @@
+//! A disk that can lose its power: it keeps a live and a durable image, and counts every operation that writes.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use blixard::log::{Disk, DiskFile};
+
+const SECTOR: usize = 512;
+
+/// A small generator of our own, so that no update of a crate changes what a seed means.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from((self.0 >> 33) % bound as u64).unwrap()
+    }
+}
+
+#[derive(Default, Clone)]
+struct Content {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+}
+
+#[derive(Clone)]
+enum Naming {
+    Create(String, usize),
+    Rename(String, String),
+    Remove(String),
+}
+
+#[derive(Default)]
+struct Image {
+    contents: Vec<Content>,
+    live: BTreeMap<String, usize>,
+    durable: BTreeMap<String, usize>,
+    /// What `live` has and `durable` doesn't, in order.
+    unsynced: Vec<Naming>,
+    writes_left: Option<usize>,
+    writes: usize,
+    salt: u64,
+}
+
+impl Image {
+    /// Counts one write, or fails it when the power is gone.
+    fn spend(&mut self) -> io::Result<()> {
+        self.writes += 1;
+        match &mut self.writes_left {
+            Some(0) => Err(io::Error::other("the power is gone")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn name(&mut self, naming: Naming) {
+        apply(&mut self.live, &naming);
+        self.unsynced.push(naming);
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, usize>, naming: &Naming) {
+    match naming {
+        Naming::Create(name, content) => {
+            names.insert(name.clone(), *content);
+        }
+        Naming::Rename(from, to) => {
+            let content = names.remove(from).expect("it is there");
+            names.insert(to.clone(), content);
+        }
+        Naming::Remove(name) => {
+            names.remove(name).expect("it is there");
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct Power(Rc<RefCell<Image>>);
+
+pub struct PowerFile {
+    disk: Power,
+    content: usize,
+}
+
+impl Power {
+    /// After so many more writes, the power is gone.
+    pub fn cut_after(&self, writes: usize) {
+        self.0.borrow_mut().writes_left = Some(writes);
+    }
+
+    pub fn writes(&self) -> usize {
+        self.0.borrow().writes
+    }
+
+    /// What the disk holds when power is back: all that was synced, and of the rest whatever `random` leaves of it.
+    pub fn back(&self, random: &mut Random) -> Self {
+        let image = self.0.borrow();
+        let mut names = image.durable.clone();
+        for naming in &image.unsynced[..random.below(image.unsynced.len() + 1)] {
+            apply(&mut names, naming);
+        }
+        let contents: Vec<Content> = image.contents.iter().map(|content| survivor(content, random)).collect();
+        let salt = image.salt;
+        let image = Image { contents, live: names.clone(), durable: names, salt, ..Image::default() };
+        Self(Rc::new(RefCell::new(image)))
+    }
+}
+
+/// Synced bytes, and each sector behind them written, zero, or cut off.
+fn survivor(content: &Content, random: &mut Random) -> Content {
+    let mut bytes = content.durable.clone();
+    let unsynced = &content.live[bytes.len()..];
+    let kept = match random.below(3) {
+        0 => 0,
+        1 => random.below(unsynced.len() + 1),
+        _ => unsynced.len(),
+    };
+    let (begin, end) = (bytes.len(), bytes.len() + kept);
+    bytes.extend(&unsynced[..kept]);
+    let lossy = random.below(2) == 0;
+    for sector in begin / SECTOR..end.div_ceil(SECTOR) {
+        if lossy && random.below(2) == 0 {
+            bytes[(sector * SECTOR).max(begin)..((sector + 1) * SECTOR).min(end)].fill(0);
+        }
+    }
+    Content { live: bytes.clone(), durable: bytes }
+}
+
+impl Disk for Power {
+    type File = PowerFile;
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.0.borrow().live.keys().cloned().collect())
+    }
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let image = self.0.borrow();
+        Ok(image.contents[image.live[name]].live.clone())
+    }
+    fn create(&self, name: &str) -> io::Result<PowerFile> {
+        let mut image = self.0.borrow_mut();
+        image.spend()?;
+        let content = image.contents.len();
+        image.contents.push(Content::default());
+        image.name(Naming::Create(name.to_owned(), content));
+        Ok(PowerFile { disk: self.clone(), content })
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut image = self.0.borrow_mut();
+        image.spend()?;
+        image.name(Naming::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut image = self.0.borrow_mut();
+        image.spend()?;
+        image.name(Naming::Remove(name.to_owned()));
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        let mut image = self.0.borrow_mut();
+        image.spend()?;
+        image.durable = image.live.clone();
+        image.unsynced.clear();
+        Ok(())
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from("/power").join(name)
+    }
+    fn salt(&self) -> u64 {
+        let mut image = self.0.borrow_mut();
+        image.salt += 1;
+        image.salt
+    }
+}
+
+impl DiskFile for PowerFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut image = self.disk.0.borrow_mut();
+        // When the power goes here, what it leaves of the bytes is for `survivor` to say.
+        image.contents[self.content].live.extend(bytes);
+        image.spend()
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        let mut image = self.disk.0.borrow_mut();
+        image.spend()?;
+        let content = &mut image.contents[self.content];
+        content.durable = content.live.clone();
+        Ok(())
+    }
+}
