@@ -2,16 +2,22 @@
 
 use std::error::Error;
 
+pub mod agent;
+pub mod api;
+pub mod cli;
 pub mod config;
 pub mod gate;
 pub mod identity;
 pub mod log;
 pub mod nix;
+pub mod node;
 pub mod probe;
+pub mod seat;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod units;
+pub mod worker;
 
 /// An error and its causes on one line, each once.
 pub fn error_chain(error: &dyn Error) -> String {

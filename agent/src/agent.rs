@@ -1,0 +1,386 @@
+//! One host's agent: puts the rooms together, starts them, and ends them in order.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::driver::{Driver, Membership, Recovered, Settings, StartError};
+use blixard_core::state::{RowError, State};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::api::{self, ApiError, Stage};
+use crate::config::{Config, ConfigError};
+use crate::gate::files::Account;
+use crate::identity::{self, ClusterSecret, SecretError};
+use crate::log::{Log, LogError, Replay};
+use crate::nix::NixCommand;
+use crate::node::{self, Ended, Founding, Handle, NodeError, Parts};
+use crate::probe::{self, ProbeError};
+use crate::seat::{FOUNDER, Seat, SeatError};
+use crate::store::{Store, StoreError};
+use crate::transport::{self, Directory, Transport, TransportError};
+use crate::units::{self, Systemd, Units, UnitsError};
+use crate::worker::offer::Occasion;
+use crate::{telemetry, worker};
+
+mod inbound;
+mod watchdog;
+
+use inbound::Inward;
+
+/// Longest that a runner's download may take.
+const REALISE: Duration = Duration::from_secs(1800);
+
+/// What keeps an agent from running.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("cannot start")]
+    Config(#[source] ConfigError),
+    #[error("cannot start")]
+    Secret(#[source] SecretError),
+    #[error("cannot use the directory {path}: let root write to it, or set another in the configuration")]
+    MakeDir { path: PathBuf, source: std::io::Error },
+    #[error("cannot open the log")]
+    OpenLog(#[source] LogError),
+    #[error("cannot open the store")]
+    OpenStore(#[source] StoreError),
+    #[error(
+        "the store {path} is missing, and the raft log beside it is not: restore both together from a copy, or move \
+         the data directory away and let this host join under another name"
+    )]
+    StoreMissing { path: PathBuf },
+    #[error("cannot load the state from {path}")]
+    Load { path: PathBuf, source: RowError },
+    #[error("cannot go on from the data in {path}")]
+    Resume { path: PathBuf, source: StartError },
+    #[error("cannot become a member of the cluster")]
+    Seat(#[source] SeatError),
+    #[error("cannot tell what this machine has")]
+    Probe(#[source] ProbeError),
+    #[error("cannot use this host's systemd")]
+    Units(#[source] UnitsError),
+    #[error("cannot serve the other nodes")]
+    Transport(#[source] TransportError),
+    #[error("cannot serve the command line")]
+    Api(#[source] ApiError),
+    #[error("this node has stopped")]
+    Node(#[source] NodeError),
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs until a signal or an error ends it; what it logs last says which.
+pub fn run(config: &Path) -> ExitCode {
+    telemetry::start();
+    // A node with a broken invariant must not go on with half of its threads.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(error = %panic, "a broken invariant stops this agent");
+        print(panic);
+        std::process::abort();
+    }));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("the system has threads to spare at start");
+    match runtime.block_on(as_service(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = crate::error_chain(&error), "the agent ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What an agent is told while it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    /// Hand leadership over and end; units run on.
+    Stop,
+    /// Offer the manifest again.
+    Reload,
+}
+
+async fn as_service(path: &Path) -> Result<(), AgentError> {
+    let config = Config::load(path).map_err(AgentError::Config)?;
+    let told = signals().map_err(AgentError::Signals)?;
+    serve(config, systemd, told).await
+}
+
+/// Signals as what they tell the agent.
+fn signals() -> Result<mpsc::Receiver<Told>, std::io::Error> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let (tell, told) = mpsc::channel(8);
+    tokio::spawn(async move {
+        loop {
+            let news = tokio::select! {
+                _ = terminate.recv() => Told::Stop,
+                _ = interrupt.recv() => Told::Stop,
+                _ = hang_up.recv() => Told::Reload,
+            };
+            if tell.send(news).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(told)
+}
+
+/// This host's units, as `config` wants them run.
+async fn systemd(config: Config) -> Result<Systemd<NixCommand>, UnitsError> {
+    let account = |user: &str, group: &str| Account { user: user.to_owned(), group: group.to_owned() };
+    let settings = units::Settings {
+        run_dir: config.node.run_dir.clone(),
+        data_dir: config.node.data_dir.clone(),
+        vms: account(&config.vms.user, &config.vms.group),
+        tasks: account(config.tasks.user(), &config.tasks.group),
+        bridge: config.vms.bridge.clone(),
+        control_dir: PathBuf::from(units::CONTROL_DIR),
+    };
+    Systemd::connect(settings, NixCommand::new(crate::nix::ROOTS, REALISE)).await
+}
+
+/// One agent, until it is told to stop or can't go on. `connect` is called once this host is a member.
+///
+/// # Errors
+/// What keeps it from running, or has stopped it.
+pub async fn serve<U, C>(
+    config: Config,
+    connect: impl FnOnce(Config) -> C,
+    mut told: mpsc::Receiver<Told>,
+) -> Result<(), AgentError>
+where
+    U: Units,
+    C: Future<Output = Result<U, UnitsError>>,
+{
+    let secret = ClusterSecret::read(&config.cluster.secret_file).map_err(AgentError::Secret)?;
+    let raft_dir = config.node.data_dir.join("raft");
+    make_dir(&config.node.data_dir, 0o755)?;
+    make_dir(&config.node.run_dir, 0o755)?;
+    make_dir(&raft_dir, 0o700)?;
+
+    let mut data = Data::open(raft_dir)?;
+    let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));
+    let socket = api::listen(&config.node.run_dir.join("api.sock")).map_err(AgentError::Api)?;
+    let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
+    let api = tokio::spawn(api::serve(socket, stages, async {
+        let _ = api_stopped.await;
+    }));
+
+    let (directory, directories) = watch::channel(Arc::default());
+    let inward = Arc::new(Inward::new(secret.clone(), data.kept.as_deref().and_then(Seat::cluster_of)));
+    let settings = transport::Settings {
+        listen: config.node.listen,
+        name: config.name().clone(),
+        servers: config.servers().to_vec(),
+        secret: secret.clone(),
+    };
+    let transport = Transport::start(settings, inward.clone(), directories).await.map_err(AgentError::Transport)?;
+    let transport = Arc::new(transport);
+    // Whoever waits for this unit mustn't wait for the other hosts.
+    notify(&[NotifyState::Ready]);
+    let beat = watchdog::start();
+
+    let commit = data.log.record_commit(&data.recovered.hard_state).map_err(AgentError::OpenLog)?;
+    let tell = |reason| _ = stage.send_replace(Stage::Waiting(reason));
+    let seat = tokio::select! {
+        seat = Seat::take(&config, &secret, &mut data.store, commit, data.kept.take(), tell) => {
+            seat.map_err(AgentError::Seat)?
+        }
+        () = stopped(&mut told) => return Ok(()),
+    };
+    transport.become_member(&seat.identity).map_err(AgentError::Transport)?;
+    let (handle, ended) = start_node(&config, &seat, data, transport.clone(), directory)?;
+    inward.open(handle.clone(), seat.identity.cluster);
+    watchdog::follow(beat, handle.clone());
+    tracing::info!(node = %seat.identity.node, cluster = %seat.identity.cluster, "this host is a member");
+
+    let same_cluster = seat.check_cluster(&config, &secret);
+    let result = attend(&config, &handle, ended, same_cluster, connect, &stage, told).await;
+    let _ = stop_api.send(());
+    transport.shutdown().await;
+    drop(stage);
+    // Streams that people watch end with the agent.
+    api.abort();
+    result
+}
+
+/// The event loop, with what lies on disk.
+fn start_node(
+    config: &Config,
+    seat: &Seat,
+    data: Data,
+    transport: Arc<Transport>,
+    directory: watch::Sender<Arc<Directory>>,
+) -> Result<(Handle, Ended), AgentError> {
+    let Data { dir, log, recovered, store, state, .. } = data;
+    directory.send_replace(Arc::new(if state.cluster().is_some() {
+        node::directory_of(&state)
+    } else {
+        seat.members.clone()
+    }));
+    let seed = u64::from_be_bytes(identity::random());
+    let driver = Driver::new(Settings::new(seat.raft, seed), recovered)
+        .map_err(|source| AgentError::Resume { path: dir, source })?;
+    let unfounded = seat.founding.clone().filter(|_| state.cluster().is_none());
+    let founding = unfounded.map(|command| Founding { command, servers: config.servers().len() });
+    Ok(node::start(Parts {
+        node: seat.identity.node,
+        raft: seat.raft,
+        driver,
+        log,
+        store,
+        state,
+        transport,
+        directory,
+        founding,
+    }))
+}
+
+/// Does what the agent is told, from when this host is a member until it is told to stop or can't go on.
+async fn attend<U, C>(
+    config: &Config,
+    handle: &Handle,
+    mut ended: Ended,
+    same_cluster: impl Future<Output = Result<(), SeatError>>,
+    connect: impl FnOnce(Config) -> C,
+    stage: &watch::Sender<Stage>,
+    mut told: mpsc::Receiver<Told>,
+) -> Result<(), AgentError>
+where
+    U: Units,
+    C: Future<Output = Result<U, UnitsError>>,
+{
+    let (mut tasks, mut offering) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
+    let founded = handle.founded();
+    let connected = connect(config.clone());
+    tokio::pin!(same_cluster, founded, connected);
+    let (mut checked, mut is_member, mut works) = (false, false, false);
+    let result = loop {
+        tokio::select! {
+            result = &mut ended => break result.expect("the loop says how it ended").map_err(AgentError::Node),
+            same = &mut same_cluster, if !checked => match same {
+                Ok(()) => checked = true,
+                Err(error) => break stop(handle, &mut ended).await.and(Err(AgentError::Seat(error))),
+            },
+            known = &mut founded, if !is_member => {
+                is_member = true;
+                // If the loop has ended instead, `ended` says why.
+                if known.is_ok() {
+                    stage.send_replace(Stage::Member(handle.clone()));
+                    offer(config, handle, Occasion::Start, &mut offering);
+                }
+            }
+            units = &mut connected, if is_member && !works => {
+                works = true;
+                let started = match units {
+                    Ok(units) => start_worker(config, handle, units, &mut tasks),
+                    Err(error) => Err(AgentError::Units(error)),
+                };
+                if let Err(error) = started {
+                    break stop(handle, &mut ended).await.and(Err(error));
+                }
+            }
+            news = told.recv() => match news {
+                Some(Told::Stop) | None => break stop(handle, &mut ended).await,
+                Some(Told::Reload) => offer(config, handle, Occasion::Reload, &mut offering),
+            },
+        }
+    };
+    tasks.shutdown().await;
+    offering.shutdown().await;
+    result
+}
+
+/// What lies on disk, opened and checked.
+struct Data {
+    dir: PathBuf,
+    log: Log,
+    recovered: Recovered,
+    store: Store,
+    state: State,
+    /// The seat, as it was kept.
+    kept: Option<Vec<u8>>,
+}
+
+impl Data {
+    fn open(dir: PathBuf) -> Result<Self, AgentError> {
+        let (log, replay) = Log::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
+        let path = dir.join("state.redb");
+        let store = match Store::open(&path).map_err(AgentError::OpenStore)? {
+            Some(store) => store,
+            // A new one would make another host of this: one that could found a cluster on the log of its old one.
+            None if replay != Replay::default() => return Err(AgentError::StoreMissing { path }),
+            None => Store::create(&path).map_err(AgentError::OpenStore)?,
+        };
+        let loaded = store.load().map_err(AgentError::OpenStore)?;
+        let state = State::from_rows(loaded.rows).map_err(|source| AgentError::Load { path, source })?;
+        // A blank store has none.
+        let membership = Some(loaded.membership).filter(|servers| !servers.voters.is_empty());
+        let recovered = Recovered {
+            base: replay.base,
+            entries: replay.entries,
+            hard_state: replay.hard_state,
+            membership: membership.unwrap_or_else(|| Membership::founded_by(FOUNDER)),
+            applied: loaded.applied,
+        };
+        Ok(Self { dir, log, recovered, store, state, kept: loaded.identity })
+    }
+}
+
+fn start_worker<U: Units>(
+    config: &Config,
+    handle: &Handle,
+    units: U,
+    tasks: &mut tokio::task::JoinSet<()>,
+) -> Result<(), AgentError> {
+    let machine = probe::machine(&config.node.data_dir).map_err(AgentError::Probe)?;
+    let offered = blixard_core::command::Worker {
+        resources: config.offered(machine.resources),
+        system: machine.system,
+        kvm: machine.kvm,
+        hypervisors: config.resources.hypervisors.clone().unwrap_or_else(|| machine.hypervisors.into_iter().collect()),
+        labels: config.node.labels.clone(),
+    };
+    let (own, address) = (handle.clone(), config.own().address.clone());
+    tasks.spawn(async move { worker::register(&own, address, offered).await });
+    tasks.spawn(worker::work(handle.clone(), Arc::new(units)));
+    Ok(())
+}
+
+/// Offers the manifest; one offer at a time, so that an old file is never heard after a new one.
+fn offer(config: &Config, handle: &Handle, occasion: Occasion, offering: &mut tokio::task::JoinSet<()>) {
+    let Some(file) = config.manifest.clone() else { return };
+    let (handle, run_dir) = (handle.clone(), config.node.run_dir.clone());
+    offering.abort_all();
+    offering.spawn(async move { worker::offer::offer(&handle, &file, &run_dir, occasion).await });
+}
+
+async fn stop(handle: &Handle, ended: &mut node::Ended) -> Result<(), AgentError> {
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("the agent stops; VMs run on");
+    let handle = handle.clone();
+    // Waits for a place in the inbox, so not on a thread that others need.
+    let _ = tokio::task::spawn_blocking(move || handle.stop()).await;
+    ended.await.expect("the loop says how it ended").map_err(AgentError::Node)
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), AgentError> {
+    let result = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    result.map_err(|source| AgentError::MakeDir { path: path.to_owned(), source })
+}
+
+/// Tells systemd, if it is there.
+fn notify(news: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(news) {
+        tracing::warn!(%error, "systemd can't be told how the agent is");
+    }
+}
+
+/// A reload before there is anything to reload is nothing: the files are read later anyway.
+async fn stopped(told: &mut mpsc::Receiver<Told>) {
+    while told.recv().await == Some(Told::Reload) {}
+}

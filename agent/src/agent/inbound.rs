@@ -1,0 +1,94 @@
+//! What this node answers to the others.
+
+use std::sync::OnceLock;
+
+use blixard_core::command::{Command, Entry, NewNode, Reply};
+use blixard_core::driver::Message;
+use blixard_core::types::{ClusterId, NodeId, RaftId};
+use tokio::time::Instant;
+
+use crate::identity::{Authority, ClusterSecret};
+use crate::node::{Handle, directory_of};
+use crate::transport::{Admission, Candidate, ForwardError, Inbound, Refusal, Standing};
+
+/// The node behind the transport, once there is one.
+pub struct Inward {
+    secret: ClusterSecret,
+    /// The cluster of a host that was a member before: nobody may take it for blank while it starts.
+    kept: Option<ClusterId>,
+    node: OnceLock<(Handle, ClusterId)>,
+}
+
+impl Inward {
+    pub fn new(secret: ClusterSecret, kept: Option<ClusterId>) -> Self {
+        Self { secret, kept, node: OnceLock::new() }
+    }
+
+    /// From now on the others reach this node.
+    pub fn open(&self, handle: Handle, cluster: ClusterId) {
+        assert!(self.node.set((handle, cluster)).is_ok(), "an agent becomes a member once");
+    }
+
+    async fn issue(&self, candidate: Candidate) -> Result<Admission, String> {
+        let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
+        let key = Authority::key_of(&candidate.request).map_err(|error| crate::error_chain(&error))?;
+        let new = NewNode { name: candidate.name, address: candidate.address, key };
+        let reply = handle.propose(Command::Admit(new)).await.map_err(|error| crate::error_chain(&error))?;
+        let (node, raft) = match reply {
+            Reply::Admitted { node, raft } => (node, raft),
+            Reply::Refused(why) => return Err(why),
+            reply => return Err(format!("an answer of another kind: {reply:?}")),
+        };
+        // So that the directory has the new member in it.
+        handle.barrier().await.map_err(|error| crate::error_chain(&error))?;
+        let read = handle.read(|state, _| (state.cluster().cloned(), directory_of(state))).await;
+        let (cluster, members) = read.map_err(|error| crate::error_chain(&error))?;
+        let cluster = cluster.ok_or("the cluster is being founded: try again")?;
+        let authority = Authority::unseal(&cluster.sealed_ca_key, &self.secret);
+        let authority = authority.map_err(|error| crate::error_chain(&error))?;
+        let certificate = authority.issue(&candidate.request, node).map_err(|error| crate::error_chain(&error))?;
+        let authority = authority.certificate().to_vec();
+        Ok(Admission { cluster: cluster.id, authority, certificate, node, raft, members })
+    }
+}
+
+#[tonic::async_trait]
+impl Inbound for Inward {
+    fn step(&self, messages: Vec<Message>) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.step(messages);
+        }
+    }
+
+    fn unreachable(&self, peer: RaftId) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.unreachable(peer);
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        let cluster = self.node.get().map(|(_, cluster)| *cluster).or(self.kept);
+        cluster.map_or(Standing::Blank, Standing::Member)
+    }
+
+    async fn forward(&self, from: NodeId, command: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, ForwardError> {
+        let Some((handle, _)) = self.node.get() else {
+            return Err(ForwardError::NotLeader { to: NodeId(0), leader: None });
+        };
+        let to = handle.node();
+        let refused = |reason: String| ForwardError::Refused { to, reason };
+        let entry = Entry::decode(&command).map_err(|error| refused(error.to_string()))?;
+        if entry.command.is_decision() {
+            return Err(refused("a leader's decision is never forwarded".to_owned()));
+        }
+        if entry.command.speaker().is_some_and(|speaker| speaker != from) {
+            return Err(refused(format!("node {from} speaks for another node")));
+        }
+        let reply = handle.propose_on_leader(entry.command, deadline).await?;
+        Ok(postcard::to_stdvec(&reply).expect("a reply has no part that postcard refuses"))
+    }
+
+    async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
+        self.issue(candidate).await.map_err(Refusal)
+    }
+}

@@ -1,0 +1,274 @@
+//! The local API: what the command line asks, over a Unix socket that root and group `blixard` may open.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use blixard_core::command::{Command, ManifestReply, Origin, Reply, TaskSpec};
+use blixard_core::manifest::{self, Manifest};
+use blixard_core::plan;
+use blixard_core::types::{NodeId, Resources};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+use tonic::{Request, Response, Status};
+
+use crate::node::{Handle, ProposeError};
+
+pub mod view;
+
+/// Generated from `proto/api.proto`.
+#[allow(clippy::pedantic, missing_docs, reason = "generated code")]
+pub mod proto {
+    tonic::include_proto!("blixard.api.v1");
+}
+
+/// Largest request, in bytes: a manifest file of the largest size and its frame.
+const MAX_REQUEST_BYTES: usize = manifest::MAX_BYTES + (64 << 10);
+
+/// Why the API can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("cannot take over the API socket {path}: is another agent running?")]
+    Remove { path: PathBuf, source: std::io::Error },
+    #[error("cannot listen on the API socket {path}: its directory has to exist and be writable")]
+    Listen { path: PathBuf, source: std::io::Error },
+    #[error("cannot give the API socket {path} to root and its group")]
+    Permit { path: PathBuf, source: std::io::Error },
+    #[error("the API stopped")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Opens the socket; a stale one of an agent that was killed is replaced.
+///
+/// # Errors
+/// The path, and what to do.
+pub fn listen(path: &Path) -> Result<UnixListener, ApiError> {
+    let own = || path.to_owned();
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ApiError::Remove { path: own(), source });
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(|source| ApiError::Listen { path: own(), source })?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .map_err(|source| ApiError::Permit { path: own(), source })?;
+    Ok(listener)
+}
+
+/// Answers until `stop` is ready.
+///
+/// # Errors
+/// Only when the listener itself fails.
+pub async fn serve(
+    listener: UnixListener,
+    stage: watch::Receiver<Stage>,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ApiError> {
+    let service = proto::api_server::ApiServer::new(Api { stage }).max_decoding_message_size(MAX_REQUEST_BYTES);
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(128))
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
+        .map_err(ApiError::Serve)
+}
+
+/// Whom the API asks.
+#[derive(Clone)]
+pub enum Stage {
+    /// This host is no member yet; the text says what it waits for.
+    Waiting(String),
+    Member(Handle),
+}
+
+struct Api {
+    stage: watch::Receiver<Stage>,
+}
+
+impl Api {
+    fn handle(&self) -> Result<Handle, Status> {
+        match &*self.stage.borrow() {
+            Stage::Member(handle) => Ok(handle.clone()),
+            Stage::Waiting(reason) => Err(Status::unavailable(format!("this host is not a member yet: {reason}"))),
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Result<Reply, Status> {
+        match self.handle()?.propose(command).await {
+            Ok(Reply::Refused(why)) => Err(Status::failed_precondition(why)),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(to_status(&error)),
+        }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&blixard_core::state::State, &crate::node::Standing) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        self.handle()?.read(read).await.map_err(|error| to_status(&error))
+    }
+
+    /// As fresh as the cluster allows: without a quorum, what this node knows.
+    async fn status(&self) -> Result<proto::StatusReply, Status> {
+        if let Err(error) = self.handle()?.barrier().await {
+            tracing::debug!(%error, "status is of this node alone");
+        }
+        self.read(view::status).await
+    }
+
+    /// Waits until what this node reads holds everything that was acknowledged before.
+    async fn barrier(&self) -> Result<(), Status> {
+        self.handle()?.barrier().await.map_err(|error| to_status(&error))
+    }
+
+    async fn change_manifest(&self, command: Command) -> Result<Response<proto::ApplyReply>, Status> {
+        let (result, hash) = match self.propose(command).await? {
+            Reply::Manifest { result, hash } => (result, hash.to_string()),
+            reply => return Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
+        };
+        let result = match result {
+            ManifestReply::Equal => "equal",
+            ManifestReply::Applied => "applied",
+            ManifestReply::Held => "held",
+        };
+        Ok(Response::new(proto::ApplyReply { hash, result: result.to_owned() }))
+    }
+}
+
+/// The one place where errors become codes.
+fn to_status(error: &ProposeError) -> Status {
+    let text = crate::error_chain(error);
+    match error {
+        ProposeError::NoLeader { .. } | ProposeError::Stopped => Status::unavailable(text),
+        ProposeError::OutcomeUnknown { .. } | ProposeError::NotConfirmed { .. } => Status::deadline_exceeded(text),
+        ProposeError::TooLarge { .. } => Status::invalid_argument(text),
+        ProposeError::Busy => Status::resource_exhausted(text),
+    }
+}
+
+fn parse_manifest(json: &[u8]) -> Result<Manifest, Status> {
+    Manifest::parse(json).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl proto::api_server::Api for Api {
+    async fn status(&self, _request: Request<proto::StatusRequest>) -> Result<Response<proto::StatusReply>, Status> {
+        Ok(Response::new(self.status().await?))
+    }
+
+    type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<proto::StatusReply, Status>> + Send>>;
+
+    async fn watch_status(
+        &self,
+        _request: Request<proto::StatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        let handle = self.handle()?;
+        let changes = WatchStream::new(handle.changes());
+        let replies = changes.then(move |_| {
+            let handle = handle.clone();
+            async move { handle.read(view::status).await.map_err(|error| to_status(&error)) }
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn plan(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::PlanReply>, Status> {
+        let manifest = parse_manifest(&request.into_inner().json)?;
+        self.barrier().await?;
+        let reply = self.read(move |state, _| {
+            let planned = plan::plan(state, &manifest);
+            let stopped = planned.iter().filter(|planned| planned.action == plan::PlannedAction::Stop).count();
+            let unchanged = manifest.instances().count() + stopped - planned.len();
+            let planned = planned.into_iter().map(|planned| proto::Planned {
+                instance: planned.instance.to_string(),
+                action: planned.action.as_str().to_owned(),
+                why: planned.why,
+            });
+            proto::PlanReply { planned: planned.collect(), unchanged: u32::try_from(unchanged).unwrap_or(u32::MAX) }
+        });
+        Ok(Response::new(reply.await?))
+    }
+
+    async fn apply(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::ApplyReply>, Status> {
+        let request = request.into_inner();
+        let manifest = parse_manifest(&request.json)?;
+        self.change_manifest(Command::OfferManifest { manifest, from: Origin::Person(request.from) }).await
+    }
+
+    async fn list_manifests(
+        &self,
+        _request: Request<proto::ListManifestsRequest>,
+    ) -> Result<Response<proto::ListManifestsReply>, Status> {
+        self.barrier().await?;
+        let reply =
+            self.read(|state, _| proto::ListManifestsReply { heads: view::heads(state), held: view::held(state) });
+        Ok(Response::new(reply.await?))
+    }
+
+    async fn accept_manifest(
+        &self,
+        request: Request<proto::AcceptManifestRequest>,
+    ) -> Result<Response<proto::ApplyReply>, Status> {
+        let name = request.into_inner().node;
+        self.barrier().await?;
+        let held: Vec<(NodeId, String)> = self
+            .read(|state, _| {
+                let name_of = |node: &NodeId| state.nodes().get(node).map(|member| member.name.to_string());
+                state.held().keys().map(|node| (*node, name_of(node).unwrap_or_default())).collect()
+            })
+            .await?;
+        let wanted = |(_, held): &&(NodeId, String)| name.is_empty() || *held == name;
+        let mut matching = held.iter().filter(wanted);
+        let node = match (matching.next(), matching.next()) {
+            (Some((node, _)), None) => *node,
+            (Some(_), Some(_)) => {
+                let names = held.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(Status::failed_precondition(format!("manifests of {names} are held: name one host")));
+            }
+            (None, _) if name.is_empty() => return Err(Status::failed_precondition("no manifest is held")),
+            (None, _) => return Err(Status::failed_precondition(format!("no manifest of {name} is held"))),
+        };
+        self.change_manifest(Command::AcceptManifest { node }).await
+    }
+
+    async fn roll_back_manifest(
+        &self,
+        request: Request<proto::RollBackManifestRequest>,
+    ) -> Result<Response<proto::ApplyReply>, Status> {
+        self.change_manifest(Command::RollBackManifest { from: request.into_inner().from }).await
+    }
+
+    async fn explain(&self, request: Request<proto::ExplainRequest>) -> Result<Response<proto::ExplainReply>, Status> {
+        let name = request.into_inner().vm;
+        self.barrier().await?;
+        let wanted = name.clone();
+        let instances = self.read(move |state, _| view::explain(state, &wanted)).await?;
+        if instances.is_empty() {
+            return Err(Status::not_found(format!("there is no VM {name:?}: see `blixard vm ls`")));
+        }
+        Ok(Response::new(proto::ExplainReply { instances }))
+    }
+
+    async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {
+        let request = request.into_inner();
+        let resources = Resources { cpus: request.cpus, memory_mib: request.memory_mib, disk_mib: 0 };
+        let spec = TaskSpec { command: request.command, request: resources };
+        match self.propose(Command::RunTask(spec)).await? {
+            Reply::Task(id) => Ok(Response::new(proto::RunTaskReply { task: id.to_string() })),
+            reply => Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
+        }
+    }
+
+    async fn list_tasks(
+        &self,
+        _request: Request<proto::ListTasksRequest>,
+    ) -> Result<Response<proto::ListTasksReply>, Status> {
+        self.barrier().await?;
+        let reply = self.read(|state, _| proto::ListTasksReply {
+            tasks: state.tasks().iter().map(|(id, task)| view::task(state, *id, task)).collect(),
+        });
+        Ok(Response::new(reply.await?))
+    }
+}

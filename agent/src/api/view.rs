@@ -1,0 +1,274 @@
+//! (state, standing) → what status and its relatives show; pure.
+
+use std::collections::BTreeMap;
+
+use blixard_core::command::{InstancePhase, Origin, TaskPhase};
+use blixard_core::manifest::VmSpec;
+use blixard_core::schedule::{Change, Obstacle, Rooms};
+use blixard_core::state::{Instance, Node, Placement, State, Task};
+use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp};
+
+use super::proto;
+use crate::node::Standing;
+
+pub fn status(state: &State, standing: &Standing) -> proto::StatusReply {
+    let nodes: Vec<_> = state.nodes().iter().map(|(id, member)| node(state, standing, *id, member)).collect();
+    let mut instances: Vec<_> = state.instances().iter().map(|(id, inner)| instance(state, id, inner)).collect();
+    explain_pending(state, &mut instances);
+    let held = held(state);
+    proto::StatusReply {
+        problems: problems(state, standing, &nodes, &instances),
+        cluster: Some(cluster(state, standing)),
+        nodes,
+        instances,
+        held,
+    }
+}
+
+fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
+    let leader = standing.leader.and_then(|raft| state.node_of_raft(raft));
+    proto::Cluster {
+        id: state.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+        leader: leader.map(|(_, node)| node.name.to_string()).unwrap_or_default(),
+        term: standing.term.0,
+        quorum: standing.has_quorum(),
+        servers: u32::try_from(standing.voters.len()).unwrap_or(u32::MAX),
+        applied: standing.applied,
+        answered_by: name_of(state, standing.node),
+    }
+}
+
+fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto::Node {
+    let role = if standing.leader == Some(member.raft) {
+        "leader"
+    } else if standing.voters.contains(&member.raft) {
+        "follower"
+    } else {
+        "learner"
+    };
+    let status = state.worker_status(id);
+    let worker = member.worker.as_ref().map(|worker| {
+        let free = worker.resources.saturating_sub(state.used(id));
+        let total = worker.resources;
+        proto::Worker {
+            cpus: amount(free.cpus.into(), total.cpus.into()),
+            memory_mib: amount(free.memory_mib, total.memory_mib),
+            disk_mib: amount(free.disk_mib, total.disk_mib),
+            system: worker.system.clone(),
+            kvm: worker.kvm,
+            hypervisors: worker.hypervisors.iter().map(ToString::to_string).collect(),
+            labels: worker.labels.clone().into_iter().collect(),
+        }
+    });
+    proto::Node {
+        name: member.name.to_string(),
+        id: id.0,
+        address: member.address.to_string(),
+        role: role.to_owned(),
+        alive: status.is_some_and(|status| status.alive),
+        since: status.map_or(0, |status| status.since.0),
+        worker,
+    }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "a message's field is an Option")]
+fn amount(free: u64, total: u64) -> Option<proto::Amount> {
+    Some(proto::Amount { free, total })
+}
+
+pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Instance {
+    let (shown, since, reason) = standing_of(state, id, inner);
+    let placement = inner.placement.as_ref();
+    let spec = state.desired(id);
+    let request = placement.map(|placement| placement.request).or(spec.map(VmSpec::request)).unwrap_or_default();
+    let runner = placement.map(|placement| placement.unit.runner.to_string());
+    let declared = || spec.and_then(|spec| spec.runners.get(usize::from(id.replica))).map(ToString::to_string);
+    proto::Instance {
+        name: id.to_string(),
+        vm: id.vm.to_string(),
+        replica: id.replica.into(),
+        state: shown.to_owned(),
+        node: placement.map(|placement| name_of(state, placement.node)).unwrap_or_default(),
+        since: since.0,
+        restarts: placement.map_or(0, |placement| placement.restarts),
+        reason,
+        generation: inner.generation.0,
+        runner: runner.or_else(declared).unwrap_or_default(),
+        vcpus: request.cpus,
+        memory_mib: request.memory_mib,
+        disk_mib: request.disk_mib,
+    }
+}
+
+/// The word for an instance's state, since when, and why it isn't running.
+fn standing_of(state: &State, id: &InstanceId, inner: &Instance) -> (&'static str, Timestamp, String) {
+    let Some(placement) = &inner.placement else { return ("pending", Timestamp(0), String::new()) };
+    if let Some(status) = state.worker_status(placement.node).filter(|status| !status.alive) {
+        let node = name_of(state, placement.node);
+        return ("unknown", status.since, format!("{node} does not answer, so it may still run there"));
+    }
+    let (shown, reason) = shown_phase(state, id, placement);
+    (shown, placement.phase_since, reason)
+}
+
+fn shown_phase(state: &State, id: &InstanceId, placement: &Placement) -> (&'static str, String) {
+    if placement.stopping {
+        let why = if state.desired(id).is_none() { "it is no longer declared" } else { "it moves to another node" };
+        return ("stopping", why.to_owned());
+    }
+    let message = placement.message.clone();
+    match placement.phase {
+        InstancePhase::Running => ("running", String::new()),
+        InstancePhase::Starting => ("starting", message),
+        InstancePhase::Stopped => ("stopped", message),
+        InstancePhase::Ended(exit) if exit.is_success() => ("stopped", "it ended by itself".to_owned()),
+        InstancePhase::Ended(exit) if message.is_empty() => ("failed", exit.to_string()),
+        InstancePhase::Ended(_) => ("failed", message),
+    }
+}
+
+/// Says why instances wait; all replicas of a VM wait for the same.
+fn explain_pending(state: &State, instances: &mut [proto::Instance]) {
+    let rooms = Rooms::new(state);
+    let mut reasons: BTreeMap<String, String> = BTreeMap::new();
+    for instance in instances.iter_mut().filter(|instance| instance.state == "pending") {
+        let reason = reasons.entry(instance.vm.clone()).or_insert_with_key(|vm| {
+            let spec = state.vms().iter().find(|(name, _)| name.as_str() == vm).map(|(_, spec)| spec);
+            spec.map_or_else(String::new, |spec| pending_reason(state, &rooms.explain(state, spec)))
+        });
+        instance.reason.clone_from(reason);
+    }
+}
+
+/// Instances that run on as they were, since where their volumes are there is no room for what is declared now.
+fn behind(state: &State) -> Vec<String> {
+    let rooms = Rooms::new(state);
+    let placed = state.instances().iter().filter_map(|(id, instance)| Some((id, instance.placement.as_ref()?)));
+    let behind = placed.filter(|(_, placement)| !placement.stopping).filter_map(|(id, placement)| {
+        let Change::Held(obstacle) = rooms.change(state, id, placement, state.desired(id)?)? else { return None };
+        let node = name_of(state, placement.node);
+        Some(format!(
+            "{id} runs on as it was before its declaration changed: {node}, where its volumes are: {obstacle}"
+        ))
+    });
+    behind.collect()
+}
+
+/// Why nothing was chosen, a few words a node.
+fn pending_reason(state: &State, verdicts: &[(NodeId, Option<Obstacle>)]) -> String {
+    if verdicts.iter().any(|(_, obstacle)| obstacle.is_none()) {
+        return "about to be placed".to_owned();
+    }
+    if verdicts.is_empty() {
+        return "the cluster has no node".to_owned();
+    }
+    let each = verdicts
+        .iter()
+        .filter_map(|(node, obstacle)| Some(format!("{}: {}", name_of(state, *node), obstacle.as_ref()?)));
+    format!("no node will do: {}", each.collect::<Vec<_>>().join(" · "))
+}
+
+fn problems(state: &State, standing: &Standing, nodes: &[proto::Node], instances: &[proto::Instance]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !standing.has_quorum() {
+        problems.push("there is no leader: a majority of the servers has to be up and reach each other".to_owned());
+    }
+    for node in nodes.iter().filter(|node| !node.alive) {
+        problems.push(format!("node {} does not answer", node.name));
+    }
+    for node in nodes.iter().filter(|node| node.worker.is_none()) {
+        problems.push(format!("node {} has not registered yet", node.name));
+    }
+    for instance in instances {
+        match instance.state.as_str() {
+            "running" | "stopped" => {}
+            state if instance.reason.is_empty() => problems.push(format!("{} is {state}", instance.name)),
+            state => problems.push(format!("{} is {state}: {}", instance.name, instance.reason)),
+        }
+    }
+    problems.extend(behind(state));
+    for node in state.held().keys() {
+        let node = name_of(state, *node);
+        problems.push(format!(
+            "{node} carries an earlier manifest, which is held: see `blixard manifest ls`, then accept it or switch {node}"
+        ));
+    }
+    problems
+}
+
+pub fn held(state: &State) -> Vec<proto::Held> {
+    let held = state.held().iter().map(|(node, held)| proto::Held {
+        node: name_of(state, *node),
+        hash: held.manifest.hash().to_string(),
+        since: held.since.0,
+        diff: blixard_core::plan::plan(state, &held.manifest).iter().map(ToString::to_string).collect(),
+    });
+    held.collect()
+}
+
+pub fn heads(state: &State) -> Vec<proto::Head> {
+    let heads = state.manifests().values().map(|record| proto::Head {
+        hash: record.hash.to_string(),
+        at: record.at.0,
+        from: match &record.from {
+            Origin::Host { node, activated: false, .. } => format!("{}, at boot", name_of(state, *node)),
+            Origin::Host { node, .. } => name_of(state, *node),
+            Origin::Person(who) => who.clone(),
+        },
+        diff: record.diff.clone(),
+    });
+    heads.collect()
+}
+
+/// Every instance of the VM, or the one instance, of that name.
+pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
+    let rooms = Rooms::new(state);
+    let named = state.instances().iter().filter(|(id, _)| id.vm.as_str() == name || id.to_string() == name);
+    let explained = named.map(|(id, inner)| {
+        let own = inner.placement.as_ref().map(|placement| placement.node);
+        let verdicts = state.desired(id).map(|spec| rooms.explain(state, spec)).unwrap_or_default();
+        // It takes room where it is, so of that node the question makes no sense.
+        let others = verdicts.into_iter().filter(|(node, _)| Some(*node) != own);
+        let verdicts = others.map(|(node, obstacle)| proto::Verdict {
+            node: name_of(state, node),
+            obstacle: obstacle.map(|obstacle| obstacle.to_string()).unwrap_or_default(),
+        });
+        let verdicts = verdicts.collect();
+        let mut instances = [instance(state, id, inner)];
+        explain_pending(state, &mut instances);
+        let [instance] = instances;
+        proto::Explained { instance: Some(instance), verdicts }
+    });
+    explained.collect()
+}
+
+pub fn task(state: &State, id: TaskId, task: &Task) -> proto::Task {
+    let (shown, exit) = match (task.node, task.phase) {
+        (None, _) => ("pending", None),
+        (Some(_), None) => ("placed", None),
+        (Some(_), Some(TaskPhase::Running)) => ("running", None),
+        (Some(_), Some(TaskPhase::Ended(exit))) if exit.is_success() => ("done", Some(exit)),
+        (Some(_), Some(TaskPhase::Ended(exit))) => ("failed", Some(exit)),
+    };
+    let reason = if task.node.is_none() {
+        pending_reason(state, &Rooms::new(state).explain_request(state, task.spec.request))
+    } else {
+        task.message.clone()
+    };
+    proto::Task {
+        name: id.to_string(),
+        command: task.spec.command.clone(),
+        state: shown.to_owned(),
+        node: task.node.map(|node| name_of(state, node)).unwrap_or_default(),
+        since: task.phase_since.0,
+        exit: exit.map(|exit| exit.to_string()).unwrap_or_default(),
+        status: exit.and_then(|exit| if let Exit::Exited(status) = exit { Some(status) } else { None }),
+        reason,
+        cpus: task.spec.request.cpus,
+        memory_mib: task.spec.request.memory_mib,
+    }
+}
+
+fn name_of(state: &State, node: NodeId) -> String {
+    state.nodes().get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
+}

@@ -1,0 +1,210 @@
+//! The command line: what each verb takes, and what it prints.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::gate::GateArgs;
+
+mod ask;
+mod client;
+mod json;
+mod show;
+mod table;
+
+/// Runs declared microVMs on a cluster of NixOS hosts, each exactly once.
+#[derive(Parser, Debug)]
+#[command(name = "blixard", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+/// Where the agent of this host listens.
+#[derive(Args, Debug, Clone)]
+struct Socket {
+    #[arg(long, value_name = "PATH", default_value = "/run/blixard/api.sock")]
+    socket: PathBuf,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Run this host's agent (what blixard.service does)
+    Agent {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a configuration file: say what is wrong with it, and where
+    CheckConfig { file: PathBuf },
+    /// Check a manifest file: say what is wrong with it, and where
+    CheckManifest { file: PathBuf },
+    /// Show the cluster, its nodes and its VMs, and for what isn't running, why
+    ///
+    /// Exit status: 0 all is well, 1 something isn't, 2 no agent answers.
+    Status {
+        /// Print JSON, in the shape that docs/formats.md documents
+        #[arg(long)]
+        json: bool,
+        /// Go on, and print it again whenever it changes
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// List or show nodes
+    #[command(subcommand)]
+    Node(ListOrShow),
+    /// List or show VMs
+    #[command(subcommand)]
+    Vm(ListOrShow),
+    /// Make a manifest the one that the cluster runs
+    Apply {
+        file: PathBuf,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Show what applying a manifest would change, per instance and why
+    Plan {
+        file: PathBuf,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Say why a VM is where it is, or why it isn't running
+    Explain {
+        /// A VM, or one instance of it, such as web-0
+        vm: String,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// The manifests that were applied, and those that are held
+    #[command(subcommand)]
+    Manifest(ManifestVerb),
+    /// Run-once tasks
+    #[command(subcommand)]
+    Task(TaskVerb),
+    /// What the units run: not for people
+    #[command(hide = true)]
+    Gate(GateArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum ListOrShow {
+    /// List all
+    Ls {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Show everything about one
+    Show {
+        name: String,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum ManifestVerb {
+    /// List the manifests that were head, the newest last, and those that are held
+    Ls {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Make the manifest that a host carries, and that is held, the head
+    Accept {
+        /// The host; may be left out where only one manifest is held
+        node: Option<String>,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Make the manifest that was head before the head again
+    Rollback {
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum TaskVerb {
+    /// Submit a command to be run once on some node with room
+    Run {
+        /// CPUs that it takes
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        cpu: u32,
+        /// Memory that it takes, in MiB
+        #[arg(long, value_name = "MIB")]
+        memory: u64,
+        /// Program and arguments; no shell is involved
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// List the tasks
+    Ls {
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// Carries out one command line; the exit status is part of each verb's description.
+pub fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Verb::Agent { config } => crate::agent::run(&config),
+        Verb::Gate(args) => crate::gate::run(&args),
+        Verb::CheckConfig { file } => finish(check_config(&file)),
+        Verb::CheckManifest { file } => finish(check_manifest(&file)),
+        verb => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime of one thread needs nothing that could be missing");
+            finish(runtime.block_on(ask(verb)))
+        }
+    }
+}
+
+async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
+    match verb {
+        Verb::Status { json, watch, socket } => ask::status(&socket.socket, json, watch).await,
+        Verb::Node(ListOrShow::Ls { socket }) => ask::list_nodes(&socket.socket).await,
+        Verb::Node(ListOrShow::Show { name, socket }) => ask::show_node(&socket.socket, &name).await,
+        Verb::Vm(ListOrShow::Ls { socket }) => ask::list_vms(&socket.socket).await,
+        Verb::Vm(ListOrShow::Show { name, socket }) => ask::show_vm(&socket.socket, &name).await,
+        Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
+        Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,
+        Verb::Explain { vm, socket } => ask::explain(&socket.socket, &vm).await,
+        Verb::Manifest(ManifestVerb::Ls { socket }) => ask::list_manifests(&socket.socket).await,
+        Verb::Manifest(ManifestVerb::Accept { node, socket }) => {
+            ask::accept_manifest(&socket.socket, node.unwrap_or_default()).await
+        }
+        Verb::Manifest(ManifestVerb::Rollback { socket }) => ask::roll_back_manifest(&socket.socket).await,
+        Verb::Task(TaskVerb::Run { cpu, memory, command, socket }) => {
+            ask::run_task(&socket.socket, command, cpu, memory).await
+        }
+        Verb::Task(TaskVerb::Ls { socket }) => ask::list_tasks(&socket.socket).await,
+        Verb::Agent { .. } | Verb::Gate(_) | Verb::CheckConfig { .. } | Verb::CheckManifest { .. } => {
+            unreachable!("these ask no agent")
+        }
+    }
+}
+
+fn check_config(file: &Path) -> Result<ExitCode, ask::AskError> {
+    let config = Config::load(file).map_err(ask::AskError::Config)?;
+    println!("{}: configures {}, one of {} servers", file.display(), config.name(), config.servers().len());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_manifest(file: &Path) -> Result<ExitCode, ask::AskError> {
+    let (_, manifest) = ask::read_manifest(file)?;
+    let instances = manifest.instances().count();
+    println!("{}: {} VMs, {instances} instances, {}", file.display(), manifest.vms.len(), manifest.hash().short());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints an error once, with its causes.
+fn finish(result: Result<ExitCode, ask::AskError>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {}", crate::error_chain(&error));
+        error.exit_code()
+    })
+}

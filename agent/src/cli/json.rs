@@ -1,0 +1,175 @@
+//! The shape of `blixard status --json`. It is stable: fields are added, never renamed or removed.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::api::proto;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// No problems.
+    healthy: bool,
+    /// One line each.
+    problems: Vec<String>,
+    cluster: Cluster,
+    nodes: Vec<Node>,
+    vms: Vec<Vm>,
+    held: Vec<Held>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Cluster {
+    id: String,
+    /// A node's name; null when none is known.
+    leader: Option<String>,
+    term: u64,
+    quorum: bool,
+    servers: u32,
+    /// Index of the newest log entry that is in this picture.
+    applied: u64,
+    /// The node that answered.
+    answered_by: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Node {
+    name: String,
+    id: u64,
+    address: String,
+    /// leader, follower or learner.
+    role: String,
+    alive: bool,
+    /// Unix time in milliseconds.
+    since: u64,
+    cpus: Amount,
+    #[serde(rename = "memoryMiB")]
+    memory_mib: Amount,
+    #[serde(rename = "diskMiB")]
+    disk_mib: Amount,
+    system: String,
+    kvm: bool,
+    hypervisors: Vec<String>,
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Default)]
+struct Amount {
+    free: u64,
+    total: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Vm {
+    /// The VM's name; `instance` names the replica.
+    name: String,
+    replica: u32,
+    instance: String,
+    /// pending, starting, running, stopping, stopped, failed or unknown.
+    state: String,
+    /// Null while it is nowhere.
+    node: Option<String>,
+    /// Unix time in milliseconds since when it is in this state; null when it was never placed.
+    since: Option<u64>,
+    restarts: u32,
+    /// Why it isn't running; null when it is.
+    reason: Option<String>,
+    /// Grows each time it is placed.
+    generation: u64,
+    runner: String,
+    vcpus: u32,
+    #[serde(rename = "memoryMiB")]
+    memory_mib: u64,
+    #[serde(rename = "diskMiB")]
+    disk_mib: u64,
+}
+
+#[derive(Serialize)]
+struct Held {
+    node: String,
+    hash: String,
+    /// Unix time in milliseconds.
+    since: u64,
+    /// What accepting it would change, a line an instance.
+    diff: Vec<String>,
+}
+
+impl From<proto::StatusReply> for Status {
+    fn from(reply: proto::StatusReply) -> Self {
+        let cluster = reply.cluster.unwrap_or_default();
+        Self {
+            healthy: reply.problems.is_empty(),
+            problems: reply.problems,
+            cluster: Cluster {
+                id: cluster.id,
+                leader: some(cluster.leader),
+                term: cluster.term,
+                quorum: cluster.quorum,
+                servers: cluster.servers,
+                applied: cluster.applied,
+                answered_by: cluster.answered_by,
+            },
+            nodes: reply.nodes.into_iter().map(Node::from).collect(),
+            vms: reply.instances.into_iter().map(Vm::from).collect(),
+            held: reply.held.into_iter().map(Held::from).collect(),
+        }
+    }
+}
+
+impl From<proto::Node> for Node {
+    fn from(node: proto::Node) -> Self {
+        let worker = node.worker.unwrap_or_default();
+        let amount = |amount: Option<proto::Amount>| {
+            amount.map_or_else(Amount::default, |amount| Amount { free: amount.free, total: amount.total })
+        };
+        Self {
+            name: node.name,
+            id: node.id,
+            address: node.address,
+            role: node.role,
+            alive: node.alive,
+            since: node.since,
+            cpus: amount(worker.cpus),
+            memory_mib: amount(worker.memory_mib),
+            disk_mib: amount(worker.disk_mib),
+            system: worker.system,
+            kvm: worker.kvm,
+            hypervisors: worker.hypervisors,
+            labels: worker.labels.into_iter().collect(),
+        }
+    }
+}
+
+impl From<proto::Instance> for Vm {
+    fn from(instance: proto::Instance) -> Self {
+        Self {
+            name: instance.vm,
+            replica: instance.replica,
+            instance: instance.name,
+            state: instance.state,
+            node: some(instance.node),
+            since: (instance.since != 0).then_some(instance.since),
+            restarts: instance.restarts,
+            reason: some(instance.reason),
+            generation: instance.generation,
+            runner: instance.runner,
+            vcpus: instance.vcpus,
+            memory_mib: instance.memory_mib,
+            disk_mib: instance.disk_mib,
+        }
+    }
+}
+
+impl From<proto::Held> for Held {
+    fn from(held: proto::Held) -> Self {
+        Self { node: held.node, hash: held.hash, since: held.since, diff: held.diff }
+    }
+}
+
+fn some(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}

@@ -1,0 +1,238 @@
+//! Replies → text for a person; pure, given the time.
+
+use std::fmt::Write as _;
+
+use super::table::{Cell, Colour, age, paint, render};
+use crate::api::proto;
+
+/// What the text depends on besides the reply.
+#[derive(Clone, Copy)]
+pub struct Look {
+    /// Unix time in milliseconds.
+    pub now: u64,
+    pub coloured: bool,
+}
+
+impl Look {
+    fn since(self, since: u64) -> String {
+        if since == 0 { "-".to_owned() } else { age(self.now.saturating_sub(since)) }
+    }
+}
+
+pub fn status(reply: &proto::StatusReply, look: Look) -> String {
+    let cluster = reply.cluster.clone().unwrap_or_default();
+    let mut text = String::new();
+    let (word, colour) = if reply.problems.is_empty() { ("healthy", Colour::Good) } else { ("degraded", Colour::Bad) };
+    let leader = if cluster.leader.is_empty() { "no leader".to_owned() } else { format!("leader {}", cluster.leader) };
+    let quorum = if cluster.quorum { "quorum" } else { "no quorum" };
+    let _ = writeln!(
+        text,
+        "cluster {}  {}  {leader}, term {}, {} servers, {quorum}",
+        cluster.id.get(..8).unwrap_or("?"),
+        paint(word, colour, look.coloured),
+        cluster.term,
+        cluster.servers,
+    );
+    let _ = write!(text, "\n{}", nodes(&reply.nodes, look));
+    if !reply.instances.is_empty() {
+        let _ = write!(text, "\n{}", instances(&reply.instances, look));
+    }
+    if !reply.problems.is_empty() {
+        let _ = writeln!(text, "\n{}", paint("problems", Colour::Bad, look.coloured));
+        for problem in &reply.problems {
+            let _ = writeln!(text, "  {problem}");
+        }
+    }
+    text
+}
+
+pub fn nodes(nodes: &[proto::Node], look: Look) -> String {
+    let rows: Vec<Vec<Cell>> = nodes.iter().map(|node| node_row(node, look)).collect();
+    render(
+        &["NODE", "ROLE", "STATE", "SINCE", "CPUS FREE", "MEMORY FREE", "DISK FREE", "ADDRESS"],
+        &rows,
+        look.coloured,
+    )
+}
+
+fn node_row(node: &proto::Node, look: Look) -> Vec<Cell> {
+    let worker = node.worker.clone().unwrap_or_default();
+    let amount = |amount: Option<proto::Amount>, unit: &str| match amount {
+        Some(amount) => format!("{}/{}{unit}", amount.free, amount.total),
+        None => "-".to_owned(),
+    };
+    let state = if node.alive { Cell::new("alive", Colour::Good) } else { Cell::new("silent", Colour::Bad) };
+    vec![
+        node.name.as_str().into(),
+        node.role.as_str().into(),
+        state,
+        look.since(node.since).into(),
+        amount(worker.cpus, "").into(),
+        amount(worker.memory_mib, " MiB").into(),
+        amount(worker.disk_mib, " MiB").into(),
+        node.address.as_str().into(),
+    ]
+}
+
+pub fn instances(instances: &[proto::Instance], look: Look) -> String {
+    let row = |instance: &proto::Instance| -> Vec<Cell> {
+        vec![
+            instance.name.as_str().into(),
+            Cell::new(instance.state.as_str(), colour_of(&instance.state)),
+            if instance.node.is_empty() { "-".into() } else { instance.node.as_str().into() },
+            look.since(instance.since).into(),
+            instance.restarts.to_string().into(),
+            instance.reason.as_str().into(),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = instances.iter().map(row).collect();
+    render(&["VM", "STATE", "NODE", "SINCE", "RESTARTS", "REASON"], &rows, look.coloured)
+}
+
+fn colour_of(state: &str) -> Colour {
+    match state {
+        "running" | "done" => Colour::Good,
+        "failed" | "unknown" => Colour::Bad,
+        "stopped" => Colour::Faint,
+        _ => Colour::Waiting,
+    }
+}
+
+pub fn node(node: &proto::Node, instances: &[proto::Instance], look: Look) -> String {
+    let worker = node.worker.clone().unwrap_or_default();
+    let mut text = nodes(std::slice::from_ref(node), look);
+    let labels = worker.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let mut labels: Vec<String> = labels.collect();
+    labels.sort();
+    let _ = writeln!(text, "\nid          {}", node.id);
+    let _ = writeln!(text, "system      {}", worker.system);
+    let _ = writeln!(text, "kvm         {}", if worker.kvm { "yes" } else { "no" });
+    let _ = writeln!(text, "hypervisors {}", worker.hypervisors.join(" "));
+    let _ = writeln!(text, "labels      {}", if labels.is_empty() { "-".to_owned() } else { labels.join(" ") });
+    let here: Vec<_> = instances.iter().filter(|instance| instance.node == node.name).cloned().collect();
+    if !here.is_empty() {
+        let _ = write!(text, "\n{}", self::instances(&here, look));
+    }
+    text
+}
+
+pub fn vm(named: &[proto::Instance], look: Look) -> String {
+    let mut text = instances(named, look);
+    for instance in named {
+        let _ = writeln!(
+            text,
+            "\n{}\n  runner      {}\n  takes       {} CPUs, {} MiB memory, {} MiB disk\n  generation  {}",
+            instance.name, instance.runner, instance.vcpus, instance.memory_mib, instance.disk_mib, instance.generation
+        );
+    }
+    text
+}
+
+pub fn explained(reply: &proto::ExplainReply, look: Look) -> String {
+    let mut text = String::new();
+    for explained in &reply.instances {
+        let instance = explained.instance.clone().unwrap_or_default();
+        let state = paint(&instance.state, colour_of(&instance.state), look.coloured);
+        let place = if instance.node.is_empty() { String::new() } else { format!(" on {}", instance.node) };
+        let since = if instance.since == 0 { String::new() } else { format!(" for {}", look.since(instance.since)) };
+        let _ = writeln!(text, "{} is {state}{place}{since}", instance.name);
+        let _ = writeln!(
+            text,
+            "  it takes {} CPUs, {} MiB memory, {} MiB disk",
+            instance.vcpus, instance.memory_mib, instance.disk_mib
+        );
+        if instance.node.is_empty() {
+            for verdict in &explained.verdicts {
+                let obstacle = if verdict.obstacle.is_empty() { "will do" } else { verdict.obstacle.as_str() };
+                let _ = writeln!(text, "  {}: {obstacle}", verdict.node);
+            }
+            continue;
+        }
+        if !instance.reason.is_empty() {
+            let _ = writeln!(text, "  {}", instance.reason);
+        }
+        let _ = writeln!(
+            text,
+            "  {} was chosen when it was placed (generation {}): of the nodes with room, it had the fewest replicas of {}, \
+             then the most room; it stays there while that node can run it",
+            instance.node, instance.generation, instance.vm
+        );
+        for verdict in &explained.verdicts {
+            let obstacle = if verdict.obstacle.is_empty() { "could run it, too" } else { verdict.obstacle.as_str() };
+            let _ = writeln!(text, "  {}: {obstacle}", verdict.node);
+        }
+    }
+    text
+}
+
+pub fn plan(reply: &proto::PlanReply, look: Look) -> String {
+    let row = |planned: &proto::Planned| -> Vec<Cell> {
+        let colour = match planned.action.as_str() {
+            "start" => Colour::Good,
+            "stop" => Colour::Bad,
+            _ => Colour::Waiting,
+        };
+        vec![Cell::new(planned.action.as_str(), colour), planned.instance.as_str().into(), planned.why.as_str().into()]
+    };
+    let rows: Vec<Vec<Cell>> = reply.planned.iter().map(row).collect();
+    let mut text = String::new();
+    if !rows.is_empty() {
+        text = render(&["ACTION", "VM", "WHY"], &rows, look.coloured);
+    }
+    let _ = writeln!(text, "{} changed, {} as they are", rows.len(), reply.unchanged);
+    text
+}
+
+pub fn manifests(reply: &proto::ListManifestsReply, look: Look) -> String {
+    let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
+    let last = reply.heads.len().saturating_sub(1);
+    let rows: Vec<Vec<Cell>> = reply
+        .heads
+        .iter()
+        .enumerate()
+        .map(|(position, head)| {
+            let state =
+                if position == last { Cell::new("head", Colour::Good) } else { Cell::new("was head", Colour::Faint) };
+            vec![
+                short(&head.hash).into(),
+                state,
+                look.since(head.at).into(),
+                head.from.as_str().into(),
+                head.diff.len().to_string().into(),
+            ]
+        })
+        .chain(reply.held.iter().map(|held| {
+            vec![
+                short(&held.hash).into(),
+                Cell::new("held", Colour::Waiting),
+                look.since(held.since).into(),
+                held.node.as_str().into(),
+                held.diff.len().to_string().into(),
+            ]
+        }))
+        .collect();
+    let mut text = render(&["MANIFEST", "STATE", "AGE", "FROM", "CHANGES"], &rows, look.coloured);
+    for held in &reply.held {
+        let _ = writeln!(text, "\n{} carries {}; accepting it would change:", held.node, short(&held.hash));
+        for line in &held.diff {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
+}
+
+pub fn tasks(reply: &proto::ListTasksReply, look: Look) -> String {
+    let row = |task: &proto::Task| -> Vec<Cell> {
+        let told = if task.exit.is_empty() { task.reason.as_str() } else { task.exit.as_str() };
+        vec![
+            task.name.as_str().into(),
+            Cell::new(task.state.as_str(), colour_of(&task.state)),
+            if task.node.is_empty() { "-".into() } else { task.node.as_str().into() },
+            look.since(task.since).into(),
+            told.into(),
+            task.command.join(" ").into(),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = reply.tasks.iter().map(row).collect();
+    render(&["TASK", "STATE", "NODE", "SINCE", "RESULT", "COMMAND"], &rows, look.coloured)
+}

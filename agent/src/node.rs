@@ -1,0 +1,366 @@
+//! The event loop: the only place where the core meets disk and network. It owns raft, the log, the store and the state.
+//!
+//! It runs on a thread of its own; others hold a [`Handle`] and send it messages. Its inbox is bounded: what doesn't fit
+//! is dropped (raft's messages) or refused (requests).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use blixard_core::command::{Command, Entry, Reply};
+use blixard_core::driver::{Driver, Message, Proposals, ReadId, Role, Soft};
+use blixard_core::lease::Liveness;
+use blixard_core::state::State;
+use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
+use tokio::sync::{oneshot, watch};
+
+use crate::log::Log;
+use crate::store::Store;
+use crate::transport::{Directory, Member, Transport};
+
+mod apply;
+mod handle;
+mod lead;
+
+pub use apply::NodeError;
+pub use handle::{Handle, ProposeError, Standing};
+
+/// How often raft's clock ticks.
+pub const TICK: Duration = Duration::from_millis(10);
+/// Messages and requests that wait for the loop.
+const INBOX: usize = 4096;
+/// Inputs that are taken in before raft's turn comes: what came in while the disk wrote is one batch.
+const BATCH: usize = 1024;
+/// A worker that the leader hasn't heard for this long does not answer.
+const SILENT_TICKS: u64 = 300;
+/// How long a leader that stops waits for another to take over.
+const HAND_OVER_TICKS: u64 = 100;
+/// Ticks that are made up for after a pause; more would only start elections.
+const MAX_TICKS_AT_ONCE: u32 = 10;
+
+/// What the loop is made of.
+pub struct Parts {
+    pub node: NodeId,
+    pub raft: RaftId,
+    pub driver: Driver,
+    pub log: Log,
+    pub store: Store,
+    pub state: State,
+    pub transport: Arc<Transport>,
+    pub directory: watch::Sender<Arc<Directory>>,
+    /// On the node that founds the cluster, until it has.
+    pub founding: Option<Founding>,
+}
+
+/// What the founder of a cluster begins with.
+#[derive(Clone, Debug)]
+pub struct Founding {
+    /// The first entry.
+    pub command: Command,
+    /// How many servers are configured; they are given time to join.
+    pub servers: usize,
+}
+
+/// What others ask of the loop.
+enum Input {
+    Step(Vec<Message>),
+    Unreachable(RaftId),
+    Propose(Proposal),
+    Barrier(Waiting<()>),
+    Query(Query),
+    /// Hand leadership over, make everything durable, end.
+    Stop,
+}
+
+/// Runs on the loop's thread, so it must be quick.
+type Query = Box<dyn FnOnce(&State, &Standing) + Send>;
+
+struct Proposal {
+    command: Command,
+    waiting: Waiting<Reply>,
+}
+
+/// Who waits for an answer, and until when.
+struct Waiting<T> {
+    deadline: Instant,
+    answer: oneshot::Sender<Result<T, Attempt>>,
+}
+
+/// Why one attempt came to nothing; the handle makes the final error of it, or tries again.
+#[derive(Debug, PartialEq, Eq)]
+enum Attempt {
+    /// Nothing was done here.
+    NotLeader(Option<RaftId>),
+    /// It never took effect and never will.
+    Lost,
+    /// It may have taken effect, or may yet.
+    Unknown,
+}
+
+/// How the loop ended; nothing is sent while it runs.
+pub type Ended = oneshot::Receiver<Result<(), NodeError>>;
+
+/// Starts the loop on a thread of its own.
+pub fn start(parts: Parts) -> (Handle, Ended) {
+    let (inbox, inputs) = sync_channel(INBOX);
+    let (revision, revisions) = watch::channel(0);
+    let (leader, leaders) = watch::channel(None);
+    let directory = parts.directory.subscribe();
+    let handle = Handle::new(parts.node, inbox, revisions, leaders, parts.transport.clone(), directory);
+    let node = Node::new(parts, revision, leader);
+    let (end, ended) = oneshot::channel();
+    let run = move || {
+        // Nobody waits for the end of a node whose agent is gone.
+        let _ = end.send(node.run(&inputs));
+    };
+    std::thread::Builder::new().name("raft".to_owned()).spawn(run).expect("the system has a thread to spare at start");
+    (handle, ended)
+}
+
+/// Where the members of this state are found.
+pub fn directory_of(state: &State) -> Directory {
+    let member = |node: &blixard_core::state::Node| Member {
+        name: node.name.clone(),
+        address: node.address.clone(),
+        raft: node.raft,
+    };
+    Directory(state.nodes().iter().map(|(id, node)| (*id, member(node))).collect())
+}
+
+struct Node {
+    own: NodeId,
+    raft: RaftId,
+    driver: Driver,
+    log: Log,
+    store: Store,
+    state: State,
+    transport: Arc<Transport>,
+    directory: watch::Sender<Arc<Directory>>,
+    founding: Option<Founding>,
+    applied: u64,
+    /// Term of the last applied entry: a leader that hasn't applied one of its own knows too little to decide.
+    applied_term: Term,
+    proposals: Proposals<Waiting<Reply>>,
+    /// Reads whose index isn't known yet, and when they were asked for.
+    asked: Option<(ReadId, u64, Vec<Waiting<()>>)>,
+    /// Reads that came while one was under way: that one may be too old for them.
+    unasked: Vec<Waiting<()>>,
+    /// Reads that wait for an index to be applied.
+    unserved: BTreeMap<u64, Vec<Waiting<()>>>,
+    lead: lead::Lead,
+    liveness: Liveness,
+    ticks: u64,
+    /// Ticks at the last durable commit of the store.
+    durable_at: u64,
+    stopping_at: Option<u64>,
+    revision: watch::Sender<u64>,
+    leader: watch::Sender<Option<RaftId>>,
+}
+
+impl Node {
+    fn new(parts: Parts, revision: watch::Sender<u64>, leader: watch::Sender<Option<RaftId>>) -> Self {
+        let applied = parts.driver.status().applied;
+        Self {
+            own: parts.node,
+            raft: parts.raft,
+            driver: parts.driver,
+            log: parts.log,
+            store: parts.store,
+            state: parts.state,
+            transport: parts.transport,
+            directory: parts.directory,
+            founding: parts.founding,
+            applied,
+            applied_term: Term(0),
+            proposals: Proposals::default(),
+            asked: None,
+            unasked: Vec::new(),
+            unserved: BTreeMap::new(),
+            lead: lead::Lead::new(),
+            liveness: Liveness::default(),
+            ticks: 0,
+            durable_at: 0,
+            stopping_at: None,
+            revision,
+            leader,
+        }
+    }
+
+    fn run(mut self, inputs: &Receiver<Input>) -> Result<(), NodeError> {
+        self.driver.campaign_if_alone();
+        self.turns()?;
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let now = Instant::now();
+            match inputs.recv_timeout(next_tick.saturating_duration_since(now)) {
+                Ok(input) => {
+                    self.take(input);
+                    inputs.try_iter().take(BATCH).for_each(|input| self.take(input));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.stopping_at = self.stopping_at.or(Some(self.ticks)),
+            }
+            let now = Instant::now();
+            let due = now.saturating_duration_since(next_tick).as_millis() / TICK.as_millis();
+            if now >= next_tick {
+                for _ in 0..u32::try_from(due + 1).unwrap_or(u32::MAX).min(MAX_TICKS_AT_ONCE) {
+                    self.tick();
+                }
+                next_tick = now + TICK;
+            }
+            self.turns()?;
+            self.lead();
+            self.turns()?;
+            self.expire(now);
+            if self.has_stopped() {
+                return self.finish();
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Step(messages) => messages.into_iter().for_each(|message| self.step(message)),
+            Input::Unreachable(peer) => self.driver.report_unreachable(peer),
+            Input::Propose(proposal) => self.propose(proposal),
+            Input::Barrier(waiting) => self.unasked.push(waiting),
+            Input::Query(query) => query(&self.state, &self.standing()),
+            Input::Stop => self.stopping_at = self.stopping_at.or(Some(self.ticks)),
+        }
+    }
+
+    fn step(&mut self, message: Message) {
+        let from = RaftId(message.from);
+        if let Err(error) = self.driver.step(message) {
+            tracing::warn!(peer = %from, error = crate::error_chain(&error), "a message was refused");
+            return;
+        }
+        if let Some((node, _)) = self.state.node_of_raft(from) {
+            self.liveness.heard(node, self.ticks);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        self.driver.tick();
+    }
+
+    fn propose(&mut self, Proposal { command, waiting }: Proposal) {
+        let decided_in = command.is_decision().then(|| Term(self.driver.status().term));
+        let entry = Entry { at: now(), decided_in, command };
+        match self.driver.propose(entry.encode()) {
+            Ok(position) => self.proposals.track(position, waiting),
+            Err(error) => waiting.fail(Attempt::of(&error)),
+        }
+    }
+
+    /// One read index at a time serves everybody who asked before it was taken.
+    fn ask_for_reads(&mut self) {
+        if let Some((_, asked_at, _)) = &self.asked {
+            // It may have got lost on its way.
+            if self.ticks.saturating_sub(*asked_at) < 20 {
+                return;
+            }
+            let (_, _, waiting) = self.asked.take().expect("it was there just now");
+            self.unasked.extend(waiting);
+        }
+        if self.unasked.is_empty() {
+            return;
+        }
+        if let Ok(read) = self.driver.read_index() {
+            self.asked = Some((read, self.ticks, std::mem::take(&mut self.unasked)));
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for waiting in self.proposals.expire(|waiting| waiting.deadline <= now) {
+            waiting.fail(Attempt::Unknown);
+        }
+        let unserved = self.unserved.values_mut();
+        let asked = self.asked.as_mut().map(|(_, _, waiting)| waiting);
+        for queue in unserved.chain(asked).chain([&mut self.unasked]) {
+            for waiting in queue.extract_if(.., |waiting| waiting.deadline <= now) {
+                waiting.fail(Attempt::Unknown);
+            }
+        }
+        self.unserved.retain(|_, queue| !queue.is_empty());
+    }
+
+    fn standing(&self) -> Standing {
+        let status = self.driver.status();
+        Standing {
+            node: self.own,
+            raft: self.raft,
+            leads: status.soft.role == Role::Leader,
+            leader: status.soft.leader,
+            term: Term(status.term),
+            voters: status.membership.voters,
+            learners: status.membership.learners,
+            applied: self.applied,
+        }
+    }
+
+    fn note_soft(&mut self, soft: Soft) {
+        let term = self.driver_term();
+        if *self.leader.borrow() != soft.leader {
+            tracing::info!(term, leader = soft.leader.map_or(0, |leader| leader.0), "the leader has changed");
+            self.leader.send_replace(soft.leader);
+        }
+        if soft.role == Role::Leader {
+            self.liveness.restart(&self.state, self.ticks);
+            self.lead = lead::Lead::new();
+        }
+        self.changed();
+    }
+
+    fn driver_term(&self) -> u64 {
+        self.driver.status().term
+    }
+
+    /// Tells everybody who watches that there is something new to read.
+    fn changed(&self) {
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        let Some(since) = self.stopping_at else { return false };
+        let status = self.driver.status();
+        if status.soft.role != Role::Leader || status.membership.voters.len() < 2 {
+            return true;
+        }
+        if since == self.ticks || status.peers.is_empty() {
+            return false;
+        }
+        let voters = status.peers.iter().filter(|peer| status.membership.voters.contains(&peer.id));
+        let best = voters.filter(|peer| peer.recently_active).max_by_key(|peer| peer.matched);
+        match best {
+            Some(peer) if self.ticks - since < HAND_OVER_TICKS => {
+                if !self.lead.handing_over {
+                    self.lead.handing_over = true;
+                    let handed = self.driver.transfer_leader(peer.id);
+                    tracing::info!(peer = %peer.id, ok = handed.is_ok(), "leadership is handed over");
+                }
+                false
+            }
+            _ => true,
+        }
+    }
+}
+
+impl<T> Waiting<T> {
+    /// Whoever waited may have gone; then nobody needs the answer.
+    fn answer(self, answer: T) {
+        let _ = self.answer.send(Ok(answer));
+    }
+
+    fn fail(self, attempt: Attempt) {
+        let _ = self.answer.send(Err(attempt));
+    }
+}
+
+/// The wall clock, as a leader stamps it into an entry.
+fn now() -> Timestamp {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+}

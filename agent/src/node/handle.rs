@@ -1,0 +1,236 @@
+//! What the rest of the agent holds of the node: proposals with an outcome, reads, and news.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use blixard_core::command::{self, Command, Entry, Reply};
+use blixard_core::driver::Message;
+use blixard_core::state::State;
+use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::{Attempt, Input, Proposal, Waiting};
+use crate::transport::{Directory, ForwardError, Transport};
+
+/// How long a proposal or a read waits before it ends in an error.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where this node stands among the servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub node: NodeId,
+    pub raft: RaftId,
+    pub leads: bool,
+    /// Nothing where no leader is known.
+    pub leader: Option<RaftId>,
+    pub term: Term,
+    pub voters: BTreeSet<RaftId>,
+    pub learners: BTreeSet<RaftId>,
+    /// Index of the last entry that the state holds.
+    pub applied: u64,
+}
+
+impl Standing {
+    /// A leader steps down without a quorum, and a follower forgets one that it doesn't hear.
+    pub fn has_quorum(&self) -> bool {
+        self.leader.is_some()
+    }
+}
+
+/// Why a proposal or a read has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    #[error(
+        "no leader took it within {seconds} s, so nothing was changed: a majority of the servers has to be up and reach \
+         each other"
+    )]
+    NoLeader { seconds: u64 },
+    #[error("the cluster did not answer within {seconds} s: the outcome is unknown, so look before you try again")]
+    OutcomeUnknown { seconds: u64 },
+    #[error(
+        "no quorum confirmed the read within {seconds} s: a majority of the servers has to be up and reach each other"
+    )]
+    NotConfirmed { seconds: u64 },
+    #[error("the command has {bytes} bytes; at most {max} fit in one log entry", max = command::MAX_BYTES)]
+    TooLarge { bytes: usize },
+    #[error("this agent has too much to do: try again")]
+    Busy,
+    #[error("this agent is stopping: try again on another host")]
+    Stopped,
+}
+
+/// Cheap to clone; all clones reach the same node.
+#[derive(Clone)]
+pub struct Handle {
+    node: NodeId,
+    inbox: SyncSender<Input>,
+    revisions: watch::Receiver<u64>,
+    leaders: watch::Receiver<Option<RaftId>>,
+    transport: Arc<Transport>,
+    directory: watch::Receiver<Arc<Directory>>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        node: NodeId,
+        inbox: SyncSender<Input>,
+        revisions: watch::Receiver<u64>,
+        leaders: watch::Receiver<Option<RaftId>>,
+        transport: Arc<Transport>,
+        directory: watch::Receiver<Arc<Directory>>,
+    ) -> Self {
+        Self { node, inbox, revisions, leaders, transport, directory }
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Proposes on whichever node leads, and answers with what `apply` answered there.
+    ///
+    /// # Errors
+    /// Within [`PATIENCE`], always. Only `OutcomeUnknown` leaves open whether the command took effect.
+    pub async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
+        let deadline = Instant::now() + PATIENCE;
+        let encoded = encode(&command);
+        if encoded.len() > command::MAX_BYTES {
+            return Err(ProposeError::TooLarge { bytes: encoded.len() });
+        }
+        let seconds = PATIENCE.as_secs();
+        let mut leaders = self.leaders.clone();
+        loop {
+            let leader = *leaders.borrow_and_update();
+            let attempt = match self.propose_here(command.clone(), deadline).await? {
+                Err(Attempt::NotLeader(Some(leader))) => self.forward(leader, &encoded, deadline).await,
+                attempt => attempt,
+            };
+            match attempt {
+                Ok(reply) => return Ok(reply),
+                Err(Attempt::Unknown) => return Err(ProposeError::OutcomeUnknown { seconds }),
+                Err(Attempt::NotLeader(_) | Attempt::Lost) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(ProposeError::NoLeader { seconds });
+            }
+            // Until another leader is known, or the same one has had time to find out that it leads.
+            let pause = deadline.min(Instant::now() + Duration::from_millis(50));
+            let news = leaders.wait_for(|known| known.is_some() && *known != leader);
+            let _ = tokio::time::timeout_at(pause, news).await;
+        }
+    }
+
+    /// One attempt on this node; only a leader makes it.
+    pub(crate) async fn propose_on_leader(&self, command: Command, deadline: Instant) -> Result<Reply, ForwardError> {
+        match self.propose_here(command, deadline).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(Attempt::Unknown)) => Err(ForwardError::OutcomeUnknown { to: self.node }),
+            Ok(Err(Attempt::NotLeader(_) | Attempt::Lost)) => {
+                Err(ForwardError::NotLeader { to: self.node, leader: None })
+            }
+            Err(error) => Err(ForwardError::Refused { to: self.node, reason: error.to_string() }),
+        }
+    }
+
+    async fn propose_here(&self, command: Command, deadline: Instant) -> Result<Result<Reply, Attempt>, ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Input::Propose(Proposal { command, waiting: Waiting { deadline: deadline.into_std(), answer } }))?;
+        // The loop answers at the deadline at the latest; if it is gone, nobody knows how far it got.
+        Ok(answered.await.unwrap_or(Err(Attempt::Unknown)))
+    }
+
+    async fn forward(&self, leader: RaftId, encoded: &[u8], deadline: Instant) -> Result<Reply, Attempt> {
+        let directory = self.directory.borrow().clone();
+        let to = directory.0.iter().find(|(_, member)| member.raft == leader).map(|(node, _)| *node);
+        let Some(to) = to else { return Err(Attempt::NotLeader(None)) };
+        match self.transport.forward(to, encoded.to_vec(), deadline).await {
+            Ok(reply) => postcard::from_bytes(&reply).map_err(|_| Attempt::Unknown),
+            Err(ForwardError::OutcomeUnknown { .. }) => Err(Attempt::Unknown),
+            Err(ForwardError::NotLeader { .. } | ForwardError::Unreachable { .. }) => Err(Attempt::NotLeader(None)),
+            Err(ForwardError::Refused { reason, .. }) => Ok(Reply::Refused(reason)),
+        }
+    }
+
+    /// Reads the state of this node as it is.
+    ///
+    /// # Errors
+    /// `Stopped` or `Busy`.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&State, &Standing) -> T + Send + 'static,
+    ) -> Result<T, ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        let query = move |state: &State, standing: &Standing| {
+            let _ = answer.send(read(state, standing));
+        };
+        self.send(Input::Query(Box::new(query)))?;
+        answered.await.map_err(|_| ProposeError::Stopped)
+    }
+
+    /// Returns once this node has applied everything that was acknowledged anywhere before the call (a `ReadIndex`).
+    ///
+    /// # Errors
+    /// `NotConfirmed` after [`PATIENCE`] without a quorum.
+    pub async fn barrier(&self) -> Result<(), ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Input::Barrier(Waiting { deadline: (Instant::now() + PATIENCE).into_std(), answer }))?;
+        match answered.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(ProposeError::NotConfirmed { seconds: PATIENCE.as_secs() }),
+            Err(_) => Err(ProposeError::Stopped),
+        }
+    }
+
+    /// Returns once this node's state holds the cluster: at once after a restart, soon after founding or joining.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub async fn founded(&self) -> Result<(), ProposeError> {
+        let mut changes = self.changes();
+        loop {
+            match self.read(|state, _| state.cluster().is_some()).await {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(ProposeError::Busy) => {}
+                Err(error) => return Err(error),
+            }
+            changes.changed().await.map_err(|_| ProposeError::Stopped)?;
+        }
+    }
+
+    /// A number that grows whenever the state, the leader or the servers have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.revisions.clone()
+    }
+
+    /// Raft's messages from another node; dropped when the inbox is full, since raft sends them again.
+    pub fn step(&self, messages: Vec<Message>) {
+        if self.inbox.try_send(Input::Step(messages)).is_err() {
+            tracing::debug!("messages were dropped: the inbox is full");
+        }
+    }
+
+    pub fn unreachable(&self, peer: RaftId) {
+        // Only a hint: raft finds out by itself.
+        let _ = self.inbox.try_send(Input::Unreachable(peer));
+    }
+
+    /// Asks the loop to hand leadership over and end.
+    pub fn stop(&self) {
+        // A full inbox is being worked off: this is the one message that waits for its place.
+        let _ = self.inbox.send(Input::Stop);
+    }
+
+    fn send(&self, input: Input) -> Result<(), ProposeError> {
+        self.inbox.try_send(input).map_err(|error| match error {
+            TrySendError::Full(_) => ProposeError::Busy,
+            TrySendError::Disconnected(_) => ProposeError::Stopped,
+        })
+    }
+}
+
+/// A command on its way to the leader, who stamps it.
+fn encode(command: &Command) -> Vec<u8> {
+    Entry { at: Timestamp(0), decided_in: None, command: command.clone() }.encode()
+}

@@ -1,0 +1,222 @@
+//! A host's seat in its cluster: who it is there, kept in the store; taken by founding the cluster or joining it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blixard_core::command::{Command, NewNode};
+use blixard_core::driver::Membership;
+use blixard_core::types::{ClusterId, NodeId, RaftId};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::identity::{self, Authority, AuthorityError, ClusterSecret, IdentityError, NodeIdentity, NodeKey};
+use crate::log::CommitOnDisk;
+use crate::store::{Store, StoreError};
+use crate::transport::{Answer, Decision, Directory, Member, TwoClusters, ask_all, decide, join};
+
+/// The founder's id; every blank server starts from a group of it alone and learns the rest from the log.
+pub const FOUNDER: RaftId = RaftId(1);
+/// How long a blank host waits before it asks the others again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What a member keeps about itself.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    pub identity: NodeIdentity,
+    pub raft: RaftId,
+    /// The members as they were when it joined: whom it talks to before it has the state.
+    pub members: Directory,
+    /// The cluster's first entry, on the host that founds it.
+    pub founding: Option<Command>,
+}
+
+/// Why a host has no seat.
+#[derive(Debug, thiserror::Error)]
+pub enum SeatError {
+    #[error("cannot read who this host is from {path}: the data is damaged, or written by a newer agent")]
+    Decode { path: PathBuf },
+    #[error("cannot read who this host is")]
+    Identity(#[source] IdentityError),
+    #[error("cannot keep who this host is")]
+    Keep(#[source] StoreError),
+    #[error("cannot make the cluster's authority")]
+    Found(#[source] AuthorityError),
+    #[error(transparent)]
+    TwoClusters(TwoClusters),
+    #[error(
+        "the data in {path} belongs to cluster {own}, but {other} is in cluster {found}: correct cluster.servers, or, to \
+         give up what this host has of {own}, move that directory away"
+    )]
+    OtherCluster { path: PathBuf, own: ClusterId, other: String, found: ClusterId },
+    #[error("the data in {path} is of a host named {kept}: set node.name to that, or move the directory away")]
+    OtherName { path: PathBuf, kept: String },
+}
+
+/// What the store keeps: first the key alone, then the whole seat.
+#[derive(Serialize, Deserialize)]
+enum Kept {
+    /// Asked with, so that asking again after a crash is the same host asking.
+    Asking {
+        key: Vec<u8>,
+    },
+    Seated(Box<Seated>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Seated {
+    name: blixard_core::types::NodeName,
+    identity: NodeIdentity,
+    raft: RaftId,
+    members: Vec<(NodeId, Member)>,
+    founding: Option<Command>,
+}
+
+impl Seat {
+    /// The seat that was kept, or a new one. A blank host asks until it may join or found; `tell` is told what it waits
+    /// for.
+    ///
+    /// # Errors
+    /// What asking again can't mend.
+    pub async fn take(
+        config: &Config,
+        secret: &ClusterSecret,
+        store: &mut Store,
+        commit: CommitOnDisk,
+        kept: Option<Vec<u8>>,
+        tell: impl Fn(String),
+    ) -> Result<Self, SeatError> {
+        let path = || config.node.data_dir.clone();
+        let kept = kept.map(|bytes| postcard::from_bytes(&bytes).map_err(|_| SeatError::Decode { path: path() }));
+        let key = match kept.transpose()? {
+            Some(Kept::Seated(seated)) if seated.name == *config.name() => return Ok(seated.into_seat()),
+            Some(Kept::Seated(seated)) => {
+                return Err(SeatError::OtherName { path: path(), kept: seated.name.to_string() });
+            }
+            Some(Kept::Asking { key }) => NodeKey::decode(&key).map_err(SeatError::Identity)?,
+            None => {
+                let key = NodeKey::generate().map_err(SeatError::Identity)?;
+                keep(store, &Kept::Asking { key: key.encode() }, commit)?;
+                key
+            }
+        };
+        let seat = Self::ask(config, secret, &key, tell).await?;
+        keep(store, &Kept::Seated(Box::new(Seated::new(config, &seat))), commit)?;
+        Ok(seat)
+    }
+
+    /// The cluster of a seat that was kept; nothing for a blank host, or where it can't be read.
+    pub fn cluster_of(kept: &[u8]) -> Option<ClusterId> {
+        match postcard::from_bytes(kept).ok()? {
+            Kept::Seated(seated) => Some(seated.identity.cluster),
+            Kept::Asking { .. } => None,
+        }
+    }
+
+    async fn ask(
+        config: &Config,
+        secret: &ClusterSecret,
+        key: &NodeKey,
+        tell: impl Fn(String),
+    ) -> Result<Self, SeatError> {
+        let mut told = String::new();
+        loop {
+            let answers = ask_all(config.servers(), secret, config.name()).await;
+            let waiting = match decide(&answers).map_err(SeatError::TwoClusters)? {
+                Decision::Found => return Self::found(config, secret, key),
+                Decision::Wait(reason) => reason,
+                Decision::Join(servers) => {
+                    let mut failures = Vec::new();
+                    for server in servers {
+                        match join(&server, secret, config.own(), key).await {
+                            Ok(joined) => {
+                                let (identity, raft) = (joined.identity, joined.raft);
+                                return Ok(Self { identity, raft, members: joined.members, founding: None });
+                            }
+                            Err(error) => failures.push(crate::error_chain(&error)),
+                        }
+                    }
+                    failures.join("; ")
+                }
+            };
+            if waiting != told {
+                tracing::warn!(reason = waiting, "this host is not a member yet");
+                told.clone_from(&waiting);
+            }
+            tell(waiting);
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    fn found(config: &Config, secret: &ClusterSecret, key: &NodeKey) -> Result<Self, SeatError> {
+        let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
+        let (cluster, node, raft) = (authority.cluster(), NodeId(1), FOUNDER);
+        let request = key.request().map_err(SeatError::Identity)?;
+        let certificate = authority.issue(&request, node).map_err(SeatError::Found)?;
+        let identity = key.identify(cluster, node, authority.certificate().to_vec(), certificate);
+        let own = config.own();
+        let first = NewNode {
+            name: own.name.clone(),
+            address: own.address.clone(),
+            key: Authority::key_of(&request).map_err(SeatError::Found)?,
+        };
+        let member = Member { name: own.name.clone(), address: own.address.clone(), raft };
+        tracing::info!(%cluster, "this host founds the cluster");
+        Ok(Self {
+            identity: identity.map_err(SeatError::Identity)?,
+            raft,
+            members: Directory([(node, member)].into()),
+            founding: Some(Command::Found {
+                cluster,
+                ca_certificate: authority.certificate().to_vec(),
+                sealed_ca_key: authority.seal(secret),
+                first,
+            }),
+        })
+    }
+
+    /// Ends once nobody among the configured servers is of another cluster, as far as they answer.
+    ///
+    /// # Errors
+    /// [`SeatError::OtherCluster`].
+    pub async fn check_cluster(&self, config: &Config, secret: &ClusterSecret) -> Result<(), SeatError> {
+        for (server, answer) in ask_all(config.servers(), secret, config.name()).await {
+            match answer {
+                Answer::Member(found) if found != self.identity.cluster => {
+                    return Err(SeatError::OtherCluster {
+                        path: config.node.data_dir.clone(),
+                        own: self.identity.cluster,
+                        other: server.to_string(),
+                        found,
+                    });
+                }
+                Answer::Failed(error) => {
+                    tracing::debug!(peer = %server, error = crate::error_chain(&error), "a server could not be asked");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Seated {
+    fn new(config: &Config, seat: &Seat) -> Self {
+        Self {
+            name: config.name().clone(),
+            identity: seat.identity.clone(),
+            raft: seat.raft,
+            members: seat.members.0.clone().into_iter().collect(),
+            founding: seat.founding.clone(),
+        }
+    }
+
+    fn into_seat(self) -> Seat {
+        let members = Directory(self.members.into_iter().collect());
+        Seat { identity: self.identity, raft: self.raft, members, founding: self.founding }
+    }
+}
+
+fn keep(store: &mut Store, kept: &Kept, commit: CommitOnDisk) -> Result<(), SeatError> {
+    let bytes = postcard::to_stdvec(kept).expect("a seat has no part that postcard refuses");
+    store.set_identity(&bytes, Some(&Membership::founded_by(FOUNDER)), commit).map_err(SeatError::Keep)
+}

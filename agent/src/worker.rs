@@ -1,0 +1,122 @@
+//! The worker in every node: it says what the host has, makes the units what the placements say, and reports on them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blixard_core::command::{Command, Reply};
+use blixard_core::reconcile;
+use blixard_core::types::Address;
+use blixard_core::unit::Observed;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::node::Handle;
+use crate::units::Units;
+
+mod attempts;
+pub mod offer;
+
+use attempts::{Attempts, Outcome};
+
+/// Units that are changed at the same time; systemd works them off one after another anyway.
+const MOST_CHANGES: usize = 16;
+/// Without any news, everything is looked at again this often.
+const RESYNC: Duration = Duration::from_secs(30);
+/// How long a proposal that failed waits before the next.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Tells the cluster what this host has to give, until it has heard it.
+pub async fn register(handle: &Handle, address: Address, worker: blixard_core::command::Worker) {
+    let command = Command::RegisterWorker { node: handle.node(), address, worker };
+    loop {
+        match handle.propose(command.clone()).await {
+            Ok(Reply::Refused(why)) => tracing::warn!(error = why, "this host could not register as a worker"),
+            Ok(_) => return tracing::info!(node = %handle.node(), "registered as a worker"),
+            Err(error) => tracing::warn!(error = crate::error_chain(&error), "this host has not registered yet"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Makes this host's units what its placements say, for as long as the agent runs.
+///
+/// It changes nothing before this node has applied everything that was acknowledged before the agent started: an older
+/// state doesn't know all that rightly runs here.
+pub async fn work<U: Units>(handle: Handle, units: Arc<U>) {
+    while let Err(error) = handle.barrier().await {
+        tracing::warn!(error = crate::error_chain(&error), "units are left as they are until the cluster answers");
+    }
+    tracing::info!("this node is up to date: its units follow its placements from now on");
+    let mut worker =
+        Worker { changes: handle.changes(), news: units.changes(), handle, units, attempts: Attempts::default() };
+    worker.run().await;
+}
+
+struct Worker<U> {
+    handle: Handle,
+    units: Arc<U>,
+    /// The cluster's revisions.
+    changes: watch::Receiver<u64>,
+    /// The units'.
+    news: watch::Receiver<u64>,
+    attempts: Attempts,
+}
+
+impl<U: Units> Worker<U> {
+    async fn run(&mut self) {
+        let permits = Arc::new(Semaphore::new(MOST_CHANGES));
+        let mut changing = JoinSet::new();
+        let mut reporting: JoinSet<()> = JoinSet::new();
+        loop {
+            self.changes.mark_unchanged();
+            self.news.mark_unchanged();
+            match self.units.observe().await {
+                Ok(observed) => self.step(observed, &permits, &mut changing, &mut reporting).await,
+                Err(error) => {
+                    tracing::warn!(error = crate::error_chain(&error), "units can't be seen");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            let wake =
+                self.attempts.next_retry().unwrap_or_else(|| Instant::now() + RESYNC).min(Instant::now() + RESYNC);
+            tokio::select! {
+                Some(tried) = changing.join_next() => self.attempts.note(tried.expect("a change doesn't panic")),
+                Some(_) = reporting.join_next() => {}
+                changed = self.changes.changed() => if changed.is_err() { return },
+                changed = self.news.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+    }
+
+    async fn step(
+        &mut self,
+        observed: Observed,
+        permits: &Arc<Semaphore>,
+        changing: &mut JoinSet<(String, Outcome)>,
+        reporting: &mut JoinSet<()>,
+    ) {
+        let node = self.handle.node();
+        let known = self.attempts.known();
+        let read = self.handle.read(move |state, _| {
+            let actions = reconcile::reconcile(node, state, &observed, &known);
+            (actions, reconcile::report(node, state, &observed, &known))
+        });
+        let Ok((actions, (vms, tasks))) = read.await else { return };
+        for attempt in self.attempts.choose(actions) {
+            let (units, permits) = (Arc::clone(&self.units), Arc::clone(permits));
+            changing.spawn(async move { attempt.make(units.as_ref(), &permits).await });
+        }
+        if reporting.is_empty() && !(vms.is_empty() && tasks.is_empty()) {
+            self.attempts.report(&tasks);
+            let handle = self.handle.clone();
+            reporting.spawn(async move {
+                let report = Command::Report { node, vms, tasks };
+                if let Err(error) = handle.propose(report).await {
+                    tracing::warn!(error = crate::error_chain(&error), "the cluster has not heard this host's report");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A majority is there, or it isn't.
+
+use std::time::Instant;
+
+use blixard::api::proto;
+use blixard_core::unit::{ObservedVm, UnitPhase};
+use tonic::Code;
+
+use super::support::{Host, manifest, wait_for};
+use super::{PATIENCE, apply, cluster, instance, leader, no_vm_runs_twice, sees_running, sees_whole, start};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_a_proposal_and_a_read_end_in_clear_errors_and_status_says_so() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let [alpha, beta, gamma] = start(&hosts).await;
+    beta.stop().await;
+    gamma.stop().await;
+    let status = alpha.sees("no quorum", |status| !cluster(status).quorum).await;
+    assert_eq!((&*cluster(&status).leader, cluster(&status).servers), ("", 3));
+    assert!(status.problems.iter().any(|problem| problem.contains("no leader")), "{:?}", status.problems);
+
+    let begin = Instant::now();
+    let refused = apply(&alpha, manifest(&[("web", "")])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("majority") && refused.message().contains("nothing was changed"), "{refused}");
+    let explain = proto::ExplainRequest { vm: "web".to_owned() };
+    let refused = alpha.client().await.explain(explain).await.unwrap_err();
+    assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
+    assert!(refused.message().contains("no quorum"), "{refused}");
+    assert!(begin.elapsed() < 4 * PATIENCE, "{:?}", begin.elapsed());
+
+    // One more makes a majority; what was refused has never taken effect.
+    let beta = hosts[1].start();
+    let status = beta.sees("a quorum", |status| cluster(status).quorum).await;
+    assert_eq!(status.instances, []);
+    assert_eq!(apply(&beta, manifest(&[("web", "")])).await.unwrap().result, "applied");
+    let gamma = hosts[2].start();
+    for agent in [&alpha, &beta, &gamma] {
+        sees_whole(agent, 3).await;
+    }
+    no_vm_runs_twice(&hosts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_told_to_stop_hands_leadership_over_first() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let mut agents = start(&hosts).await.map(Some);
+    let status = sees_whole(agents[0].as_ref().unwrap(), 3).await;
+    let (at, term) = (leader(&status, &hosts), cluster(&status).term);
+    let follower = (at + 1) % 3;
+    agents[at].take().unwrap().stop().await;
+    // By then somebody has stood for election because it was asked to, and not because it missed a leader.
+    let mut terms = Vec::new();
+    for agent in agents.iter().flatten() {
+        let mut watched = agent.client().await.watch_status(proto::StatusRequest {}).await.unwrap();
+        let status = watched.get_mut().message().await.unwrap().unwrap();
+        terms.push(cluster(&status).term);
+    }
+    assert!(terms.iter().any(|seen| *seen > term), "{terms:?} after {term}");
+    let agent = agents[follower].as_ref().unwrap();
+    agent.sees("another leader", |status| cluster(status).quorum && leader(status, &hosts) != at).await;
+    assert_eq!(apply(agent, manifest(&[("web", "")])).await.unwrap().result, "applied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_no_unit_is_touched_before_the_cluster_has_answered() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let [alpha, beta, gamma] = start(&hosts).await;
+    apply(&gamma, manifest(&[("a", ""), ("b", ""), ("c", "")])).await.unwrap();
+    let status = sees_running(&gamma, 3).await;
+    let own = status.instances.iter().find(|vm| vm.node == "gamma").expect("replicas are spread").name.clone();
+    gamma.stop().await;
+    // Meanwhile the others decide something that gamma can't know.
+    let declared: Vec<_> = ["a", "b", "c"].into_iter().filter(|name| format!("{name}-0") != own).collect();
+    let declared: Vec<_> = declared.into_iter().map(|name| (name, "")).collect();
+    apply(&alpha, manifest(&declared)).await.unwrap();
+    alpha.stop().await;
+    beta.stop().await;
+
+    // By its own old state, gamma would stop the one and start the other.
+    let held = || hosts[2].units.held();
+    let stray = || "stray-0".parse().unwrap();
+    let vm = held().observed.vms.remove(&own.parse().unwrap()).unwrap();
+    held().observed.vms.insert(stray(), ObservedVm { phase: UnitPhase::Running, ..vm });
+    held().asked.clear();
+    let gamma = hosts[2].start();
+    for _ in 0..2 {
+        // Each answer takes as long as a read waits for a quorum.
+        let status = gamma.sees("no quorum", |status| !cluster(status).quorum).await;
+        assert!(instance(&status, &own).is_some(), "it knows no better");
+        assert_eq!(held().asked, Vec::<String>::new());
+    }
+    let _alpha = hosts[0].start();
+    gamma.sees("the decision", |status| instance(status, &own).is_none() && cluster(status).quorum).await;
+    wait_for("the stray to be stopped", async || {
+        if held().observed.vms.is_empty() { Ok(()) } else { Err(format!("{:?}", held().observed.vms)) }
+    })
+    .await;
+    assert!(!held().asked.contains(&format!("start {own}")), "{:?}", held().asked);
+}

@@ -1,0 +1,204 @@
+//! Whole agents in one process: real log, store, TLS and API socket; only the units are made up.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use blixard::agent::{AgentError, Told};
+use blixard::api::proto;
+use blixard::api::proto::api_client::ApiClient;
+use blixard::config::Config;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+
+mod units;
+
+pub use units::FakeUnits;
+
+/// Longest that anything is waited for: far more than it takes, for a machine with much else to do.
+const MAX_WAIT: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Looks until it sees what it looks for; panics with the last thing seen when that takes too long.
+pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let begin = Instant::now();
+    let mut polls = tokio::time::interval(POLL);
+    loop {
+        polls.tick().await;
+        match look().await {
+            Ok(found) => return found,
+            Err(seen) => assert!(begin.elapsed() < MAX_WAIT, "waited {MAX_WAIT:?} for {what}; last seen: {seen}"),
+        }
+    }
+}
+
+/// One host: what its agent is configured with, its disk, and its units, which outlive the agent.
+pub struct Host {
+    pub name: &'static str,
+    pub dir: tempfile::TempDir,
+    pub address: SocketAddr,
+    /// `cluster.servers`
+    pub servers: Vec<String>,
+    pub secret: &'static str,
+    pub zone: &'static str,
+    pub cpus: u32,
+    pub authority: bool,
+    pub units: FakeUnits,
+}
+
+impl Host {
+    /// Hosts that list each other, in this order; nothing is on their disks.
+    pub fn blank<const N: usize>(names: [&'static str; N]) -> [Self; N] {
+        let addresses = names.map(|_| free_address());
+        let servers: Vec<String> = names.iter().zip(addresses).map(|(name, at)| format!("{name}@{at}")).collect();
+        let mut addresses = addresses.into_iter();
+        names.map(|name| Self {
+            name,
+            dir: tempfile::tempdir().unwrap(),
+            address: addresses.next().unwrap(),
+            servers: servers.clone(),
+            secret: "a secret of thirty-two bytes, say",
+            zone: "a",
+            cpus: 4,
+            authority: false,
+            units: FakeUnits::default(),
+        })
+    }
+
+    /// The file that this host carries; one that isn't there isn't configured.
+    pub fn manifest(&self) -> PathBuf {
+        self.dir.path().join("manifest.json")
+    }
+
+    pub fn api(&self) -> Api {
+        Api { socket: self.dir.path().join("run/api.sock") }
+    }
+
+    /// Written to its place, too.
+    pub fn config(&self) -> Config {
+        let dir = self.dir.path().display();
+        let Self { name, address, servers, zone, cpus, authority, .. } = self;
+        let carried = if self.manifest().exists() {
+            format!("[manifest]\npath = \"{dir}/manifest.json\"\nauthority = {authority}\n")
+        } else {
+            String::new()
+        };
+        let text = format!(
+            "[node]\nname = \"{name}\"\ndata_dir = \"{dir}/data\"\nrun_dir = \"{dir}/run\"\nlisten = \"{address}\"\n\
+             labels = {{ zone = \"{zone}\" }}\n\
+             [cluster]\nservers = {servers:?}\nsecret_file = \"{dir}/secret\"\n\
+             [resources]\ncpus = {cpus}\nmemory_mib = 4096\ndisk_mib = 2048\nhypervisors = [\"qemu\"]\n\
+             reserve = {{ memory_mib = 96, disk_mib = 48 }}\n{carried}"
+        );
+        let path = self.dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        std::fs::write(self.dir.path().join("secret"), self.secret).unwrap();
+        Config::load(&path).unwrap()
+    }
+
+    pub fn start(&self) -> Agent {
+        let (tell, told) = mpsc::channel(4);
+        let units = self.units.clone();
+        let running = tokio::spawn(blixard::agent::serve(self.config(), async |_| Ok(units), told));
+        Agent { tell, running, api: self.api() }
+    }
+}
+
+/// An agent that runs until it is told to stop, or the test ends.
+pub struct Agent {
+    tell: mpsc::Sender<Told>,
+    running: JoinHandle<Result<(), AgentError>>,
+    api: Api,
+}
+
+/// What an agent is asked through.
+pub struct Api {
+    socket: PathBuf,
+}
+
+impl Agent {
+    pub async fn tell(&self, told: Told) {
+        self.tell.send(told).await.expect("the agent runs");
+    }
+
+    /// Returns once it has ended, and with what.
+    pub async fn ended(self) -> Result<(), String> {
+        let ended = tokio::time::timeout(MAX_WAIT, self.running).await.expect("the agent ends in time");
+        ended.expect("the agent doesn't panic").map_err(|error| blixard::error_chain(&error))
+    }
+
+    pub async fn stop(self) {
+        self.tell(Told::Stop).await;
+        self.ended().await.expect("an agent that is told to stops without an error");
+    }
+}
+
+impl Deref for Agent {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+impl Api {
+    /// A client of its API socket, as soon as that is there.
+    pub async fn client(&self) -> ApiClient<Channel> {
+        wait_for("the API socket", async || {
+            let path = self.socket.clone();
+            let connect = tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+            });
+            let channel = Endpoint::from_static("http://agent").connect_with_connector(connect).await;
+            channel.map(ApiClient::new).map_err(|error| blixard::error_chain(&error))
+        })
+        .await
+    }
+
+    /// What its status shows, once it shows what `wanted` looks for.
+    pub async fn sees(&self, what: &str, wanted: impl Fn(&proto::StatusReply) -> bool) -> proto::StatusReply {
+        let mut client = self.client().await;
+        wait_for(what, async || match client.status(proto::StatusRequest {}).await {
+            Ok(reply) if wanted(reply.get_ref()) => Ok(reply.into_inner()),
+            Ok(reply) => Err(format!("{:#?}", reply.into_inner())),
+            Err(status) => Err(status.message().to_owned()),
+        })
+        .await
+    }
+
+    pub async fn is_healthy(&self) -> proto::StatusReply {
+        self.sees("a healthy cluster", |status| status.problems.is_empty() && !status.nodes.is_empty()).await
+    }
+}
+
+/// A runner's path; nothing is there.
+pub fn runner(name: &str) -> String {
+    format!("/nix/store/0c6kzph7l0dcbfmjap64f0czdafn3b7x-microvm-qemu-{name}")
+}
+
+/// A manifest of VMs with one replica each that every host could run, given as name and further fields.
+pub fn manifest(vms: &[(&str, &str)]) -> Vec<u8> {
+    let vm = |(name, more): &(&str, &str)| {
+        let (system, runner) = (blixard::probe::system(), runner(&format!("{name}-0")));
+        format!(
+            r#""{name}": {{ "runners": ["{runner}"], "system": "{system}", "hypervisor": "qemu", "vcpus": 1,
+                "memoryMiB": 100, "kvm": false{more} }}"#
+        )
+    };
+    let vms: Vec<String> = vms.iter().map(vm).collect();
+    format!(r#"{{ "version": 1, "vms": {{ {} }} }}"#, vms.join(", ")).into_bytes()
+}
+
+/// A port on a loopback address that no other test has, and that no outgoing connection is given.
+fn free_address() -> SocketAddr {
+    static TAKEN: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, high | 1, low, TAKEN.fetch_add(1, Ordering::Relaxed));
+    TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr()).expect("this machine has a loopback network")
+}
