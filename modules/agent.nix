@@ -1,0 +1,312 @@
+# The agent: its options, its config.toml, and the users, devices and ports that it needs.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib)
+    filterAttrsRecursive
+    head
+    last
+    literalExpression
+    mkEnableOption
+    mkIf
+    mkOption
+    splitString
+    toInt
+    types
+    unique
+    ;
+  cfg = config.services.blixard;
+  inherit (cfg) settings;
+  format = pkgs.formats.toml { };
+
+  label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
+  credential = "/run/credentials/blixard.service/cluster-secret";
+  serverNames = map (server: head (splitString "@" server)) settings.cluster.servers;
+
+  # Asked of the VMs first, so that what is wrong with one is said by its assertion and not by its manifest.
+  carriesManifest = cfg.vms != null || cfg.manifestFile != null;
+
+  # Kept for each machine; null means that the agent asks the machine.
+  amount =
+    what:
+    mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      description = ''
+        ${what} that this host offers to the cluster. If null, `blixard.service` reads from the machine how much there is;
+        a number above that lets VMs be placed that can't run.
+      '';
+    };
+  reserved =
+    what: default:
+    mkOption {
+      type = types.ints.unsigned;
+      inherit default;
+      description = ''
+        ${what} kept for the host itself and never given to VMs. With too little, a full host starves
+        `blixard.service` and loses its VMs to other hosts.
+      '';
+    };
+in
+{
+  options.services.blixard = {
+    enable = mkEnableOption "the Blixard agent, which makes this host a member of a cluster that runs microVMs";
+
+    openFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether to open the port of {option}`services.blixard.settings.node.listen` for the other nodes. If it stays
+        closed and nothing else opens it, this node never joins.
+      '';
+    };
+
+    clusterSecretFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "config.age.secrets.blixard.path";
+      description = ''
+        A file on the host, outside the Nix store, with the secret that all nodes of the cluster share: at least 32
+        bytes, for example from {command}`openssl rand -hex 32`. It is handed to `blixard.service` as a credential; a
+        node with another secret than the rest isn't let in.
+      '';
+    };
+
+    settings = mkOption {
+      default = { };
+      description = ''
+        The agent's configuration, {file}`/etc/blixard/config.toml`. It is checked by {command}`blixard check-config`
+        when the system is built, so that a wrong key fails the build and not `blixard.service`.
+      '';
+      example = literalExpression ''
+        {
+          cluster.servers = [ "alpha@10.0.0.1:7420" "beta@10.0.0.2:7420" "gamma@10.0.0.3:7420" ];
+          node.labels.zone = "a";
+          vms.bridge = "br0";
+        }
+      '';
+      type = types.submodule {
+        freeformType = format.type;
+        options = {
+          node = {
+            name = mkOption {
+              type = types.strMatching label;
+              default = config.networking.hostName;
+              defaultText = literalExpression "config.networking.hostName";
+              description = ''
+                This node's name in the cluster, a DNS label, and one of those in
+                {option}`services.blixard.settings.cluster.servers`. A name that a live node already has is refused.
+              '';
+            };
+            listen = mkOption {
+              type = types.strMatching ".+:[0-9]{1,5}";
+              default = "[::]:7420";
+              description = ''
+                Address and port on which `blixard.service` talks to the other nodes. They must be able to reach it
+                under the address that `cluster.servers` gives for this node.
+              '';
+            };
+            data_dir = mkOption {
+              type = types.strMatching "/.+";
+              default = "/var/lib/blixard";
+              description = ''
+                Where `blixard.service` keeps the cluster's state, and VMs their volumes. If it is lost, this node has
+                lost its identity, and its VMs what they had stored.
+              '';
+            };
+            labels = mkOption {
+              type = types.attrsOf types.str;
+              default = { };
+              example = {
+                zone = "a";
+              };
+              description = ''
+                Labels of this node. A VM whose {option}`requires` names a label that no node has is never placed.
+              '';
+            };
+          };
+          cluster = {
+            servers = mkOption {
+              type = types.nonEmptyListOf (types.strMatching "${label}@.+:[0-9]{1,5}");
+              example = [
+                "alpha@10.0.0.1:7420"
+                "beta@10.0.0.2:7420"
+                "gamma@10.0.0.3:7420"
+              ];
+              description = ''
+                The nodes that agree on the cluster's state, as `name@address:port`, the same list on every host. The
+                first of them founds the cluster once most of them are up, so a list that differs between hosts can
+                keep it from being founded.
+              '';
+            };
+            secret_file = mkOption {
+              type = types.strMatching "/.+";
+              default = credential;
+              description = ''
+                Where `blixard.service` reads the cluster's secret. The default is the credential made from
+                {option}`services.blixard.clusterSecretFile`; the service doesn't start without it.
+              '';
+            };
+          };
+          resources = {
+            cpus = amount "Processors";
+            memory_mib = amount "Memory in MiB";
+            disk_mib = amount "Disk space in MiB";
+            reserve = {
+              cpus = reserved "Processors" 0;
+              memory_mib = reserved "Memory in MiB" 512;
+              disk_mib = reserved "Disk space in MiB" 1024;
+            };
+          };
+          tasks = {
+            user = mkOption {
+              type = types.str;
+              default = "blixard-task";
+              description = ''
+                The user who runs tasks in `blixard-task@.service`; not the user of the hypervisors, whose processes a
+                task could then signal. Any other than the default must be declared elsewhere.
+              '';
+            };
+            group = mkOption {
+              type = types.str;
+              default = "blixard-task";
+              description = ''
+                The group of the tasks in `blixard-task@.service`. Any other than the default must be declared
+                elsewhere, or no task starts.
+              '';
+            };
+          };
+          vms = {
+            user = mkOption {
+              type = types.str;
+              default = "blixard-vm";
+              description = ''
+                The user who runs the hypervisors in `blixard-vm@.service`. Any other than the default must be
+                declared elsewhere and be able to open {file}`/dev/kvm`.
+              '';
+            };
+            group = mkOption {
+              type = types.str;
+              default = "kvm";
+              description = ''
+                The group of the hypervisors in `blixard-vm@.service`. It must own {file}`/dev/kvm`, or no VM starts
+                that needs it.
+              '';
+            };
+            bridge = mkOption {
+              type = types.nullOr (types.strMatching "[^/ ]{1,15}");
+              default = null;
+              example = "br0";
+              description = ''
+                The bridge that the VMs' taps are attached to; it must exist on this host. If null, they are attached
+                to none, and a VM reaches the network only if the host routes or bridges its tap otherwise.
+              '';
+            };
+          };
+        };
+      };
+    };
+
+    rendered.config = mkOption {
+      type = format.type;
+      internal = true;
+      readOnly = true;
+      description = "The settings as they are written: those that are null are left to the agent.";
+      default = filterAttrsRecursive (_: value: value != null) settings;
+    };
+  };
+
+  config = mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = lib.elem settings.node.name serverNames;
+        message = ''
+          services.blixard on ${config.networking.hostName}: the node "${settings.node.name}" is none of cluster.servers (${toString serverNames}).
+          Add "${settings.node.name}@ADDRESS:PORT" to services.blixard.settings.cluster.servers on every host, or set services.blixard.settings.node.name.
+        '';
+      }
+      {
+        assertion = unique serverNames == serverNames;
+        message = ''
+          services.blixard on ${config.networking.hostName}: cluster.servers names a node twice (${toString serverNames}).
+          Give every server one entry in services.blixard.settings.cluster.servers.
+        '';
+      }
+      {
+        assertion = cfg.clusterSecretFile != null || settings.cluster.secret_file != credential;
+        message = ''
+          services.blixard on ${config.networking.hostName}: there is no cluster secret.
+          Set services.blixard.clusterSecretFile to a file on the host, for example a path from agenix or sops-nix.
+        '';
+      }
+      {
+        assertion =
+          cfg.clusterSecretFile == null
+          || !(
+            builtins.isPath cfg.clusterSecretFile
+            || lib.hasPrefix "${builtins.storeDir}/" (toString cfg.clusterSecretFile)
+          );
+        message = ''
+          services.blixard on ${config.networking.hostName}: clusterSecretFile (${toString cfg.clusterSecretFile}) is in the Nix store, which everybody on the host can read, or would be copied there.
+          Give the path of a file outside of it as a string, for example "/run/secrets/blixard".
+        '';
+      }
+    ];
+
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."blixard/config.toml".source = cfg.check "check-config" (
+      format.generate "blixard-config.toml" cfg.rendered.config
+    );
+
+    environment.etc."blixard/manifest.json" = mkIf carriesManifest {
+      source = cfg.manifestFile;
+    };
+    services.blixard.settings.manifest = mkIf carriesManifest {
+      path = lib.mkDefault "/etc/blixard/manifest.json";
+    };
+
+    networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall [
+      (toInt (last (splitString ":" settings.node.listen)))
+    ];
+
+    # Who may talk to the agent is in the group blixard; who runs the hypervisors is the user blixard-vm, who
+    # runs tasks blixard-task.
+    users.groups.blixard = { };
+    users.users.blixard-vm = mkIf (settings.vms.user == "blixard-vm") {
+      isSystemUser = true;
+      inherit (settings.vms) group;
+      description = "Blixard's hypervisors";
+    };
+
+    users.users.blixard-task = mkIf (settings.tasks.user == "blixard-task") {
+      isSystemUser = true;
+      inherit (settings.tasks) group;
+      description = "Blixard's tasks";
+    };
+    users.groups.blixard-task = mkIf (settings.tasks.group == "blixard-task") { };
+
+    # The default is made by the units themselves.
+    systemd.tmpfiles.settings."10-blixard" = mkIf (settings.node.data_dir != "/var/lib/blixard") (
+      lib.genAttrs
+        [
+          settings.node.data_dir
+          "${settings.node.data_dir}/tasks"
+          "${settings.node.data_dir}/vms"
+        ]
+        (_: {
+          d.mode = "0711";
+        })
+    );
+
+    boot.kernelModules = [
+      "tun"
+      "tap"
+      "vhost_net"
+      "vhost_vsock"
+    ];
+  };
+}

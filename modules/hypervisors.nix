@@ -1,0 +1,10 @@
+# What microvm.nix runs on Linux.
+[
+  "qemu"
+  "cloud-hypervisor"
+  "firecracker"
+  "crosvm"
+  "kvmtool"
+  "stratovirt"
+  "alioth"
+]

@@ -1,0 +1,8 @@
+{ cluster }:
+cluster {
+  hosts.alpha = { };
+  vms = {
+    db.restart = "never";
+    web.restart = "always";
+  };
+}

@@ -1,0 +1,12 @@
+{ cluster }:
+cluster {
+  hosts = {
+    alpha = { };
+    beta = { };
+    gamma = { };
+  };
+  vms = {
+    db = { };
+    web = { };
+  };
+}

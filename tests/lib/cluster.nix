@@ -1,0 +1,40 @@
+# A claim's hosts: names and what is special about each → NixOS modules with `services.blixard` on one test network.
+#
+# The same description serves NixOS VMs, where a VM is a microvm.nix guest, and the rendered files, where its runners
+# are stand-ins: `carry` says how.
+{
+  lib,
+  # cluster's `vms` → what of services.blixard makes a host carry them
+  carry,
+}:
+{
+  # <name> = module, which is merged into that host's.
+  hosts,
+  # <name> = { replicas ? 1; … }: what else is in it goes to services.blixard.vms.
+  vms ? { },
+}:
+let
+  names = lib.attrNames hosts;
+  # As the NixOS test driver numbers them: alphabetically, from 1.
+  address = name: "192.168.1.${toString (1 + lib.lists.findFirstIndex (n: n == name) null names)}";
+in
+lib.mapAttrs (name: host: {
+  imports = [ host ];
+  networking.hostName = name;
+  # Readable by all, and in the store: only a test may do that.
+  environment.etc."blixard/cluster-secret".text = "a secret that every host of this test knows\n";
+  services.blixard = carry vms // {
+    enable = true;
+    clusterSecretFile = "/etc/blixard/cluster-secret";
+    settings = {
+      node.listen = "0.0.0.0:7420";
+      cluster.servers = map (server: "${server}@${address server}:7420") names;
+      resources = {
+        cpus = lib.mkDefault 2;
+        memory_mib = lib.mkDefault 2048;
+        disk_mib = lib.mkDefault 4096;
+      };
+      vms.bridge = "br0";
+    };
+  };
+}) hosts

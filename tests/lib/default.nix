@@ -1,0 +1,76 @@
+# The NixOS tests: `checks` has one for every folder beside this one with nodes and a scenario; `demo` is a program.
+{
+  lib,
+  pkgs,
+  # services.blixard, with its package
+  module,
+  # { modules } → a manifest
+  mkManifest,
+}:
+let
+  inherit (builtins) pathExists readDir readFile;
+  claims = lib.filter (name: pathExists ../${name}/scenario.py && pathExists ../${name}/nodes.nix) (
+    lib.attrNames (lib.filterAttrs (_: type: type == "directory") (readDir ../.))
+  );
+  describe = claim: cluster: import ../${claim}/nodes.nix { inherit cluster; };
+
+  # A manifest's guests are what takes long to evaluate: claims with the same VMs share theirs.
+  key =
+    {
+      vms ? { },
+      ...
+    }:
+    builtins.toJSON vms;
+  manifests = lib.genAttrs (lib.unique (map (claim: describe claim key) claims)) (
+    vms:
+    mkManifest {
+      modules = [
+        { services.blixard.vms = import ./declare.nix { inherit lib; } (builtins.fromJSON vms); }
+      ];
+    }
+  );
+
+  test =
+    name: claim: testScript:
+    pkgs.testers.runNixOSTest {
+      inherit name testScript;
+      nodes = describe claim (
+        import ./cluster.nix {
+          inherit lib;
+          carry = vms: { manifestFile = manifests.${key { inherit vms; }}; };
+        }
+      );
+      defaults.imports = [
+        module
+        ./host.nix
+      ];
+    };
+in
+{
+  checks = lib.genAttrs claims (
+    claim: test claim claim (readFile ../prelude.py + readFile ../${claim}/scenario.py)
+  );
+
+  demo =
+    let
+      demo = test "blixard-demo" "the_leaders_host_powers_off" (
+        readFile ../prelude.py + readFile ./demo.py
+      );
+    in
+    pkgs.writeShellApplication {
+      name = "blixard-demo";
+      text = ''
+        case "''${1-}" in
+          "") exec ${demo.driver}/bin/nixos-test-driver ;;
+          --keep)
+            echo "At the prompt: test_script() runs the demo, alpha.execute('blixard status') asks a host, Ctrl-D ends it all."
+            exec ${demo.driverInteractive}/bin/nixos-test-driver
+            ;;
+          *)
+            echo "usage: nix run .#demo [-- --keep]" >&2
+            exit 2
+            ;;
+        esac
+      '';
+    };
+}

@@ -1,0 +1,5 @@
+{ cluster }:
+cluster {
+  hosts.alpha = { };
+  vms.web = { };
+}
