@@ -1,0 +1,47 @@
+"""Run scenarios on the rig.
+
+    python3 tests/rig                            every scenario
+    python3 tests/rig CLAIM...                   these
+    python3 tests/rig --shell HOST [COMMAND...]  a root shell in a host of whichever rig is up
+
+As root. The agent is the newest that cargo built, or BLIXARD_BIN. Exit status: how many scenarios failed.
+"""
+
+import os
+import subprocess
+import sys
+
+from driver import prepare, run_scenario
+from host import shell_in
+from install import agent_binary, claims
+from isolation import find_host, is_isolated, isolate
+
+
+def main(arguments: list[str]) -> int:
+    if os.geteuid() != 0:
+        sys.exit("rig: needs root (try: sudo python3 tests/rig)")
+    if arguments[:1] == ["--shell"]:
+        leader = find_host(arguments[1])
+        if leader is None:
+            sys.exit(f"rig: no host {arguments[1]} is up; `tests/demo --keep` leaves three up")
+        shell_in(leader, arguments[2:])
+    if arguments[:1] == ["--help"]:
+        sys.exit(__doc__)
+    unknown = set(arguments) - set(claims())
+    if unknown:
+        sys.exit(f"rig: no scenario {', '.join(sorted(unknown))}; there are: {', '.join(claims())}")
+    agent = agent_binary(os.environ.get("BLIXARD_BIN"))
+    if len(arguments) == 1:
+        if not is_isolated():
+            prepare()
+        isolate()
+        return 0 if run_scenario(arguments[0], agent) else 1
+    prepare()
+    failed = [claim for claim in arguments or claims()
+              if subprocess.run([sys.executable, sys.argv[0], claim], check=False).returncode]
+    print(f"{len(arguments or claims()) - len(failed)} passed, {len(failed)} failed" + "".join(f"\n  {c}" for c in failed))
+    return min(len(failed), 99)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
