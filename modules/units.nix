@@ -27,6 +27,12 @@ let
     ProtectProc = "invisible";
     ProtectSystem = "strict";
     RemoveIPC = true;
+    # INET for the nodes' own talk, for taps, for a guest's user network and for what a task fetches.
+    RestrictAddressFamilies = [
+      "AF_INET"
+      "AF_INET6"
+      "AF_UNIX"
+    ];
     RestrictNamespaces = true;
     RestrictRealtime = true;
     RestrictSUIDSGID = true;
@@ -93,11 +99,6 @@ in
         DevicePolicy = "closed";
         DeviceAllow = [ "/dev/kvm rw" ];
         MemoryDenyWriteExecute = true;
-        RestrictAddressFamilies = [
-          "AF_INET"
-          "AF_INET6"
-          "AF_UNIX"
-        ];
         SystemCallFilter = [
           "@system-service"
           "~@privileged @resources"
@@ -151,13 +152,7 @@ in
           "/dev/vhost-net rw"
           "/dev/vhost-vsock rw"
         ];
-        # INET for taps and for a guest's user network. Not MemoryDenyWriteExecute: QEMU without KVM compiles.
-        RestrictAddressFamilies = [
-          "AF_INET"
-          "AF_INET6"
-          "AF_UNIX"
-        ];
-        # Hypervisors sandbox themselves (seccomp, landlock).
+        # Not MemoryDenyWriteExecute: QEMU without KVM compiles. Hypervisors sandbox themselves (seccomp, landlock).
         SystemCallFilter = [
           "@system-service"
           "~@resources"
@@ -198,11 +193,6 @@ in
           "CAP_SETUID"
         ];
         PrivateDevices = true;
-        RestrictAddressFamilies = [
-          "AF_INET"
-          "AF_INET6"
-          "AF_UNIX"
-        ];
         SystemCallFilter = [ "@system-service" ];
       };
     };
