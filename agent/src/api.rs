@@ -266,9 +266,7 @@ impl proto::api_server::Api for Api {
         _request: Request<proto::ListTasksRequest>,
     ) -> Result<Response<proto::ListTasksReply>, Status> {
         self.barrier().await?;
-        let reply = self.read(|state, _| proto::ListTasksReply {
-            tasks: state.tasks().iter().map(|(id, task)| view::task(state, *id, task)).collect(),
-        });
+        let reply = self.read(|state, _| proto::ListTasksReply { tasks: view::tasks(state) });
         Ok(Response::new(reply.await?))
     }
 }

@@ -15,7 +15,6 @@ mod exit;
 pub mod files;
 mod tap;
 
-use std::error::Error;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -119,13 +118,7 @@ pub fn run(args: &GateArgs) -> ExitCode {
         GateCommand::CleanTask { name } => task(name).and_then(|id| clean_task(&run_dir, id)),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
-    let mut line = format!("blixard gate: {error}");
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        line = format!("{line}: {source}");
-        cause = source.source();
-    }
-    eprintln!("{line}");
+    eprintln!("blixard gate: {}", crate::error_chain(&error));
     ExitCode::from(match error {
         GateError::Refused(_) => exit::REFUSED,
         // Root is gone by then, so no record can say it: a shell's two statuses do.

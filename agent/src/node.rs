@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use blixard_core::command::{Command, Entry, Reply};
-use blixard_core::driver::{Driver, Message, Proposals, ReadId, Role, Soft};
+use blixard_core::driver::{self, Driver, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
 use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
@@ -247,11 +247,26 @@ impl Node {
     }
 
     fn propose(&mut self, Proposal { command, waiting }: Proposal) {
-        let decided_in = command.is_decision().then(|| Term(self.driver.status().term));
+        // Decisions are the leader's own: without a term, `apply` refuses one that comes from anywhere else.
+        if let Err((waiting, error)) = self.append(command, None, waiting) {
+            waiting.fail(Attempt::of(&error));
+        }
+    }
+
+    /// Stamps a command, appends it to the leader's log and remembers who waits for it.
+    fn append(
+        &mut self,
+        command: Command,
+        decided_in: Option<Term>,
+        waiting: Waiting<Reply>,
+    ) -> Result<(), (Waiting<Reply>, driver::ProposeError)> {
         let entry = Entry { at: now(), decided_in, command };
         match self.driver.propose(entry.encode()) {
-            Ok(position) => self.proposals.track(position, waiting),
-            Err(error) => waiting.fail(Attempt::of(&error)),
+            Ok(position) => {
+                self.proposals.track(position, waiting);
+                Ok(())
+            }
+            Err(error) => Err((waiting, error)),
         }
     }
 
@@ -292,7 +307,6 @@ impl Node {
         Standing {
             node: self.own,
             raft: self.raft,
-            leads: status.soft.role == Role::Leader,
             leader: status.soft.leader,
             term: Term(status.term),
             voters: status.membership.voters,

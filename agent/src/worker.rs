@@ -77,8 +77,8 @@ impl<U: Units> Worker<U> {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-            let wake =
-                self.attempts.next_retry().unwrap_or_else(|| Instant::now() + RESYNC).min(Instant::now() + RESYNC);
+            let resync = Instant::now() + RESYNC;
+            let wake = self.attempts.next_retry().map_or(resync, |retry| retry.min(resync));
             tokio::select! {
                 Some(tried) = changing.join_next() => self.attempts.note(tried.expect("a change doesn't panic")),
                 Some(_) = reporting.join_next() => {}

@@ -14,10 +14,11 @@ use crate::node::Standing;
 pub fn status(state: &State, standing: &Standing) -> proto::StatusReply {
     let nodes: Vec<_> = state.nodes().iter().map(|(id, member)| node(state, standing, *id, member)).collect();
     let mut instances: Vec<_> = state.instances().iter().map(|(id, inner)| instance(state, id, inner)).collect();
-    explain_pending(state, &mut instances);
+    let rooms = Rooms::new(state);
+    explain_pending(state, &rooms, &mut instances);
     let held = held(state);
     proto::StatusReply {
-        problems: problems(state, standing, &nodes, &instances),
+        problems: problems(state, standing, &rooms, &nodes, &instances),
         cluster: Some(cluster(state, standing)),
         nodes,
         instances,
@@ -128,8 +129,7 @@ fn shown_phase(state: &State, id: &InstanceId, placement: &Placement) -> (&'stat
 }
 
 /// Says why instances wait; all replicas of a VM wait for the same.
-fn explain_pending(state: &State, instances: &mut [proto::Instance]) {
-    let rooms = Rooms::new(state);
+fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instance]) {
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
     for instance in instances.iter_mut().filter(|instance| instance.state == "pending") {
         let reason = reasons.entry(instance.vm.clone()).or_insert_with_key(|vm| {
@@ -141,8 +141,7 @@ fn explain_pending(state: &State, instances: &mut [proto::Instance]) {
 }
 
 /// Instances that run on as they were, since where their volumes are there is no room for what is declared now.
-fn behind(state: &State) -> Vec<String> {
-    let rooms = Rooms::new(state);
+fn behind(state: &State, rooms: &Rooms) -> Vec<String> {
     let placed = state.instances().iter().filter_map(|(id, instance)| Some((id, instance.placement.as_ref()?)));
     let behind = placed.filter(|(_, placement)| !placement.stopping).filter_map(|(id, placement)| {
         let Change::Held(obstacle) = rooms.change(state, id, placement, state.desired(id)?)? else { return None };
@@ -168,7 +167,13 @@ fn pending_reason(state: &State, verdicts: &[(NodeId, Option<Obstacle>)]) -> Str
     format!("no node will do: {}", each.collect::<Vec<_>>().join(" · "))
 }
 
-fn problems(state: &State, standing: &Standing, nodes: &[proto::Node], instances: &[proto::Instance]) -> Vec<String> {
+fn problems(
+    state: &State,
+    standing: &Standing,
+    rooms: &Rooms,
+    nodes: &[proto::Node],
+    instances: &[proto::Instance],
+) -> Vec<String> {
     let mut problems = Vec::new();
     if !standing.has_quorum() {
         problems.push("there is no leader: a majority of the servers has to be up and reach each other".to_owned());
@@ -186,7 +191,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node], instances
             state => problems.push(format!("{} is {state}: {}", instance.name, instance.reason)),
         }
     }
-    problems.extend(behind(state));
+    problems.extend(behind(state, rooms));
     for node in state.held().keys() {
         let node = name_of(state, *node);
         problems.push(format!(
@@ -235,14 +240,19 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
         });
         let verdicts = verdicts.collect();
         let mut instances = [instance(state, id, inner)];
-        explain_pending(state, &mut instances);
+        explain_pending(state, &rooms, &mut instances);
         let [instance] = instances;
         proto::Explained { instance: Some(instance), verdicts }
     });
     explained.collect()
 }
 
-pub fn task(state: &State, id: TaskId, task: &Task) -> proto::Task {
+pub fn tasks(state: &State) -> Vec<proto::Task> {
+    let rooms = Rooms::new(state);
+    state.tasks().iter().map(|(id, inner)| task(state, &rooms, *id, inner)).collect()
+}
+
+fn task(state: &State, rooms: &Rooms, id: TaskId, task: &Task) -> proto::Task {
     let (shown, exit) = match (task.node, task.phase) {
         (None, _) => ("pending", None),
         (Some(_), None) => ("placed", None),
@@ -251,7 +261,7 @@ pub fn task(state: &State, id: TaskId, task: &Task) -> proto::Task {
         (Some(_), Some(TaskPhase::Ended(exit))) => ("failed", Some(exit)),
     };
     let reason = if task.node.is_none() {
-        pending_reason(state, &Rooms::new(state).explain_request(state, task.spec.request))
+        pending_reason(state, &rooms.explain_request(state, task.spec.request))
     } else {
         task.message.clone()
     };

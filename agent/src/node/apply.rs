@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use blixard_core::command::{DecodeError, Entry, Reply};
-use blixard_core::driver::{Committed, Content, Fate, ProposeError};
-use blixard_core::state::Change;
+use blixard_core::driver::{Committed, Content, Fate, Membership, ProposeError};
+use blixard_core::state::{Change, Table};
 use blixard_core::types::Term;
 
 use super::{Attempt, Node};
@@ -60,9 +60,7 @@ impl Node {
             let index = entry.position.index;
             let reply = match &entry.content {
                 Content::Nothing => Reply::Done,
-                Content::Command(bytes) => {
-                    self.apply_command(entry.position.index, entry.position.term, bytes, &mut changes)?
-                }
+                Content::Command(bytes) => self.apply_command(index, entry.position.term, bytes, &mut changes)?,
                 Content::Membership { change, .. } => match self.driver.apply_membership(index, *change) {
                     Ok(_) => {
                         tracing::info!(index, change = %change, "the servers have changed");
@@ -77,12 +75,15 @@ impl Node {
         }
         self.applied = last.index;
         self.applied_term = Term(last.term);
-        let something = !changes.is_empty() || servers != self.driver.membership();
-        self.commit(&changes)?;
+        let servers = Some(self.driver.membership()).filter(|now| *now != servers);
+        let due = self.ticks.saturating_sub(self.durable_at) >= DURABLE_TICKS;
+        self.commit(&changes, servers.as_ref(), due)?;
         self.driver.applied(self.applied);
-        if something {
+        if changes.iter().any(|change| change.table == Table::Nodes) {
+            self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
+        }
+        if servers.is_some() || !changes.is_empty() {
             self.lead.dirty = true;
-            self.publish_members();
             self.changed();
         }
         for (waiting, fate, reply) in answers {
@@ -108,36 +109,20 @@ impl Node {
         Ok(outcome.reply)
     }
 
-    fn publish_members(&self) {
-        let members = super::directory_of(&self.state);
-        self.directory.send_if_modified(|known| {
-            let changed = **known != members;
-            if changed {
-                *known = Arc::new(members);
-            }
-            changed
-        });
-    }
-
-    /// Writes the rows. They are durable at a named interval: until then the log replays what a crash takes.
-    fn commit(&mut self, changes: &[Change]) -> Result<(), NodeError> {
-        let due = self.ticks.saturating_sub(self.durable_at) >= DURABLE_TICKS;
-        let durability = if due {
+    /// Writes the rows, and `servers` where they have changed. What isn't made durable now, the log replays after a crash.
+    fn commit(&mut self, changes: &[Change], servers: Option<&Membership>, durable: bool) -> Result<(), NodeError> {
+        let durability = if durable {
             self.durable_at = self.ticks;
-            let hard_state = self.driver.hard_state();
-            Durability::Now(self.log.record_commit(hard_state).map_err(NodeError::WriteLog)?)
+            Durability::Now(self.log.record_commit(self.driver.hard_state()).map_err(NodeError::WriteLog)?)
         } else {
             Durability::Lazy
         };
-        let servers = self.driver.membership();
-        self.store.commit(changes, self.applied, Some(&servers), durability).map_err(NodeError::WriteStore)
+        self.store.commit(changes, self.applied, servers, durability).map_err(NodeError::WriteStore)
     }
 
     /// Everything applied so far becomes durable.
     pub(super) fn finish(&mut self) -> Result<(), NodeError> {
-        self.durable_at = 0;
-        self.ticks = self.ticks.max(DURABLE_TICKS);
-        self.commit(&[])
+        self.commit(&[], None, true)
     }
 
     fn serve_reads(&mut self) {

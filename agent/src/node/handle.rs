@@ -23,7 +23,6 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Standing {
     pub node: NodeId,
     pub raft: RaftId,
-    pub leads: bool,
     /// Nothing where no leader is known.
     pub leader: Option<RaftId>,
     pub term: Term,

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use blixard_core::command::{Command, Entry};
+use blixard_core::command::Command;
 use blixard_core::driver::Role;
 use blixard_core::types::Term;
 use blixard_core::{membership, schedule};
 use tokio::sync::oneshot;
 
-use super::{Node, SILENT_TICKS, Waiting, now};
+use super::{Node, SILENT_TICKS, Waiting};
 
 /// How often the leader looks who has fallen silent.
 const LIVENESS_TICKS: u64 = 10;
@@ -93,16 +93,12 @@ impl Node {
 
     fn decide(&mut self, command: Command) {
         let term = Term(self.driver_term());
-        let entry = Entry { at: now(), decided_in: Some(term), command };
-        match self.driver.propose(entry.encode()) {
-            Ok(position) => {
-                let (answer, answered) = oneshot::channel();
-                // Decided anew after that; a decision that commits late is checked by `apply` all the same.
-                let deadline = Instant::now() + Duration::from_secs(5);
-                self.proposals.track(position, Waiting { deadline, answer });
-                self.lead.undecided.push(answered);
-            }
-            Err(error) => {
+        let (answer, answered) = oneshot::channel();
+        // Decided anew after that; a decision that commits late is checked by `apply` all the same.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        match self.append(command, Some(term), Waiting { deadline, answer }) {
+            Ok(()) => self.lead.undecided.push(answered),
+            Err((_, error)) => {
                 tracing::debug!(%error, "a decision waits");
                 self.lead.dirty = true;
             }

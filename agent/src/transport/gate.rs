@@ -3,8 +3,8 @@
 //! Raft takes messages for honest: malformed ones make it panic, or believe a stranger to lead. So a message passes
 //! only if its sender is who its certificate says, it is for this node, and its shape is one that Raft itself sends.
 
+use blixard_core::driver::wire;
 use blixard_core::types::{ClusterId, NodeId};
-use prost_011::Message as _;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::proto::RaftFrame;
@@ -71,7 +71,7 @@ pub fn open(
         if bytes.len() > MAX_MESSAGE {
             return Err(Refused::TooLarge { size: bytes.len() });
         }
-        let message = Message::decode(bytes.as_slice()).map_err(|_| Refused::Undecodable)?;
+        let message = wire::decode_message(bytes).map_err(|_| Refused::Undecodable)?;
         check(&message, own, peer, directory)?;
         messages.push(message);
     }
@@ -350,7 +350,7 @@ mod tests {
     fn a_frame_of_another_cluster_or_sender_is_refused_whole() {
         let cluster = ClusterId::from_bytes([1; 16]);
         let frame = |messages| RaftFrame { cluster: cluster.to_string(), sender: PEER.0, messages };
-        let good = append().encode_to_vec();
+        let good = wire::encode_message(&append());
         let opened = |frame: &RaftFrame| open(frame, cluster, OWN, PEER, &directory());
         assert_eq!(opened(&frame(vec![good.clone(), good.clone()])).unwrap(), vec![append(), append()]);
         let other = RaftFrame { cluster: "x".repeat(1000), ..frame(vec![good.clone()]) };
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(opened(&frame(vec![good.clone(), vec![0xff; 9]])), Err(Refused::Undecodable));
         assert!(matches!(opened(&frame(vec![vec![]; MAX_MESSAGES + 1])), Err(Refused::TooMany { .. })));
         assert!(matches!(opened(&frame(vec![vec![0; MAX_MESSAGE + 1]])), Err(Refused::TooLarge { .. })));
-        let bad = Message { from: 13, ..append() }.encode_to_vec();
+        let bad = wire::encode_message(&Message { from: 13, ..append() });
         assert!(matches!(opened(&frame(vec![good, bad])), Err(Refused::From { .. })));
     }
 

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use blixard_core::driver::wire;
 use blixard_core::types::{ClusterId, NodeId, RaftId};
 use hyper_util::rt::TokioIo;
-use prost_011::Message as _;
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -96,7 +96,7 @@ impl Links {
 
 impl Link {
     fn offer(&self, message: Message) -> bool {
-        let bytes = message.encoded_len();
+        let bytes = wire::encoded_message_len(&message);
         if bytes > MAX_MESSAGE {
             error!(peer = %self.member.name, bytes, limit = MAX_MESSAGE, "dropped a Raft message that is too large to send");
             return false;
@@ -289,7 +289,7 @@ fn batch(
     let mut next = Some(first);
     while let Some(queued) = next {
         bytes += queued.bytes;
-        messages.push(queued.message.encode_to_vec());
+        messages.push(wire::encode_message(&queued.message));
         let full = messages.len() >= BATCH_MESSAGES || bytes >= BATCH_BYTES;
         next = if full { None } else { queue.try_recv().ok() };
     }

@@ -72,7 +72,6 @@ const SHELL_DEPENDENCIES: Table = &[
     ("hyper-util", &["cli", "transport"]),
     ("postcard", &["agent", "identity", "node", "seat", "store"]),
     ("prost", GENERATED),
-    ("prost-011", &["transport"]),
     ("raft", &["log", "transport"]),
     ("rcgen", &["identity"]),
     ("redb", &["store"]),

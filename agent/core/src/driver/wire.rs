@@ -20,6 +20,11 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
     message.encode_to_vec()
 }
 
+/// How many bytes [`encode_message`] makes of it.
+pub fn encoded_message_len(message: &Message) -> usize {
+    message.encoded_len()
+}
+
 /// # Errors
 /// When the bytes are no message.
 pub fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use blixard_core::driver::wire;
 use blixard_core::types::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ fn frame(cluster: &Cluster, sender: usize, messages: &[raft::eraftpb::Message]) 
     RaftFrame {
         cluster: cluster.authority.cluster().to_string(),
         sender: node(sender).0,
-        messages: messages.iter().map(prost_011::Message::encode_to_vec).collect(),
+        messages: messages.iter().map(wire::encode_message).collect(),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use blixard_core::driver::wire;
 use blixard_core::types::ClusterId;
-use prost_011::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use raft::storage::MemStorage;
 use raft::{Config, RawNode, StateRole};
@@ -79,7 +79,7 @@ impl Group {
             for (from, message) in sent {
                 let to = (0..3).find(|at| raft_id(*at).0 == message.to).unwrap();
                 let cluster = ClusterId::from_bytes([1; 16]);
-                let messages = vec![message.encode_to_vec()];
+                let messages = vec![wire::encode_message(&message)];
                 let frame = RaftFrame { cluster: cluster.to_string(), sender: node(from).0, messages };
                 let opened = gate::open(&frame, cluster, node(to), node(from), &self.directory)
                     .unwrap_or_else(|error| panic!("{error}: {message:?}"));
