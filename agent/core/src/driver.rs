@@ -1,22 +1,20 @@
 //! The only room that knows raft's `Ready`.
 //!
 //! ```text
-//!  tick step propose read_index …       write_to(log)            advance()
-//!  ───────────▶ Driver ── turn() ──▶ Turn ───────────▶ Durable ───────────▶ Done ──▶ send, apply, answer reads
-//!                 ▲                   │ send_now (may race the disk)          │
-//!                 └─────────── applied(), apply_membership() ◀────────────────┘
+//!  tick step propose read_index …                       write_all(log)             persisted()
+//!  ───────────▶ Driver ── turn() ──▶ Turn{send, write} ───────────────▶ Durable ───────────────▶ messages to send
+//!                 ▲                    │ committed, reads
+//!                 └── applied(), apply_membership()
 //! ```
 //!
-//! A `Turn` and its `Durable` hold the driver's `&mut`, so nothing can reach raft between its `ready` and its `advance`,
-//! where raft forbids it; only a successful write makes a `Durable`, and only a `Durable` gives up what may be
-//! acknowledged and applied.
+//! Writes may be under way while raft goes on: a leader's entries travel to its followers before its own disk has them.
+//! What promises something (a vote, an acknowledgement) is inside the [`Write`] that it depends on. Only a successful
+//! write makes a [`Durable`], and only a `Durable` gives such messages up, or lets raft commit by this server's word.
 //!
-//! ```compile_fail,E0499
-//! # use blixard_core::driver::{Driver, LogStore};
-//! fn an_open_turn_locks_the_driver(driver: &mut Driver, log: &mut impl LogStore) {
-//!     let turn = driver.turn().unwrap();
-//!     driver.tick();
-//!     drop(turn);
+//! ```compile_fail,E0451
+//! # use blixard_core::driver::Durable;
+//! fn nothing_is_durable_but_by_a_write(number: u64) -> Durable {
+//!     Durable { number, ..todo!() }
 //! }
 //! ```
 
@@ -32,7 +30,7 @@ pub mod wire;
 use std::collections::VecDeque;
 
 use raft::eraftpb::HardState;
-use raft::{RawNode, StateRole};
+use raft::{RawNode, SnapshotStatus, StateRole};
 
 pub use gate::RefusedMessage;
 pub use membership::{Membership, MembershipChange, RefusedChange};
@@ -40,7 +38,9 @@ pub use proposals::{Fate, Proposals};
 pub use raft::eraftpb::Message;
 pub use recovered::{Position, Recovered, StartError};
 pub use settings::Settings;
-pub use turn::{Committed, Content, Done, Durable, LogStore, Turn};
+pub use turn::{Committed, Content, Durable, Install, LogStore, Turn, Write};
+
+use serde::{Deserialize, Serialize};
 
 use crate::types::RaftId;
 use mirror::Mirror;
@@ -52,14 +52,26 @@ pub const CAUGHT_UP_ENTRIES: u64 = 100;
 pub struct Driver {
     raw: RawNode<Mirror>,
     settings: Settings,
-    /// The hard state that the log was last told.
+    /// The hard state that the log was last told, or will be by the writes that are under way.
     written: HardState,
-    /// The hard state of the last advance: the log holds every entry that it commits.
-    settled: HardState,
+    /// Numbers of raft's readies: the newest one whose write is under way, the newest one that is on disk, and the newest
+    /// one that brought another term or vote.
+    in_flight: Option<u64>,
+    persisted: u64,
+    promised: u64,
+    /// Numbers of the newest write, and of the newest one that is on disk.
+    last_write: u64,
+    written_up_to: u64,
     last_read: u64,
     /// Indexes of membership changes that were handed out and not applied yet.
     unapplied_changes: VecDeque<u64>,
-    in_turn: bool,
+}
+
+/// What the store holds durably: everything up to a position, and the servers as of then.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Checkpoint {
+    pub position: Position,
+    pub membership: Membership,
 }
 
 /// Why a proposal was not taken; nothing was appended.
@@ -145,29 +157,28 @@ impl Driver {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, Mirror::new(recovered), &logger)
             .map_err(|source| StartError::StartRaft { id: settings.id, source })?;
-        let unapplied_changes = VecDeque::new();
-        let mut driver =
-            Self { raw, settings, settled: written.clone(), written, last_read: 0, unapplied_changes, in_turn: false };
+        let mut driver = Self {
+            raw,
+            settings,
+            written,
+            in_flight: None,
+            persisted: 0,
+            promised: 0,
+            last_write: 0,
+            written_up_to: 0,
+            last_read: 0,
+            unapplied_changes: VecDeque::new(),
+        };
         driver.pin_election_timeout();
         Ok(driver)
     }
 
-    /// What has to be written, sent and applied, or nothing; call until it returns `None`.
-    pub fn turn(&mut self) -> Option<Turn<'_>> {
-        self.assert_between_turns();
-        if !self.raw.has_ready() {
-            return None;
-        }
-        self.in_turn = true;
-        let mut ready = self.raw.ready();
-        let soft = ready.ss().map(|soft| Soft::of(soft.raft_state, soft.leader_id));
-        let send_now = ready.take_messages();
-        Some(Turn { driver: self, ready, soft, send_now })
-    }
-
     /// Lets one tick pass.
     pub fn tick(&mut self) {
-        self.assert_between_turns();
+        // Who votes alone becomes leader at once, and raft wants everything from before on disk by then.
+        if self.is_alone() && self.in_flight.is_some() && self.soft().role != Role::Leader {
+            return;
+        }
         self.raw.tick();
         self.pin_election_timeout();
     }
@@ -177,8 +188,11 @@ impl Driver {
     /// # Errors
     /// When it could stop or mislead raft; nothing has changed then.
     pub fn step(&mut self, message: Message) -> Result<(), RefusedMessage> {
-        self.assert_between_turns();
         gate::admit(&message, &self.raw.raft)?;
+        self.admitted(message)
+    }
+
+    fn admitted(&mut self, message: Message) -> Result<(), RefusedMessage> {
         let from = message.from;
         let stepped = self.raw.step(message);
         self.pin_election_timeout();
@@ -231,7 +245,6 @@ impl Driver {
     /// # Errors
     /// When raft would drop the request at once.
     pub fn read_index(&mut self) -> Result<ReadId, ReadError> {
-        self.assert_between_turns();
         if self.soft().leader.is_none() {
             return Err(ReadError::NoLeader);
         }
@@ -257,17 +270,61 @@ impl Driver {
 
     /// Tells the leader that a message to `peer` was lost, so that it probes instead of pipelining.
     pub fn report_unreachable(&mut self, peer: RaftId) {
-        self.assert_between_turns();
         self.raw.report_unreachable(peer.0);
     }
 
     /// Becomes leader without waiting for a timeout, where no other voter could object; elsewhere nothing happens.
     pub fn campaign_if_alone(&mut self) {
-        self.assert_between_turns();
-        if self.membership().voters.iter().eq([&self.settings.id]) {
+        if self.is_alone() && self.in_flight.is_none() {
             self.raw.campaign().expect("a local message is always taken");
             self.pin_election_timeout();
         }
+    }
+
+    /// Takes the leader's announcement of a snapshot, whose rows are spooled and verified by now.
+    ///
+    /// The next turn installs it, unless the log has got there by itself meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_snapshot(&mut self, message: Message) -> Result<(), RefusedMessage> {
+        gate::admit_snapshot(&message, &self.raw.raft)?;
+        self.admitted(message)
+    }
+
+    /// Tells the leader how sending a snapshot to `peer` ended; until then it sends nothing else there.
+    pub fn report_snapshot(&mut self, peer: RaftId, arrived: bool) {
+        let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(peer.0, status);
+        self.pin_election_timeout();
+    }
+
+    /// Tells what the store holds durably, and drops the entries that nobody needs any more.
+    ///
+    /// Returns the first index that is still needed: the log on disk may drop what is before it.
+    pub fn checkpointed(&mut self, checkpoint: Checkpoint) -> u64 {
+        let Settings { keep_bytes, keep_for_laggards_bytes, .. } = self.settings;
+        let laggard = match self.soft().role {
+            Role::Leader => {
+                self.status().peers.iter().filter(|peer| peer.recently_active).map(|peer| peer.matched).min()
+            }
+            Role::Follower | Role::Candidate => None,
+        };
+        let mirror = self.raw.mut_store();
+        mirror.checkpointed(checkpoint);
+        mirror.compact(keep_bytes, laggard.unwrap_or(u64::MAX));
+        mirror.compact(keep_for_laggards_bytes, u64::MAX);
+        mirror.first()
+    }
+
+    /// Whether a follower needs a snapshot that is newer than the last checkpoint.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.raw.store().wants_checkpoint()
+    }
+
+    /// Bytes of the entries in memory.
+    pub fn log_bytes(&self) -> u64 {
+        self.raw.store().bytes()
     }
 
     /// Tells raft that everything up to `index` has been applied.
@@ -275,7 +332,6 @@ impl Driver {
     /// # Panics
     /// When a membership change up to there was not given to [`Self::apply_membership`]: the next change could then overlap it.
     pub fn applied(&mut self, index: u64) {
-        self.assert_between_turns();
         let pending = self.unapplied_changes.front();
         assert!(pending.is_none_or(|change| *change > index), "a membership change up to {index} was skipped");
         self.raw.advance_apply_to(index);
@@ -290,7 +346,6 @@ impl Driver {
     /// # Panics
     /// When it isn't the next membership change that was handed out.
     pub fn apply_membership(&mut self, index: u64, change: MembershipChange) -> Result<Membership, RefusedChange> {
-        self.assert_between_turns();
         let next = self.unapplied_changes.pop_front();
         assert_eq!(next, Some(index), "membership changes are applied in the order in which they were handed out");
         // Raft panics, or blocks the group, under a leader that isn't a member. The entry may come from an earlier leader.
@@ -309,13 +364,6 @@ impl Driver {
     /// What this server takes itself and others for.
     pub fn soft(&self) -> Soft {
         Soft::of(self.raw.raft.state, self.raw.raft.leader_id)
-    }
-
-    /// Term, vote and commit index as of the last [`Durable::advance`], never ahead of the entries that the log holds.
-    ///
-    /// The log records it before the store makes what was applied durable.
-    pub fn hard_state(&self) -> &HardState {
-        &self.settled
     }
 
     pub fn membership(&self) -> Membership {
@@ -352,6 +400,10 @@ impl Driver {
         }
     }
 
+    fn is_alone(&self) -> bool {
+        self.membership().voters.iter().eq([&self.settings.id])
+    }
+
     fn is_caught_up_learner(&self, id: RaftId) -> bool {
         self.membership().learners.contains(&id) && self.peer(id.0).caught_up
     }
@@ -366,15 +418,10 @@ impl Driver {
     }
 
     fn assert_leader(&self) -> Result<(), ProposeError> {
-        self.assert_between_turns();
         match self.soft() {
             Soft { role: Role::Leader, .. } => Ok(()),
             Soft { leader, .. } => Err(ProposeError::NotLeader { leader }),
         }
-    }
-
-    fn assert_between_turns(&self) {
-        assert!(!self.in_turn, "a turn was given up before its write succeeded: the node must stop");
     }
 
     fn pin_election_timeout(&mut self) {

@@ -36,13 +36,48 @@ pub(super) fn admit<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(),
     Ok(())
 }
 
-fn shape<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(), &'static str> {
+/// Whether raft can take the announcement of a snapshot without harm.
+pub(super) fn admit_snapshot<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(), RefusedMessage> {
+    snapshot_shape(message, raft).map_err(|reason| RefusedMessage::Shape { from: message.from, reason })
+}
+
+fn snapshot_shape<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(), &'static str> {
+    let check = |holds: bool, reason: &'static str| if holds { Ok(()) } else { Err(reason) };
+    check(message.msg_type == i32::from(MessageType::MsgSnapshot), "it announces no snapshot")?;
+    addresses(message, raft)?;
+    check(message.term > 0 && message.entries.is_empty(), "it has no term, or entries")?;
+    let snapshot = message.snapshot.as_ref().ok_or("it has no snapshot")?;
+    let metadata = snapshot.metadata.as_ref().ok_or("its snapshot says not what it is")?;
+    let indexes = metadata.index > 0 && metadata.index < u64::MAX - (1 << 32);
+    check(indexes && snapshot.data.is_empty(), "its index is out of all bounds, or it carries rows")?;
+    check(metadata.term > 0 && metadata.term <= message.term, "its snapshot is of a later term")?;
+    let servers = metadata.conf_state.as_ref().ok_or("its snapshot names no servers")?;
+    check(!servers.voters.is_empty() && !servers.voters.contains(&0), "its snapshot has no voters")?;
+    let joint = !servers.voters_outgoing.is_empty() || !servers.learners_next.is_empty() || servers.auto_leave;
+    check(!joint, "its snapshot is between two memberships")?;
+    let mut ids: Vec<u64> = servers.voters.iter().chain(&servers.learners).copied().collect();
+    check(ids.contains(&raft.id), "its snapshot does not know this server")?;
+    ids.sort_unstable();
+    check(ids.windows(2).all(|pair| pair[0] != pair[1]), "its snapshot names a server twice")?;
     let log = &raft.raft_log;
+    let contradicts = metadata.index <= log.committed
+        && metadata.index >= log.first_index()
+        && log.term(metadata.index).is_ok_and(|term| term != metadata.term);
+    check(!contradicts, "it contradicts what is committed here")
+}
+
+fn addresses<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(), &'static str> {
     let check = |holds: bool, reason: &'static str| if holds { Ok(()) } else { Err(reason) };
     check(message.to == raft.id, "it is meant for another server")?;
     check(message.from != raft::INVALID_ID && message.from != raft.id, "it says that it comes from this server")?;
     check(message.term <= raft.term.saturating_add(MAX_TERM_LEAP), "its term is out of all bounds")?;
-    check(message.request_snapshot == raft::INVALID_INDEX, "it asks for a snapshot")?;
+    check(message.request_snapshot == raft::INVALID_INDEX, "it asks for a snapshot")
+}
+
+fn shape<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(), &'static str> {
+    let log = &raft.raft_log;
+    let check = |holds: bool, reason: &'static str| if holds { Ok(()) } else { Err(reason) };
+    addresses(message, raft)?;
     let kind = MessageType::from_i32(message.msg_type).ok_or("its type is unknown")?;
     // Forwarded reads are the only ones that raft sends without a term.
     check(message.term > 0 || kind == MessageType::MsgReadIndex, "it has no term")?;

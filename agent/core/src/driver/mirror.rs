@@ -1,18 +1,30 @@
-//! What raft may read back of the log: every entry since the last compaction, in memory.
+//! What raft may read back of the log: the newest entries, in memory, and where a snapshot can be had.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, Snapshot};
+use raft::eraftpb::{Entry, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 use raft_prost::Message as _;
 
+use super::Checkpoint;
 use super::recovered::{Position, Recovered};
+use crate::types::RaftId;
 
-/// The durable log, as raft's `Storage`.
+/// What an entry takes besides its command.
+const ENTRY_OVERHEAD: u64 = size_of::<Entry>() as u64;
+
+/// The log, as raft's `Storage`; it may be ahead of the disk.
 pub(super) struct Mirror {
     /// The entry before the first one kept, of which only the position is known.
     base: Position,
     entries: VecDeque<Entry>,
+    /// What `entries` take.
+    bytes: u64,
+    /// The newest state that the store holds durably: what a snapshot is made of.
+    checkpoint: Option<Checkpoint>,
+    /// Somebody needs a snapshot that this checkpoint is too old for.
+    wants_checkpoint: Cell<bool>,
     /// Read once, when raft starts.
     initial: RaftState,
 }
@@ -20,17 +32,57 @@ pub(super) struct Mirror {
 impl Mirror {
     pub(super) fn new(recovered: Recovered) -> Self {
         let initial = RaftState::new(recovered.hard_state, recovered.membership.to_raft());
-        Self { base: recovered.base, entries: recovered.entries.into(), initial }
+        let entries = VecDeque::from(recovered.entries);
+        let bytes = entries.iter().map(size_of_entry).sum();
+        Self { base: recovered.base, entries, bytes, checkpoint: None, wants_checkpoint: Cell::new(false), initial }
     }
 
-    /// Adds entries that the log holds by now; what stood at their indexes and behind is dropped.
+    /// Adds entries; what stood at their indexes and behind is dropped.
     pub(super) fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first() else { return };
         assert!(first.index > self.base.index, "entry {} is compacted", first.index);
         let keep = self.offset(first.index);
         assert!(keep <= self.entries.len(), "the log has a gap before {}", first.index);
-        self.entries.truncate(keep);
+        self.bytes -= self.entries.drain(keep..).map(|entry| size_of_entry(&entry)).sum::<u64>();
+        self.bytes += entries.iter().map(size_of_entry).sum::<u64>();
         self.entries.extend(entries);
+    }
+
+    /// Forgets everything up to `base` and whatever else there was.
+    pub(super) fn restart(&mut self, base: Position) {
+        self.entries.clear();
+        (self.base, self.bytes) = (base, 0);
+    }
+
+    /// What the store holds durably by now.
+    pub(super) fn checkpointed(&mut self, checkpoint: Checkpoint) {
+        self.wants_checkpoint.set(false);
+        self.checkpoint = Some(checkpoint);
+    }
+
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        self.wants_checkpoint.get()
+    }
+
+    /// Bytes of the entries in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Index of the first entry that is kept.
+    pub(super) fn first(&self) -> u64 {
+        self.base.index + 1
+    }
+
+    /// Drops the oldest entries while more than `keep` bytes are there, up to the checkpoint and to `needed` at most.
+    pub(super) fn compact(&mut self, keep: u64, needed: u64) {
+        let limit = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.position.index).min(needed);
+        while self.bytes > keep
+            && let Some(entry) = self.entries.pop_front_if(|entry| entry.index <= limit)
+        {
+            self.bytes -= size_of_entry(&entry);
+            self.base = Position::of(&entry);
+        }
     }
 
     fn offset(&self, index: u64) -> usize {
@@ -40,6 +92,10 @@ impl Mirror {
     fn last(&self) -> u64 {
         self.entries.back().map_or(self.base.index, |entry| entry.index)
     }
+}
+
+fn size_of_entry(entry: &Entry) -> u64 {
+    (entry.data.len() + entry.context.len()) as u64 + ENTRY_OVERHEAD
 }
 
 impl Storage for Mirror {
@@ -82,16 +138,31 @@ impl Storage for Mirror {
     }
 
     fn first_index(&self) -> Result<u64> {
-        Ok(self.base.index + 1)
+        Ok(self.first())
     }
 
     fn last_index(&self) -> Result<u64> {
         Ok(self.last())
     }
 
-    /// Nothing is compacted while the driver runs, so no follower needs more than entries.
-    fn snapshot(&self, _request_index: u64, _to: u64) -> Result<Snapshot> {
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// Where the store stands; its rows travel on their own way.
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
+        // Raft refuses a snapshot whose servers it isn't one of.
+        let knows = |members: &Checkpoint| {
+            let membership = &members.membership;
+            membership.voters.contains(&RaftId(to)) || membership.learners.contains(&RaftId(to))
+        };
+        let fits = |checkpoint: &&Checkpoint| {
+            let index = checkpoint.position.index;
+            index >= request_index && index >= self.base.index && index > 0 && knows(checkpoint)
+        };
+        let Some(Checkpoint { position, membership }) = self.checkpoint.as_ref().filter(fits) else {
+            self.wants_checkpoint.set(true);
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        };
+        let conf_state = Some(membership.to_raft());
+        let metadata = SnapshotMetadata { conf_state, index: position.index, term: position.term };
+        Ok(Snapshot { data: Vec::new(), metadata: Some(metadata) })
     }
 }
 
@@ -115,6 +186,10 @@ mod tests {
         });
         mirror.append(vec![entry(7, 3), entry(8, 3)]);
         mirror
+    }
+
+    fn checkpoint(index: u64) -> Checkpoint {
+        Checkpoint { position: Position { index, term: 3 }, membership: Membership::founded_by(RaftId(1)) }
     }
 
     fn read(mirror: &Mirror, low: u64, high: u64, max: u64) -> Result<Vec<u64>> {
@@ -141,7 +216,37 @@ mod tests {
     #[test]
     fn an_append_over_existing_entries_drops_those_behind_it() {
         let mut mirror = mirror();
+        let bytes = mirror.bytes();
         mirror.append(vec![entry(6, 4)]);
         assert_eq!((mirror.last_index(), mirror.term(6)), (Ok(6), Ok(4)));
+        assert_eq!(mirror.bytes(), bytes / 2);
+    }
+
+    #[test]
+    fn nothing_is_dropped_that_the_store_lacks_or_a_peer_needs() {
+        let mut mirror = mirror();
+        mirror.compact(0, 8);
+        assert_eq!(mirror.first_index(), Ok(5), "no checkpoint");
+        mirror.checkpointed(checkpoint(7));
+        mirror.compact(mirror.bytes(), 8);
+        assert_eq!(mirror.first_index(), Ok(5), "it is small enough");
+        mirror.compact(0, 6);
+        assert_eq!((mirror.first_index(), mirror.term(6)), (Ok(7), Ok(3)), "a peer needs the seventh");
+        mirror.compact(0, 8);
+        assert_eq!((mirror.first_index(), mirror.last_index()), (Ok(8), Ok(8)), "the store lacks the eighth");
+    }
+
+    #[test]
+    fn a_snapshot_is_offered_only_to_a_server_that_it_knows() {
+        let mut mirror = mirror();
+        assert!(mirror.snapshot(0, 1).is_err() && mirror.wants_checkpoint());
+        mirror.checkpointed(checkpoint(7));
+        assert!(!mirror.wants_checkpoint());
+        let snapshot = mirror.snapshot(0, 1).unwrap().metadata.unwrap();
+        assert_eq!((snapshot.index, snapshot.term, snapshot.conf_state.unwrap().voters), (7, 3, vec![1]));
+        assert!(!mirror.wants_checkpoint());
+        for (request, to) in [(0, 2), (8, 1)] {
+            assert!(mirror.snapshot(request, to).is_err() && mirror.wants_checkpoint());
+        }
     }
 }

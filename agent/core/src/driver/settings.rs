@@ -20,6 +20,9 @@ pub struct Settings {
     pub max_uncommitted_bytes: u64,
     /// Most bytes of committed entries that one turn hands out.
     pub max_committed_bytes: u64,
+    /// Newest entries that stay after a checkpoint, in bytes, and as many as a follower that answers may make it.
+    pub keep_bytes: u64,
+    pub keep_for_laggards_bytes: u64,
 }
 
 impl Settings {
@@ -35,6 +38,8 @@ impl Settings {
             max_inflight_messages: 256,
             max_uncommitted_bytes: 16 << 20,
             max_committed_bytes: 4 << 20,
+            keep_bytes: 4 << 20,
+            keep_for_laggards_bytes: 32 << 20,
         }
     }
 

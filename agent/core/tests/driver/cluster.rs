@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use blixard_core::driver::{
     Committed, Content, Driver, Fate, LogStore, Membership, Message, Position, Proposals, ReadId, Recovered, Role,
-    Settings, Status,
+    Settings, Status, Write,
 };
 use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, HardState};
@@ -28,7 +28,7 @@ impl Random {
 
 /// What survives a crash of one server.
 #[derive(Default)]
-struct Disk {
+pub struct Disk {
     entries: Vec<Entry>,
     hard_state: HardState,
 }
@@ -50,6 +50,10 @@ impl LogStore for Disk {
             self.hard_state = hard_state.clone();
         }
         Ok(())
+    }
+
+    fn restart(&mut self, _: Position, _: &HardState) -> Result<(), Infallible> {
+        unreachable!("no server is sent a snapshot here")
     }
 }
 
@@ -293,11 +297,12 @@ impl Cluster {
             let Member { driver, disk, applied, memberships, proposals, reads, .. } = member;
             let driver = driver.as_mut().expect("it runs");
             let mut fresh = Vec::new();
-            while let Some(mut turn) = driver.turn() {
-                network.append(&mut turn.send_now);
-                let done = turn.write_to(disk).unwrap().advance();
-                network.extend(done.send);
-                for entry in done.committed {
+            while let Some(turn) = driver.turn() {
+                network.extend(turn.send);
+                if let Some(durable) = Write::write_all(turn.write.into_iter().collect(), disk).unwrap() {
+                    network.extend(driver.persisted(durable));
+                }
+                for entry in turn.committed {
                     let index = entry.position.index;
                     let previous = applied.last().map_or(0, |last| last.position.index);
                     assert_eq!(index, previous + 1, "server {id} skipped an entry or got one twice");
@@ -314,7 +319,7 @@ impl Cluster {
                     driver.applied(index);
                     fresh.push(entry);
                 }
-                for (read, index) in done.reads {
+                for (read, index) in turn.reads {
                     let known = reads.remove(&read).expect("every answer belongs to one question");
                     assert!(index >= known, "server {id} read at {index} what was acknowledged up to {known}");
                     self.answered.push((id, read, index));

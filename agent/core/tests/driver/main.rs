@@ -5,11 +5,10 @@ mod cluster;
 use std::collections::BTreeSet;
 
 use blixard_core::driver::{
-    Driver, Fate, LogStore, Membership, MembershipChange, ProposeError, ReadError, Recovered, Role, Settings,
+    Driver, Fate, Membership, MembershipChange, ProposeError, ReadError, Recovered, Role, Settings, Write,
 };
 use blixard_core::types::RaftId;
 use cluster::{Cluster, FOUNDER};
-use raft::eraftpb::{Entry, HardState};
 
 #[test]
 fn a_group_of_one_commits_a_proposal_in_the_turns_that_follow_it() {
@@ -238,18 +237,14 @@ fn an_election_goes_through_pre_votes_votes_and_an_empty_entry() {
 
 #[test]
 #[should_panic(expected = "the node must stop")]
-fn a_driver_whose_write_failed_is_not_used_again() {
-    struct Broken;
-    impl LogStore for Broken {
-        type Error = &'static str;
-        fn write(&mut self, _: &[Entry], _: Option<&HardState>) -> Result<(), &'static str> {
-            Err("disk full")
-        }
-    }
+fn a_write_that_failed_is_never_passed_over() {
     let mut driver = Driver::new(Settings::new(FOUNDER, 0), Recovered::blank(FOUNDER)).unwrap();
     driver.campaign_if_alone();
-    assert_eq!(driver.turn().unwrap().write_to(&mut Broken).err(), Some("disk full"));
-    driver.tick();
+    drop(driver.turn().unwrap().write.unwrap());
+    driver.propose(vec![1]).unwrap();
+    let write = driver.turn().unwrap().write.unwrap();
+    let durable = Write::write_all(vec![write], &mut cluster::Disk::default()).unwrap().unwrap();
+    let _ = driver.persisted(durable);
 }
 
 /// Ticks, deliveries, losses, crashes, cuts, proposals and reads, as the group's seed has them.
