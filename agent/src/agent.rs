@@ -21,7 +21,7 @@ use crate::nix::NixCommand;
 use crate::node::{self, Ended, Founding, Handle, NodeError, Parts};
 use crate::probe::{self, ProbeError};
 use crate::seat::{FOUNDER, Seat, SeatError};
-use crate::store::{Store, StoreError};
+use crate::store::{Loaded, Store, StoreError};
 use crate::transport::{self, Directory, Transport, TransportError};
 use crate::units::{self, Systemd, Units, UnitsError};
 use crate::worker::offer::Occasion;
@@ -184,10 +184,9 @@ where
     notify(&[NotifyState::Ready]);
     let beat = watchdog::start();
 
-    let commit = data.log.record_commit(&data.recovered.hard_state).map_err(AgentError::OpenLog)?;
     let tell = |reason| _ = stage.send_replace(Stage::Waiting(reason));
     let seat = tokio::select! {
-        seat = Seat::take(&config, &secret, &mut data.store, commit, data.kept.take(), tell) => {
+        seat = Seat::take(&config, &secret, &mut data.store, data.kept.take(), tell) => {
             seat.map_err(AgentError::Seat)?
         }
         () = stopped(&mut told) => return Ok(()),
@@ -216,7 +215,7 @@ fn start_node(
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
 ) -> Result<(Handle, Ended), AgentError> {
-    let Data { dir, log, recovered, store, state, .. } = data;
+    let Data { dir, log, recovered, store, store_path, state, .. } = data;
     directory.send_replace(Arc::new(if state.cluster().is_some() {
         node::directory_of(&state)
     } else {
@@ -233,6 +232,7 @@ fn start_node(
         driver,
         log,
         store,
+        store_path,
         state,
         transport,
         directory,
@@ -301,6 +301,7 @@ struct Data {
     log: Log,
     recovered: Recovered,
     store: Store,
+    store_path: PathBuf,
     state: State,
     /// The seat, as it was kept.
     kept: Option<Vec<u8>>,
@@ -308,7 +309,7 @@ struct Data {
 
 impl Data {
     fn open(dir: PathBuf) -> Result<Self, AgentError> {
-        let (log, replay) = Log::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
+        let (mut log, mut replay) = Log::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
         let path = dir.join("state.redb");
         let store = match Store::open(&path).map_err(AgentError::OpenStore)? {
             Some(store) => store,
@@ -316,18 +317,21 @@ impl Data {
             None if replay != Replay::default() => return Err(AgentError::StoreMissing { path }),
             None => Store::create(&path).map_err(AgentError::OpenStore)?,
         };
-        let loaded = store.load().map_err(AgentError::OpenStore)?;
-        let state = State::from_rows(loaded.rows).map_err(|source| AgentError::Load { path, source })?;
+        let Loaded { rows, checkpoint, installed, identity } = store.load().map_err(AgentError::OpenStore)?;
+        let state = State::from_rows(rows).map_err(|source| AgentError::Load { path: path.clone(), source })?;
+        if installed {
+            log.catch_up(&mut replay, checkpoint.position).map_err(AgentError::OpenLog)?;
+        }
         // A blank store has none.
-        let membership = Some(loaded.membership).filter(|servers| !servers.voters.is_empty());
+        let membership = Some(checkpoint.membership).filter(|servers| !servers.voters.is_empty());
         let recovered = Recovered {
             base: replay.base,
             entries: replay.entries,
             hard_state: replay.hard_state,
             membership: membership.unwrap_or_else(|| Membership::founded_by(FOUNDER)),
-            applied: loaded.applied,
+            applied: checkpoint.position.index,
         };
-        Ok(Self { dir, log, recovered, store, state, kept: loaded.identity })
+        Ok(Self { dir, log, recovered, store, store_path: path, state, kept: identity })
     }
 }
 

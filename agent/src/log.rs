@@ -1,8 +1,9 @@
 //! Raft's entries and hard state on disk: append-only segments, one fdatasync a batch.
 //!
-//! A batch is one frame, so a crash keeps it whole or not at all; a later frame wins over an earlier one. Only the newest
-//! segment can have a torn tail. When the log opens, that segment is written anew and synced before anyone reads of it:
-//! after a failed fsync the page cache may show what the disk doesn't hold.
+//! A batch is one frame, so a crash keeps it whole or not at all; a later frame wins over an earlier one. A segment that
+//! doesn't begin where the one before it ended begins the log anew: a snapshot took the place of everything before. Only
+//! the newest segment can have a torn tail. When the log opens, that one is written anew and synced before anyone reads
+//! of it: after a failed fsync the page cache may show what the disk doesn't hold.
 
 mod disk;
 mod segment;
@@ -52,16 +53,6 @@ pub struct Replay {
     pub base: Position,
     pub entries: Vec<Entry>,
     pub hard_state: HardState,
-}
-
-/// A commit index that the log holds on disk; nothing applied beyond it may be made durable elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CommitOnDisk(u64);
-
-impl CommitOnDisk {
-    pub fn index(self) -> u64 {
-        self.0
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +126,7 @@ impl<D: Disk> Log<D> {
             replayed.read(&disk, sequence, is_last)?;
         }
         let Replayed { replay, closed, tail } = replayed;
-        let last = replay.entries.last().map_or(replay.base, Position::of);
+        let last = replay.last();
         let tail = tail.unwrap_or_else(|| {
             let header = Header { sequence: 1, salt: disk.salt(), base: Position::default() };
             Tail { header, bytes: header.encode(), closed: Closed { sequence: 1, highest_index: 0 } }
@@ -147,18 +138,21 @@ impl<D: Disk> Log<D> {
         Ok((Self { disk, segment_bytes, closed, current, last, hard_state, failed: false }, replay))
     }
 
-    /// The commit index that is on disk, once it is at least that of `hard_state`.
-    ///
-    /// `hard_state` is the driver's, as of its last advance.
+    /// Begins anew behind a snapshot that the store has installed, where a crash kept the log from it; term and vote stay.
     ///
     /// # Errors
     /// As [`LogStore::write`].
-    pub fn record_commit(&mut self, hard_state: &HardState) -> Result<CommitOnDisk, LogError> {
-        assert!(hard_state.commit <= self.last.index, "a driver commits only what the log holds");
-        if self.hard_state.commit < hard_state.commit {
-            self.write(&[], Some(hard_state))?;
+    pub fn catch_up(&mut self, replay: &mut Replay, installed: Position) -> Result<(), LogError> {
+        if replay.term_at(installed.index) == Some(installed.term) && replay.hard_state.commit >= installed.index {
+            return Ok(());
         }
-        Ok(CommitOnDisk(self.hard_state.commit))
+        let HardState { term, vote, .. } = replay.hard_state;
+        // The snapshot may be of a term that the log hasn't heard of: then there was no vote in it.
+        let vote = if term < installed.term { 0 } else { vote };
+        let hard_state = HardState { term: term.max(installed.term), vote, commit: installed.index };
+        self.restart(installed, &hard_state)?;
+        *replay = Replay { base: installed, entries: Vec::new(), hard_state };
+        Ok(())
     }
 
     /// Removes segments that hold nothing at `index` or behind; the store must hold everything before it durably.
@@ -167,15 +161,17 @@ impl<D: Disk> Log<D> {
     /// As [`LogStore::write`].
     pub fn release_before(&mut self, index: u64) -> Result<(), LogError> {
         let kept = self.closed.iter().position(|segment| segment.highest_index >= index).unwrap_or(self.closed.len());
-        self.attempt(|log| {
-            // Oldest first, each on disk before the next, so that a crash leaves no gap.
-            for segment in log.closed.drain(..kept) {
-                let name = segment::name(segment.sequence);
-                let removed = log.disk.remove(&name).and_then(|()| log.disk.sync());
-                removed.map_err(|source| LogError::WriteSegment { path: log.disk.path(&name), source })?;
-            }
-            Ok(())
-        })
+        self.attempt(|log| log.remove(kept))
+    }
+
+    /// Removes the oldest segments, each on disk before the next, so that a crash leaves no gap.
+    fn remove(&mut self, count: usize) -> Result<(), LogError> {
+        for segment in self.closed.drain(..count) {
+            let name = segment::name(segment.sequence);
+            let removed = self.disk.remove(&name).and_then(|()| self.disk.sync());
+            removed.map_err(|source| LogError::WriteSegment { path: self.disk.path(&name), source })?;
+        }
+        Ok(())
     }
 
     /// Does what writes; after one failure nothing is written any more.
@@ -189,6 +185,7 @@ impl<D: Disk> Log<D> {
         Ok(written)
     }
 
+    /// Begins a segment whose first entry follows the log's last one.
     fn roll(&mut self) -> Result<(), LogError> {
         let sequence = self.current.header.sequence + 1;
         let header = Header { sequence, salt: self.disk.salt(), base: self.last };
@@ -233,6 +230,15 @@ impl<D: Disk> LogStore for Log<D> {
             assert!((1..=self.last.index + 1).contains(&entry.index), "entry {} leaves a gap in the log", entry.index);
         }
         self.attempt(|log| log.append(entries, hard_state))
+    }
+
+    fn restart(&mut self, base: Position, hard_state: &HardState) -> Result<(), LogError> {
+        self.attempt(|log| {
+            (log.last, log.hard_state) = (base, hard_state.clone());
+            log.roll()?;
+            let forgotten = log.closed.len();
+            log.remove(forgotten)
+        })
     }
 }
 
@@ -293,8 +299,12 @@ impl Replayed {
         if header.sequence != sequence {
             return Err(damaged(0));
         }
-        if self.closed.is_empty() && self.tail.is_none() {
+        self.closed.extend(self.tail.take().map(|tail| tail.closed));
+        if self.closed.is_empty() || header.base != self.replay.last() {
+            // The log begins here: by the first segment that is left, or by a snapshot that took the place of all before.
+            self.replay.entries.clear();
             self.replay.base = header.base;
+            self.closed.iter_mut().for_each(|segment| segment.highest_index = 0);
         }
         let mut offset = segment::HEADER_BYTES;
         let mut highest_index = header.base.index;
@@ -320,13 +330,24 @@ impl Replayed {
             return Err(damaged(offset as u64));
         }
         bytes.truncate(offset);
-        self.closed.extend(self.tail.take().map(|tail| tail.closed));
         self.tail = Some(Tail { header, bytes, closed: Closed { sequence, highest_index } });
         Ok(())
     }
 }
 
 impl Replay {
+    fn last(&self) -> Position {
+        self.entries.last().map_or(self.base, Position::of)
+    }
+
+    fn term_at(&self, index: u64) -> Option<u64> {
+        let behind = index.checked_sub(self.base.index)?;
+        match usize::try_from(behind).ok()? {
+            0 => Some(self.base.term),
+            place => self.entries.get(place - 1).map(|entry| entry.term),
+        }
+    }
+
     /// Takes the next entry of the log, or refuses one that leaves a gap.
     fn put(&mut self, entry: Entry) -> Option<()> {
         if entry.index <= self.base.index {

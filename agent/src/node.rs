@@ -4,24 +4,27 @@
 //! is dropped (raft's messages) or refused (requests).
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use blixard_core::command::{Command, Entry, Reply};
-use blixard_core::driver::{self, Driver, Message, Proposals, ReadId, Role, Soft};
+use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
 use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use crate::log::Log;
-use crate::store::Store;
+use crate::store::{Incoming, Store};
 use crate::transport::{Directory, Member, Transport};
 
 mod apply;
+mod disk;
 mod handle;
 mod lead;
+mod snapshot;
 
 pub use apply::NodeError;
 pub use handle::{Handle, ProposeError, Standing};
@@ -46,6 +49,8 @@ pub struct Parts {
     pub driver: Driver,
     pub log: Log,
     pub store: Store,
+    /// Where the store lies; an incoming snapshot is kept beside it.
+    pub store_path: PathBuf,
     pub state: State,
     pub transport: Arc<Transport>,
     pub directory: watch::Sender<Arc<Directory>>,
@@ -69,6 +74,16 @@ enum Input {
     Propose(Proposal),
     Barrier(Waiting<()>),
     Query(Query),
+    /// The log is back from its thread.
+    Written(Box<disk::Written>),
+    /// The store is back from its thread.
+    Kept(Box<disk::Kept>),
+    /// A snapshot that the leader announced, or why it isn't here.
+    Fetched(Box<(Message, Result<Incoming, snapshot::FetchError>)>),
+    /// A follower asks for the rows of a snapshot that was announced to it.
+    Serve(snapshot::Serve),
+    /// A follower has all rows of its snapshot.
+    Served(RaftId),
     /// Hand leadership over, make everything durable, end.
     Stop,
 }
@@ -101,14 +116,14 @@ enum Attempt {
 /// How the loop ended; nothing is sent while it runs.
 pub type Ended = oneshot::Receiver<Result<(), NodeError>>;
 
-/// Starts the loop on a thread of its own.
+/// Starts the loop on a thread of its own; needs a tokio runtime, which fetches snapshots.
 pub fn start(parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = sync_channel(INBOX);
     let (revision, revisions) = watch::channel(0);
     let (leader, leaders) = watch::channel(None);
     let directory = parts.directory.subscribe();
-    let handle = Handle::new(parts.node, inbox, revisions, leaders, parts.transport.clone(), directory);
-    let node = Node::new(parts, revision, leader);
+    let handle = Handle::new(parts.node, inbox.clone(), revisions, leaders, parts.transport.clone(), directory);
+    let node = Node::new(parts, inbox, revision, leader);
     let (end, ended) = oneshot::channel();
     let run = move || {
         // Nobody waits for the end of a node whose agent is gone.
@@ -132,9 +147,15 @@ struct Node {
     own: NodeId,
     raft: RaftId,
     driver: Driver,
-    log: Log,
-    store: Store,
+    writer: disk::Writer,
+    keeper: disk::Keeper,
+    snapshots: snapshot::Snapshots,
+    /// A snapshot that raft wants installed, until log and store are both here.
+    installing: Option<Install>,
     state: State,
+    store_path: PathBuf,
+    inbox: SyncSender<Input>,
+    runtime: tokio::runtime::Handle,
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
     founding: Option<Founding>,
@@ -151,28 +172,43 @@ struct Node {
     lead: lead::Lead,
     liveness: Liveness,
     ticks: u64,
-    /// Ticks at the last durable commit of the store.
-    durable_at: u64,
+    /// Ticks at the last checkpoint.
+    checkpointed_at: u64,
+    /// Bytes that were applied since.
+    applied_bytes: usize,
     stopping_at: Option<u64>,
+    /// Nothing is applied any more; the store is to hold what was.
+    closing: bool,
     revision: watch::Sender<u64>,
     leader: watch::Sender<Option<RaftId>>,
 }
 
 impl Node {
-    fn new(parts: Parts, revision: watch::Sender<u64>, leader: watch::Sender<Option<RaftId>>) -> Self {
+    fn new(
+        parts: Parts,
+        inbox: SyncSender<Input>,
+        revision: watch::Sender<u64>,
+        leader: watch::Sender<Option<RaftId>>,
+    ) -> Self {
         let applied = parts.driver.status().applied;
+        let applied_term = Term(parts.store.checkpoint().position.term);
         Self {
             own: parts.node,
             raft: parts.raft,
             driver: parts.driver,
-            log: parts.log,
-            store: parts.store,
+            writer: disk::Writer::new(parts.log, inbox.clone()),
+            keeper: disk::Keeper::new(parts.store, inbox.clone()),
+            snapshots: snapshot::Snapshots::default(),
+            installing: None,
+            store_path: parts.store_path,
+            inbox,
+            runtime: tokio::runtime::Handle::current(),
             state: parts.state,
             transport: parts.transport,
             directory: parts.directory,
             founding: parts.founding,
             applied,
-            applied_term: Term(0),
+            applied_term,
             proposals: Proposals::default(),
             asked: None,
             unasked: Vec::new(),
@@ -180,14 +216,17 @@ impl Node {
             lead: lead::Lead::new(),
             liveness: Liveness::default(),
             ticks: 0,
-            durable_at: 0,
+            checkpointed_at: 0,
+            applied_bytes: 0,
             stopping_at: None,
+            closing: false,
             revision,
             leader,
         }
     }
 
     fn run(mut self, inputs: &Receiver<Input>) -> Result<(), NodeError> {
+        self.begin()?;
         self.driver.campaign_if_alone();
         self.turns()?;
         let mut next_tick = Instant::now() + TICK;
@@ -195,8 +234,8 @@ impl Node {
             let now = Instant::now();
             match inputs.recv_timeout(next_tick.saturating_duration_since(now)) {
                 Ok(input) => {
-                    self.take(input);
-                    inputs.try_iter().take(BATCH).for_each(|input| self.take(input));
+                    self.take(input)?;
+                    inputs.try_iter().take(BATCH).try_for_each(|input| self.take(input))?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => self.stopping_at = self.stopping_at.or(Some(self.ticks)),
@@ -213,25 +252,44 @@ impl Node {
             self.lead();
             self.turns()?;
             self.expire(now);
-            if self.has_stopped() {
-                return self.finish();
+            self.expire_offers();
+            self.checkpoint_if_due();
+            self.closing |= self.has_stopped();
+            if self.closing && self.is_checkpointed() {
+                return Ok(());
             }
         }
     }
 
-    fn take(&mut self, input: Input) {
+    fn take(&mut self, input: Input) -> Result<(), NodeError> {
         match input {
+            Input::Step(_) if self.closing => {}
             Input::Step(messages) => messages.into_iter().for_each(|message| self.step(message)),
             Input::Unreachable(peer) => self.driver.report_unreachable(peer),
             Input::Propose(proposal) => self.propose(proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
             Input::Query(query) => query(&self.state, &self.standing()),
+            Input::Written(written) => {
+                let durable = self.writer.back(*written)?;
+                self.written(durable);
+            }
+            Input::Kept(kept) => self.kept(*kept)?,
+            Input::Fetched(fetched) => self.fetched_snapshot(fetched.0, fetched.1),
+            Input::Serve(snapshot::Serve { peer, position, answer }) => {
+                // Whoever asked may have gone.
+                let _ = answer.send(self.serve_snapshot(peer, position));
+            }
+            Input::Served(peer) => self.served_snapshot(peer),
             Input::Stop => self.stopping_at = self.stopping_at.or(Some(self.ticks)),
         }
+        Ok(())
     }
 
     fn step(&mut self, message: Message) {
         let from = RaftId(message.from);
+        if driver::announced(&message).is_some() {
+            return self.fetch_snapshot(message);
+        }
         if let Err(error) = self.driver.step(message) {
             tracing::warn!(peer = %from, error = crate::error_chain(&error), "a message was refused");
             return;

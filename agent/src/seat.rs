@@ -4,13 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blixard_core::command::{Command, NewNode};
-use blixard_core::driver::Membership;
 use blixard_core::types::{ClusterId, NodeId, RaftId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::identity::{self, Authority, AuthorityError, ClusterSecret, IdentityError, NodeIdentity, NodeKey};
-use crate::log::CommitOnDisk;
 use crate::store::{Store, StoreError};
 use crate::transport::{Answer, Decision, Directory, Member, TwoClusters, ask_all, decide, join};
 
@@ -81,7 +79,6 @@ impl Seat {
         config: &Config,
         secret: &ClusterSecret,
         store: &mut Store,
-        commit: CommitOnDisk,
         kept: Option<Vec<u8>>,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
@@ -95,12 +92,12 @@ impl Seat {
             Some(Kept::Asking { key }) => NodeKey::decode(&key).map_err(SeatError::Identity)?,
             None => {
                 let key = NodeKey::generate().map_err(SeatError::Identity)?;
-                keep(store, &Kept::Asking { key: key.encode() }, commit)?;
+                keep(store, &Kept::Asking { key: key.encode() })?;
                 key
             }
         };
         let seat = Self::ask(config, secret, &key, tell).await?;
-        keep(store, &Kept::Seated(Box::new(Seated::new(config, &seat))), commit)?;
+        keep(store, &Kept::Seated(Box::new(Seated::new(config, &seat))))?;
         Ok(seat)
     }
 
@@ -216,7 +213,7 @@ impl Seated {
     }
 }
 
-fn keep(store: &mut Store, kept: &Kept, commit: CommitOnDisk) -> Result<(), SeatError> {
+fn keep(store: &mut Store, kept: &Kept) -> Result<(), SeatError> {
     let bytes = postcard::to_stdvec(kept).expect("a seat has no part that postcard refuses");
-    store.set_identity(&bytes, Some(&Membership::founded_by(FOUNDER)), commit).map_err(SeatError::Keep)
+    store.set_identity(&bytes).map_err(SeatError::Keep)
 }

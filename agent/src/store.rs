@@ -1,18 +1,16 @@
 //! The cluster's state on this server's disk: redb, one table per kind of row.
 //!
-//! The applied index and the servers as of it are in the same transaction as the rows. Commits are lazy: a crash may take
-//! them, and the log brings them back. A durable commit asks for a [`CommitOnDisk`] at least as high as what was applied, and a
-//! store that is dropped with lazy commits forgets them, so no store is ever ahead of its log.
+//! Each commit is a checkpoint: the rows, the last entry that is in them and the servers as of it, in one transaction, on
+//! disk when it returns. What was applied since the last one, the log brings back. A checkpoint asks for a [`CommitOnDisk`]
+//! at least as high as what was applied, so no store is ever ahead of its log, but for one that took a snapshot's place.
 
-mod valve;
+mod snapshot;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use blixard_core::driver::Membership;
+use blixard_core::driver::{Checkpoint, CommitOnDisk};
 use blixard_core::state::{Change, Table};
 use redb::backends::FileBackend;
 use redb::{
@@ -20,48 +18,37 @@ use redb::{
     WriteTransaction,
 };
 
-use crate::log::CommitOnDisk;
-use valve::Valve;
+pub use snapshot::{ChunkError, Incoming, Reader};
 
 /// Layout of the tables; what is in their rows is versioned with the cluster's state.
 const FORMAT: u32 = 1;
 const REDB_MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
+/// Pages that redb keeps in memory: the state itself is there already, so few are read again.
+const CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
-const META_APPLIED: &str = "applied";
-const META_MEMBERSHIP: &str = "membership";
+const META_CHECKPOINT: &str = "checkpoint";
+/// There while the rows came by a snapshot and nothing was applied to them since: the log may not have begun anew yet.
+const META_INSTALLED: &str = "installed";
 const META_IDENTITY: &str = "identity";
 
 /// The open store; it holds the file's lock.
 pub struct Store {
     path: PathBuf,
     database: Database,
-    /// Shuts the file off from the database.
-    shut: Arc<AtomicBool>,
-    applied: u64,
-    /// There are commits that a crash would take.
-    is_lazy: bool,
+    checkpoint: Checkpoint,
 }
 
 /// Everything a store holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Loaded {
     pub rows: Vec<(Table, Vec<u8>, Vec<u8>)>,
-    /// The last log entry that is in the rows.
-    pub applied: u64,
-    /// The servers as of `applied`.
-    pub membership: Membership,
+    /// The last log entry that is in the rows, and the servers as of then.
+    pub checkpoint: Checkpoint,
+    /// The rows came by a snapshot, and the log may not have begun anew behind it yet.
+    pub installed: bool,
     /// What [`Store::set_identity`] was last given.
     pub identity: Option<Vec<u8>>,
-}
-
-/// Whether a commit survives a crash by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// A crash may take it; what it applied is in the log.
-    Lazy,
-    /// It is on disk, with all before it; so must be the commit index of what it applied, which this proves.
-    Now(CommitOnDisk),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -123,24 +110,35 @@ impl Store {
     /// # Errors
     /// When there is one already, or the directory can't be written.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Create { path: path.to_owned(), source };
-        if path.try_exists().map_err(failed)? {
+        if path.try_exists().map_err(|source| StoreError::Create { path: path.to_owned(), source })? {
             return Err(StoreError::CreateOverExisting { path: path.to_owned() });
         }
-        let mut unfinished = path.as_os_str().to_owned();
-        unfinished.push(".unfinished");
-        let unfinished = PathBuf::from(unfinished);
-        let options = || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&unfinished);
-        let file = options().map_err(failed)?;
-        drop(Self::create_on(FileBackend::new(file).map_err(|source| opened(path, source))?, &unfinished)?);
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut store = Self::unfinished(path)?;
+        store.take_place()?;
+        Ok(store)
+    }
+
+    /// A new, empty store that doesn't have its name yet; what an earlier one left there is gone.
+    fn unfinished(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Create { path: path.to_owned(), source };
+        let name = unfinished(path);
+        // Whoever still writes to an earlier one writes to a file without a name.
+        match fs::remove_file(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&name).map_err(failed)?;
+        Self::create_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path)
+    }
+
+    /// Gives an unfinished store its name, in place of whatever has it.
+    fn take_place(&mut self) -> Result<(), StoreError> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let rename = || {
-            File::open(&unfinished)?.sync_all()?;
-            fs::rename(&unfinished, path)?;
+            fs::rename(unfinished(&self.path), &self.path)?;
             File::open(directory)?.sync_all()
         };
-        rename().map_err(failed)?;
-        Self::open(path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+        rename().map_err(|source| StoreError::Create { path: self.path.clone(), source })
     }
 
     /// The store at `path`, or nothing when there is none.
@@ -171,8 +169,7 @@ impl Store {
         store.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert(META_FORMAT, FORMAT.to_le_bytes().as_slice())?;
-            meta.insert(META_APPLIED, 0_u64.to_le_bytes().as_slice())?;
-            meta.insert(META_MEMBERSHIP, encoded(&Membership::default()).as_slice())?;
+            meta.insert(META_CHECKPOINT, encoded(&Checkpoint::default()).as_slice())?;
             for table in Table::ALL {
                 transaction.open_table(rows(table))?;
             }
@@ -193,17 +190,17 @@ impl Store {
             Some(FORMAT) => {}
             Some(version) => return Err(StoreError::OtherFormat { path: path.to_owned(), version }),
         }
-        store.applied = store.load_applied()?;
+        store.checkpoint = store.load_checkpoint()?;
         Ok(store)
     }
 
     fn on(backend: impl StorageBackend, path: &Path) -> Result<Self, StoreError> {
-        let shut = Arc::new(AtomicBool::new(false));
-        let valve = Valve::new(backend, Arc::clone(&shut));
         // A page that was altered would otherwise be trusted, or panic.
-        let database = Builder::new().set_check_integrity_on_open(true).create_with_backend(valve);
+        let mut builder = Builder::new();
+        let database =
+            builder.set_check_integrity_on_open(true).set_cache_size(CACHE_BYTES).create_with_backend(backend);
         let database = database.map_err(|source| opened(path, source))?;
-        Ok(Self { path: path.to_owned(), database, shut, applied: 0, is_lazy: false })
+        Ok(Self { path: path.to_owned(), database, checkpoint: Checkpoint::default() })
     }
 
     /// Reads everything.
@@ -211,10 +208,12 @@ impl Store {
     /// # Errors
     /// When the file can't be read, or a row is damaged.
     pub fn load(&self) -> Result<Loaded, StoreError> {
-        let mut loaded =
-            Loaded { applied: self.load_applied()?, identity: self.meta(META_IDENTITY)?, ..Loaded::default() };
-        let membership = self.meta(META_MEMBERSHIP)?.and_then(|bytes| postcard::from_bytes(&bytes).ok());
-        loaded.membership = membership.ok_or_else(|| self.damaged_row(META_MEMBERSHIP))?;
+        let mut loaded = Loaded {
+            checkpoint: self.load_checkpoint()?,
+            installed: self.meta(META_INSTALLED)?.is_some(),
+            identity: self.meta(META_IDENTITY)?,
+            rows: Vec::new(),
+        };
         let read = || {
             let transaction = self.database.begin_read()?;
             for table in Table::ALL {
@@ -233,32 +232,38 @@ impl Store {
         read().map_err(|source| self.unread(source))
     }
 
-    /// The last log entry that is in the rows.
-    pub fn applied(&self) -> u64 {
-        self.applied
+    /// The last log entry that is in the rows, and the servers as of then.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
-    /// Writes what the entries up to `applied` have changed, all of it or nothing; `membership` where they changed that.
+    /// What is in the store now, to be read while it goes on.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn reader(&self) -> Result<Reader, StoreError> {
+        let transaction = self.database.begin_read().map_err(|source| self.unread(source.into()))?;
+        Ok(Reader::new(transaction, self.checkpoint.clone(), self.path.clone()))
+    }
+
+    /// Writes what the entries up to `checkpoint` have changed, a key at most once, all of it or nothing; on disk when it
+    /// returns.
     ///
     /// # Errors
     /// When the disk fails, the store must not be used any more. [`StoreError::AheadOfLog`] has written nothing.
     pub fn commit(
         &mut self,
         changes: &[Change],
-        applied: u64,
-        membership: Option<&Membership>,
-        durability: Durability,
+        checkpoint: &Checkpoint,
+        commit: CommitOnDisk,
     ) -> Result<(), StoreError> {
-        assert!(applied >= self.applied, "entries are applied in order: {applied} after {}", self.applied);
-        if let Durability::Now(commit) = durability {
-            Self::check_order(applied, commit)?;
-        }
-        self.write_as(durability != Durability::Lazy, |transaction| {
+        let before = self.checkpoint.position;
+        assert!(checkpoint.position >= before, "entries are applied in order: {checkpoint:?} after {before:?}");
+        Self::check_order(checkpoint, commit)?;
+        self.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
-            meta.insert(META_APPLIED, applied.to_le_bytes().as_slice())?;
-            if let Some(membership) = membership {
-                meta.insert(META_MEMBERSHIP, encoded(membership).as_slice())?;
-            }
+            meta.insert(META_CHECKPOINT, encoded(checkpoint).as_slice())?;
+            meta.remove(META_INSTALLED)?;
             for group in changes.chunk_by(|one, other| one.table == other.table) {
                 let mut table = transaction.open_table(rows(group[0].table))?;
                 for Change { key, value, .. } in group {
@@ -270,61 +275,34 @@ impl Store {
             }
             Ok(())
         })?;
-        self.applied = applied;
+        self.checkpoint = checkpoint.clone();
         Ok(())
     }
 
-    /// Keeps who this node is, and the servers where it begins with some, on disk when it returns; so is then everything
-    /// committed before.
+    /// Keeps who this node is, on disk when it returns.
     ///
     /// # Errors
-    /// As [`Self::commit`].
-    pub fn set_identity(
-        &mut self,
-        identity: &[u8],
-        membership: Option<&Membership>,
-        commit: CommitOnDisk,
-    ) -> Result<(), StoreError> {
-        Self::check_order(self.applied, commit)?;
+    /// When the disk fails, the store must not be used any more.
+    pub fn set_identity(&mut self, identity: &[u8]) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let mut meta = transaction.open_table(META)?;
-            meta.insert(META_IDENTITY, identity)?;
-            if let Some(membership) = membership {
-                meta.insert(META_MEMBERSHIP, encoded(membership).as_slice())?;
-            }
+            transaction.open_table(META)?.insert(META_IDENTITY, identity)?;
             Ok(())
         })
     }
 
-    fn check_order(applied: u64, commit: CommitOnDisk) -> Result<(), StoreError> {
-        let commit = commit.index();
+    fn check_order(checkpoint: &Checkpoint, commit: CommitOnDisk) -> Result<(), StoreError> {
+        let (applied, commit) = (checkpoint.position.index, commit.index());
         if commit < applied { Err(StoreError::AheadOfLog { applied, commit }) } else { Ok(()) }
     }
 
     fn write(&mut self, write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StoreError> {
-        self.write_as(true, write)
-    }
-
-    fn write_as(
-        &mut self,
-        durable: bool,
-        write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
-    ) -> Result<(), StoreError> {
-        // Until it is known better, closing the file must not make it durable.
-        self.is_lazy = true;
         let attempt = || {
-            let mut transaction = self.database.begin_write()?;
-            transaction.set_durability(if durable { redb::Durability::Immediate } else { redb::Durability::None })?;
+            let transaction = self.database.begin_write()?;
             write(&transaction)?;
             transaction.commit()?;
             Ok(())
         };
-        attempt().map_err(|source: redb::Error| {
-            let source = Box::new(source);
-            StoreError::Write { path: self.path.clone(), source }
-        })?;
-        self.is_lazy = !durable;
-        Ok(())
+        attempt().map_err(|source: redb::Error| StoreError::Write { path: self.path.clone(), source: Box::new(source) })
     }
 
     fn meta(&self, row: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -338,9 +316,9 @@ impl Store {
         read().map_err(|source| self.unread(source))
     }
 
-    fn load_applied(&self) -> Result<u64, StoreError> {
-        let applied = self.meta(META_APPLIED)?.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
-        applied.ok_or_else(|| self.damaged_row(META_APPLIED))
+    fn load_checkpoint(&self) -> Result<Checkpoint, StoreError> {
+        let checkpoint = self.meta(META_CHECKPOINT)?.and_then(|bytes| postcard::from_bytes(&bytes).ok());
+        checkpoint.ok_or_else(|| self.damaged_row(META_CHECKPOINT))
     }
 
     fn damaged_row(&self, row: &'static str) -> StoreError {
@@ -357,21 +335,19 @@ impl Store {
     }
 }
 
-impl Drop for Store {
-    /// redb makes lazy commits durable when it closes; the log may not hold their commit index, so it must not.
-    fn drop(&mut self) {
-        if self.is_lazy {
-            self.shut.store(true, Ordering::Release);
-        }
-    }
-}
-
 fn rows(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
     TableDefinition::new(table.name())
 }
 
-fn encoded(membership: &Membership) -> Vec<u8> {
-    postcard::to_stdvec(membership).expect("sets of numbers always encode")
+fn encoded(checkpoint: &Checkpoint) -> Vec<u8> {
+    postcard::to_stdvec(checkpoint).expect("numbers always encode")
+}
+
+/// The name of a store that isn't whole yet.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".unfinished");
+    PathBuf::from(name)
 }
 
 /// Why redb didn't open the file.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  raft thread ── send ──▶ link (a bounded queue a peer) ── mTLS, one stream ──▶ listener ──▶ gate ──▶ Inbound::step
+//!  follower    ── snapshot ────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::snapshot
 //!  api         ── forward ─────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::forward
 //!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit
 //! ```
@@ -14,6 +15,7 @@ mod join;
 mod link;
 mod listener;
 mod peer;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blixard_core::driver::Position;
 use blixard_core::types::{Address, ClusterId, NodeId, NodeName, RaftId, Server};
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -34,6 +37,7 @@ pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
 pub use gate::Refused;
 pub use join::{Answer, AskError, JoinError, Joined, ask_all, join};
+pub use snapshot::Chunks;
 
 /// Largest encoded command that is forwarded: 5 MiB.
 pub const MAX_COMMAND: usize = 5 << 20;
@@ -63,10 +67,32 @@ pub trait Inbound: Send + Sync + 'static {
     fn standing(&self) -> Standing;
     /// Proposes `command` if this node leads, and answers what applying it returned, by `deadline`.
     async fn forward(&self, from: NodeId, command: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, ForwardError>;
+    /// The rows of the snapshot at this position, if this node has announced it to `from`.
+    async fn snapshot(&self, from: NodeId, at: Position) -> Option<Arc<dyn SnapshotRows>>;
+    /// All rows of the snapshot that was announced to `to` are with it, or on their way.
+    fn served_snapshot(&self, to: NodeId);
     /// Makes a member of a host that proved the cluster secret; on a follower, by way of the leader.
     ///
     /// A refusal's text is shown to the host's operator.
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal>;
+}
+
+/// The rows of one snapshot, in chunks.
+pub trait SnapshotRows: Send + Sync + 'static {
+    /// The chunk behind a token, empty for the first; and the next token, or nothing where it is the last. Blocks.
+    ///
+    /// # Errors
+    /// A line that says why it can't be read.
+    fn chunk(&self, after: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), String>;
+}
+
+/// Why the rows of a snapshot don't come.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("node {from} does not offer this snapshot (any more)")]
+    Gone { from: NodeId },
+    #[error("the snapshot of node {from} broke off: {reason}")]
+    Broken { from: NodeId, reason: String },
 }
 
 /// Whether a node is in a cluster.
@@ -242,6 +268,17 @@ impl Transport {
             return Err(ForwardError::Unreachable { to, reason: "it is not in the directory of members".to_owned() });
         };
         peer::call_forward(channel, to, command, deadline).await
+    }
+
+    /// The rows of a snapshot that node `from` has announced, from a token on.
+    ///
+    /// # Errors
+    /// `Gone` where another try won't help.
+    pub async fn snapshot(&self, from: NodeId, at: Position, after: Vec<u8>) -> Result<Chunks, SnapshotError> {
+        let Some(channel) = self.shared.links.channel(from) else {
+            return Err(SnapshotError::Broken { from, reason: "it is not in the directory of members".to_owned() });
+        };
+        snapshot::call(channel, from, at, after).await
     }
 
     /// Ends all tasks and connections, and returns once they are gone.

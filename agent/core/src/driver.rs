@@ -38,7 +38,7 @@ pub use proposals::{Fate, Proposals};
 pub use raft::eraftpb::Message;
 pub use recovered::{Position, Recovered, StartError};
 pub use settings::Settings;
-pub use turn::{Committed, Content, Durable, Install, LogStore, Turn, Write};
+pub use turn::{CommitOnDisk, Committed, Content, Durable, Install, LogStore, Turn, Write, announced};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,15 +1,15 @@
 //! What this node answers to the others.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use blixard_core::command::{Command, Entry, NewNode, Reply};
-use blixard_core::driver::Message;
+use blixard_core::driver::{Message, Position};
 use blixard_core::types::{ClusterId, NodeId, RaftId};
 use tokio::time::Instant;
 
 use crate::identity::{Authority, ClusterSecret};
 use crate::node::{Handle, directory_of};
-use crate::transport::{Admission, Candidate, ForwardError, Inbound, Refusal, Standing};
+use crate::transport::{Admission, Candidate, ForwardError, Inbound, Refusal, SnapshotRows, Standing};
 
 /// The node behind the transport, once there is one.
 pub struct Inward {
@@ -86,6 +86,16 @@ impl Inbound for Inward {
         }
         let reply = handle.propose_on_leader(entry.command, deadline).await?;
         Ok(postcard::to_stdvec(&reply).expect("a reply has no part that postcard refuses"))
+    }
+
+    async fn snapshot(&self, from: NodeId, at: Position) -> Option<Arc<dyn SnapshotRows>> {
+        self.node.get()?.0.snapshot(from, at).await
+    }
+
+    fn served_snapshot(&self, to: NodeId) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.served_snapshot(to);
+        }
     }
 
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {

@@ -37,7 +37,7 @@ pub(super) fn sequence_of(file: &str) -> Option<u64> {
 pub(super) struct Header {
     pub(super) sequence: u64,
     pub(super) salt: u64,
-    /// The log's last entry when the segment was begun.
+    /// The entry before the segment's first: the log's last one then, or the last one in a snapshot.
     pub(super) base: Position,
 }
 

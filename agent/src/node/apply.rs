@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use blixard_core::command::{DecodeError, Entry, Reply};
-use blixard_core::driver::{Committed, Content, Fate, Membership, ProposeError};
-use blixard_core::state::{Change, Table};
+use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Message, Position, ProposeError};
+use blixard_core::state::{Change, RowError, Table};
 use blixard_core::types::Term;
 
 use super::{Attempt, Node};
 use crate::log::LogError;
-use crate::store::{Durability, StoreError};
+use crate::store::StoreError;
 
-/// A durable commit of the store at least this often, so that a crash replays little.
-const DURABLE_TICKS: u64 = 500;
+/// A checkpoint of the store at least this often, in time and in bytes of entries, so that a crash replays little.
+const CHECKPOINT_TICKS: u64 = 500;
+const CHECKPOINT_BYTES: usize = 16 << 20;
 
 /// What stops a node; it acknowledges nothing any more.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,8 @@ pub enum NodeError {
     WriteStore(#[source] StoreError),
     #[error("cannot go on at log entry {index}")]
     Decode { index: u64, source: DecodeError },
+    #[error("cannot go on from the leader's snapshot")]
+    Rows(#[source] RowError),
 }
 
 impl Node {
@@ -30,32 +33,66 @@ impl Node {
     /// applied.
     pub(super) fn turns(&mut self) -> Result<(), NodeError> {
         self.ask_for_reads();
-        while let Some(mut turn) = self.driver.turn() {
-            let soft = turn.soft;
-            self.transport.send(std::mem::take(&mut turn.send_now));
-            let durable = turn.write_to(&mut self.log).map_err(NodeError::WriteLog)?;
-            let done = durable.advance();
-            self.transport.send(done.send);
-            if let Some(soft) = soft {
-                self.note_soft(soft);
+        loop {
+            if let Some(install) = self.installing.take() {
+                if !self.writer.is_idle() || !self.keeper.is_idle() {
+                    self.installing = Some(install);
+                    return self.write().map(|_| ());
+                }
+                self.install(install)?;
             }
-            self.apply(done.committed)?;
-            for (read, index) in done.reads {
-                if self.asked.as_ref().is_some_and(|(asked, ..)| *asked == read) {
-                    let (_, _, waiting) = self.asked.take().expect("it was there just now");
-                    self.unserved.entry(index).or_default().extend(waiting);
+            while let Some(turn) = self.driver.turn() {
+                self.send(turn.send);
+                if let Some(soft) = turn.soft {
+                    self.note_soft(soft);
+                }
+                turn.write.into_iter().for_each(|write| self.writer.add(write));
+                self.apply(turn.committed)?;
+                for (read, index) in turn.reads {
+                    if self.asked.as_ref().is_some_and(|(asked, ..)| *asked == read) {
+                        let (_, _, waiting) = self.asked.take().expect("it was there just now");
+                        self.unserved.entry(index).or_default().extend(waiting);
+                    }
+                }
+                self.serve_reads();
+                self.ask_for_reads();
+                if turn.install.is_some() {
+                    self.installing = turn.install;
+                    break;
                 }
             }
-            self.serve_reads();
-            self.ask_for_reads();
+            if !self.write()? && self.installing.is_none() {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Writes what waits; whether it is on disk already.
+    fn write(&mut self) -> Result<bool, NodeError> {
+        let durable = self.writer.write()?;
+        let is_done = durable.is_some();
+        self.written(durable);
+        Ok(is_done)
+    }
+
+    /// Says what may be said now that it is on disk.
+    pub(super) fn written(&mut self, durable: Option<Durable>) {
+        let Some(durable) = durable else { return };
+        self.keeper.recorded(durable.commit());
+        let messages = self.driver.persisted(durable);
+        self.send(messages);
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        self.offer_snapshots(&messages);
+        self.transport.send(messages);
     }
 
     fn apply(&mut self, committed: Vec<Committed>) -> Result<(), NodeError> {
         let Some(last) = committed.last().map(|entry| entry.position) else { return Ok(()) };
         let (mut changes, mut answers) = (Vec::new(), Vec::new());
         let servers = self.driver.membership();
+        self.applied_bytes += committed.iter().map(Committed::bytes).sum::<usize>();
         for entry in committed {
             let index = entry.position.index;
             let reply = match &entry.content {
@@ -76,8 +113,6 @@ impl Node {
         self.applied = last.index;
         self.applied_term = Term(last.term);
         let servers = Some(self.driver.membership()).filter(|now| *now != servers);
-        let due = self.ticks.saturating_sub(self.durable_at) >= DURABLE_TICKS;
-        self.commit(&changes, servers.as_ref(), due)?;
         self.driver.applied(self.applied);
         if changes.iter().any(|change| change.table == Table::Nodes) {
             self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
@@ -86,6 +121,7 @@ impl Node {
             self.lead.dirty = true;
             self.changed();
         }
+        self.keeper.add(changes);
         for (waiting, fate, reply) in answers {
             match fate {
                 Fate::Applied => waiting.answer(reply),
@@ -109,20 +145,57 @@ impl Node {
         Ok(outcome.reply)
     }
 
-    /// Writes the rows, and `servers` where they have changed. What isn't made durable now, the log replays after a crash.
-    fn commit(&mut self, changes: &[Change], servers: Option<&Membership>, durable: bool) -> Result<(), NodeError> {
-        let durability = if durable {
-            self.durable_at = self.ticks;
-            Durability::Now(self.log.record_commit(self.driver.hard_state()).map_err(NodeError::WriteLog)?)
-        } else {
-            Durability::Lazy
-        };
-        self.store.commit(changes, self.applied, servers, durability).map_err(NodeError::WriteStore)
+    pub(super) fn checkpoint_if_due(&mut self) {
+        let position = self.position();
+        let is_behind = self.snapshots.latest.as_ref().is_none_or(|reader| reader.checkpoint().position < position);
+        let due = self.ticks.saturating_sub(self.checkpointed_at) >= CHECKPOINT_TICKS
+            || self.applied_bytes >= CHECKPOINT_BYTES
+            || self.driver.wants_checkpoint()
+            || self.closing;
+        if is_behind && due {
+            self.checkpoint();
+        }
     }
 
-    /// Everything applied so far becomes durable.
-    pub(super) fn finish(&mut self) -> Result<(), NodeError> {
-        self.commit(&[], None, true)
+    /// Takes up what the store holds since before this start.
+    pub(super) fn begin(&mut self) -> Result<(), NodeError> {
+        let store = self.keeper.store().expect("nothing is under way yet");
+        let reader = store.reader().map_err(NodeError::WriteStore)?;
+        if reader.checkpoint().position.index > 0 {
+            self.driver.checkpointed(reader.checkpoint().clone());
+            self.snapshots.latest = Some(Arc::new(reader));
+        }
+        Ok(())
+    }
+
+    /// Begins a checkpoint of everything applied so far, unless one is under way.
+    pub(super) fn checkpoint(&mut self) {
+        if !self.keeper.is_idle() || self.installing.is_some() {
+            return;
+        }
+        (self.checkpointed_at, self.applied_bytes) = (self.ticks, 0);
+        self.keeper.begin(Checkpoint { position: self.position(), membership: self.driver.membership() });
+        let record = self.driver.record_commit();
+        self.writer.add(record);
+    }
+
+    /// The store holds a checkpoint: the log may forget what is before it.
+    pub(super) fn kept(&mut self, kept: super::disk::Kept) -> Result<(), NodeError> {
+        let reader = self.keeper.back(kept)?;
+        let needed = self.driver.checkpointed(reader.checkpoint().clone());
+        self.writer.release_before(needed);
+        self.snapshots.latest = Some(Arc::new(reader));
+        Ok(())
+    }
+
+    /// Whether everything applied is in the store, and nothing is under way.
+    pub(super) fn is_checkpointed(&self) -> bool {
+        let held = self.snapshots.latest.as_ref().map_or(0, |reader| reader.checkpoint().position.index);
+        held == self.applied && self.keeper.is_idle() && self.writer.is_idle()
+    }
+
+    fn position(&self) -> Position {
+        Position { index: self.applied, term: self.applied_term.0 }
     }
 
     fn serve_reads(&mut self) {

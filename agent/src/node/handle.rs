@@ -6,14 +6,15 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use blixard_core::command::{self, Command, Entry, Reply};
-use blixard_core::driver::Message;
+use blixard_core::driver::{Message, Position};
 use blixard_core::state::State;
 use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::snapshot::Serve;
 use super::{Attempt, Input, Proposal, Waiting};
-use crate::transport::{Directory, ForwardError, Transport};
+use crate::transport::{Directory, ForwardError, SnapshotRows, Transport};
 
 /// How long a proposal or a read waits before it ends in an error.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -213,6 +214,22 @@ impl Handle {
     pub fn unreachable(&self, peer: RaftId) {
         // Only a hint: raft finds out by itself.
         let _ = self.inbox.try_send(Input::Unreachable(peer));
+    }
+
+    /// The rows of the snapshot at this position, if it was announced to node `from`.
+    pub async fn snapshot(&self, from: NodeId, position: Position) -> Option<Arc<dyn SnapshotRows>> {
+        let peer = self.directory.borrow().0.get(&from)?.raft;
+        let (answer, answered) = oneshot::channel();
+        self.send(Input::Serve(Serve { peer, position, answer })).ok()?;
+        answered.await.ok()?
+    }
+
+    /// All of the announced snapshot is with node `to`, or on its way.
+    pub fn served_snapshot(&self, to: NodeId) {
+        if let Some(member) = self.directory.borrow().0.get(&to) {
+            // If it isn't heard, raft tries anew after a while.
+            let _ = self.inbox.try_send(Input::Served(member.raft));
+        }
     }
 
     /// Asks the loop to hand leadership over and end.

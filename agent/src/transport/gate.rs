@@ -16,6 +16,8 @@ const MAX_NUMBER: u64 = u64::MAX / 2;
 const MAX_MESSAGES: usize = 4096;
 /// Most entries of a message: more than fit in Raft's 512 KiB when each is as small as one can be.
 const MAX_ENTRIES: usize = 131_072;
+/// Most servers that a snapshot names.
+const MAX_SERVERS: usize = 4096;
 /// Longest context, in bytes; Raft's own, and that of a read, have at most some tens.
 const MAX_CONTEXT: usize = 1024;
 
@@ -110,8 +112,11 @@ fn check_shape(kind: MessageType, message: &Message) -> Result<Option<&'static s
     if message.context.len() > MAX_CONTEXT {
         return Ok(Some("its context is too long"));
     }
-    if message.snapshot.is_some() || message.request_snapshot != 0 {
-        return Ok(Some("snapshots are not sent between nodes"));
+    if message.request_snapshot != 0 {
+        return Ok(Some("nodes do not ask each other for snapshots by Raft"));
+    }
+    if message.snapshot.is_some() != (kind == T::MsgSnapshot) {
+        return Ok(Some("a snapshot is announced by a message of its own"));
     }
     let no_term = if message.term == 0 { Some("it has no term") } else { None };
     let entries = if message.entries.is_empty() { None } else { Some("it carries entries") };
@@ -130,13 +135,10 @@ fn check_shape(kind: MessageType, message: &Message) -> Result<Option<&'static s
         | T::MsgHeartbeatResponse
         | T::MsgTransferLeader
         | T::MsgTimeoutNow => no_term.or(entries),
-        T::MsgHup
-        | T::MsgBeat
-        | T::MsgPropose
-        | T::MsgSnapshot
-        | T::MsgUnreachable
-        | T::MsgSnapStatus
-        | T::MsgCheckQuorum => return Err(Refused::Kind { kind: message.msg_type }),
+        T::MsgSnapshot => no_term.or(entries).or_else(|| check_snapshot(message)),
+        T::MsgHup | T::MsgBeat | T::MsgPropose | T::MsgUnreachable | T::MsgSnapStatus | T::MsgCheckQuorum => {
+            return Err(Refused::Kind { kind: message.msg_type });
+        }
     })
 }
 
@@ -164,6 +166,20 @@ fn check_entries(message: &Message) -> Option<&'static str> {
     None
 }
 
+/// The announcement of a snapshot says where it stands and who the servers were; its rows come on their own way.
+fn check_snapshot(message: &Message) -> Option<&'static str> {
+    let snapshot = message.snapshot.as_ref()?;
+    let Some(metadata) = &snapshot.metadata else { return Some("its snapshot does not say what it is") };
+    if !snapshot.data.is_empty() {
+        return Some("it carries rows");
+    }
+    if metadata.index == 0 || metadata.index > MAX_NUMBER || metadata.term == 0 || metadata.term > message.term {
+        return Some("its snapshot's term or index is out of all bounds");
+    }
+    let servers = metadata.conf_state.as_ref().map_or(0, |servers| servers.voters.len() + servers.learners.len());
+    if servers == 0 || servers > MAX_SERVERS { Some("its snapshot names no servers, or too many") } else { None }
+}
+
 /// A read carries one entry, whose data is the read's context.
 fn check_read(message: &Message) -> Option<&'static str> {
     match message.entries.as_slice() {
@@ -181,7 +197,7 @@ mod tests {
 
     use blixard_core::types::RaftId;
     use proptest::prelude::*;
-    use raft::eraftpb::{Entry, Snapshot};
+    use raft::eraftpb::{ConfState, Entry, Snapshot, SnapshotMetadata};
 
     use super::super::Member;
     use super::*;
@@ -253,7 +269,6 @@ mod tests {
             MessageType::MsgHup as i32,
             MessageType::MsgBeat as i32,
             MessageType::MsgPropose as i32,
-            MessageType::MsgSnapshot as i32,
             MessageType::MsgUnreachable as i32,
             MessageType::MsgSnapStatus as i32,
             MessageType::MsgCheckQuorum as i32,
@@ -336,10 +351,30 @@ mod tests {
 
     #[test]
     fn snapshots_stray_entries_and_long_contexts_are_refused() {
-        let snapshot = Message { snapshot: Some(Snapshot::default()), ..append() };
-        assert_eq!(malformed(&snapshot), "snapshots are not sent between nodes");
+        let of_its_own = "a snapshot is announced by a message of its own";
+        assert_eq!(malformed(&Message { snapshot: Some(Snapshot::default()), ..append() }), of_its_own);
+        assert_eq!(malformed(&message(MessageType::MsgSnapshot)), of_its_own);
+        let announced = |change: fn(&mut Snapshot)| {
+            let conf_state = Some(ConfState { voters: vec![11], ..ConfState::default() });
+            let metadata = Some(SnapshotMetadata { conf_state, index: 3, term: 1 });
+            let mut snapshot = Snapshot { data: Vec::new(), metadata };
+            change(&mut snapshot);
+            Message { snapshot: Some(snapshot), ..message(MessageType::MsgSnapshot) }
+        };
+        assert_eq!(verdict(&announced(|_| ())), Ok(()));
+        assert_eq!(malformed(&announced(|snapshot| snapshot.data.push(1))), "it carries rows");
+        assert_eq!(malformed(&announced(|snapshot| snapshot.metadata = None)), "its snapshot does not say what it is");
+        let changes: [fn(&mut SnapshotMetadata); 2] =
+            [|metadata| metadata.index = 0, |metadata| metadata.term = 1 << 40];
+        for change in changes {
+            let mut message = announced(|_| ());
+            change(message.snapshot.as_mut().unwrap().metadata.as_mut().unwrap());
+            assert_eq!(malformed(&message), "its snapshot's term or index is out of all bounds");
+        }
+        let nobody = announced(|snapshot| snapshot.metadata.as_mut().unwrap().conf_state = None);
+        assert_eq!(malformed(&nobody), "its snapshot names no servers, or too many");
         let asked = Message { request_snapshot: 1, ..message(MessageType::MsgAppendResponse) };
-        assert_eq!(malformed(&asked), "snapshots are not sent between nodes");
+        assert_eq!(malformed(&asked), "nodes do not ask each other for snapshots by Raft");
         let stray = Message { entries: vec![entry(1, 1)], ..message(MessageType::MsgHeartbeat) };
         assert_eq!(malformed(&stray), "it carries entries");
         let long = Message { context: vec![0; MAX_CONTEXT + 1], ..message(MessageType::MsgHeartbeat) };

@@ -1,10 +1,13 @@
-//! The calls between members: the stream of Raft messages, and forwarded commands.
+//! The calls between members: the stream of Raft messages, the rows of snapshots, and forwarded commands.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use blixard_core::driver::Position;
 use blixard_core::types::{ClusterId, NodeId};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -14,8 +17,10 @@ use super::listener::Caller;
 use super::proto::forward_reply::Result as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::peer_server::Peer;
-use super::proto::{ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame, Unknown};
-use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Refused, Shared, gate};
+use super::proto::{
+    ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame, SnapshotChunk, SnapshotRequest, Unknown,
+};
+use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Refused, Shared, gate, snapshot};
 
 /// Longest that a forwarded command is waited for, whatever its sender asks.
 const MAX_FORWARD: Duration = Duration::from_secs(120);
@@ -67,6 +72,18 @@ impl Peer for PeerService {
                 }
             }
         }
+    }
+
+    type SnapshotStream = ReceiverStream<Result<SnapshotChunk, Status>>;
+
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let (peer, own, _) = self.authenticate(&request)?;
+        let SnapshotRequest { index, term, after } = request.into_inner();
+        let rows = self.shared.inbound.snapshot(peer, Position { index, term }).await;
+        let rows = rows.ok_or_else(|| Status::not_found(format!("node {own} offers node {peer} no such snapshot")))?;
+        let (out, chunks) = mpsc::channel(snapshot::CHUNKS_AHEAD);
+        self.shared.tasks.spawn(snapshot::serve(self.shared.clone(), peer, rows, after, out));
+        Ok(Response::new(ReceiverStream::new(chunks)))
     }
 
     async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardReply>, Status> {

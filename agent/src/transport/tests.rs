@@ -5,3 +5,4 @@ mod limits;
 mod members;
 mod raft_traffic;
 mod rig;
+mod snapshots;

@@ -93,6 +93,47 @@ async fn the_agent_that_another_test_kills() {
     blixard::agent::serve(config, async |_| Ok(FakeUnits::default()), told).await.unwrap();
 }
 
+/// Whether the log of a host still begins where it once began.
+fn has_its_first_segment(host: &Host) -> bool {
+    host.dir.path().join("data/raft/log/0000000000000001.log").exists()
+}
+
+/// A manifest of some megabytes, none of whose VMs any host could run.
+fn large(round: u32) -> Vec<u8> {
+    let more = format!(r#", "requires": {{ "zone": "nowhere-{round}", "rack": "{}" }}"#, "r".repeat(63));
+    let names: Vec<String> = (0..9_000).map(|number| format!("vm-{number}")).collect();
+    let vms: Vec<_> = names.iter().map(|name| (name.as_str(), more.as_str())).collect();
+    manifest(&vms)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapshot() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let [alpha, beta, gamma] = start(&hosts).await;
+    gamma.stop().await;
+    let mut rounds = 0;
+    while has_its_first_segment(&hosts[0]) || has_its_first_segment(&hosts[1]) {
+        apply(&alpha, large(rounds)).await.unwrap();
+        rounds += 1;
+        assert!(rounds < 40, "the log is never cut");
+    }
+    let head = apply(&alpha, manifest(&[("web", "")])).await.unwrap().hash;
+    let gamma = hosts[2].start();
+    let status = sees_running(&gamma, 1).await;
+    assert_eq!(status.nodes.iter().filter(|node| node.alive).count(), 3);
+    let heads = gamma.client().await.list_manifests(super::proto::ListManifestsRequest {}).await.unwrap();
+    assert_eq!(heads.into_inner().heads.last().unwrap().hash, head);
+    assert!(!has_its_first_segment(&hosts[2]), "it was brought there entry by entry");
+
+    // It is as good as any other: with it and one more the cluster goes on, and it comes back by itself.
+    beta.stop().await;
+    apply(&gamma, manifest(&[("web", ""), ("db", "")])).await.unwrap();
+    gamma.stop().await;
+    let (_beta, gamma) = (hosts[1].start(), hosts[2].start());
+    sees_running(&gamma, 2).await;
+    no_vm_runs_twice(&hosts);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_capacity_and_changed_labels_are_taken_over_after_a_restart() {
     let mut hosts = Host::blank(["alpha"]);

@@ -64,17 +64,40 @@ fn what_was_written_is_there_when_the_log_opens_again() {
 }
 
 #[test]
-fn a_commit_is_written_only_where_the_disk_holds_an_older_one() {
+fn a_restart_forgets_all_entries_and_keeps_the_hard_state() {
     let dir = tempfile::tempdir().unwrap();
+    three_segments(dir.path());
     let (mut log, _) = Log::open(dir.path()).unwrap();
-    log.write(&entries(1..=3, 1), Some(&hard_state(1, 1))).unwrap();
-    let length = || fs::metadata(segment(dir.path(), 1)).unwrap().len();
-    let before = length();
-    assert_eq!(log.record_commit(&hard_state(1, 1)).unwrap().index(), 1);
-    assert_eq!(length(), before);
-    assert_eq!(log.record_commit(&hard_state(1, 3)).unwrap().index(), 3);
+    // Behind the log's end, and within it: there its entries are of a leader that lost.
+    for base in [Position { index: 900, term: 4 }, Position { index: 700, term: 5 }] {
+        log.restart(base, &hard_state(6, base.index)).unwrap();
+        log.write(&entries(base.index + 1..=base.index + 2, 6), None).unwrap();
+        drop(log);
+        let (opened, replay) = Log::open(dir.path()).unwrap();
+        let rest = entries(base.index + 1..=base.index + 2, 6);
+        assert_eq!(replay, Replay { base, entries: rest, hard_state: hard_state(6, base.index) });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "one segment and the lock");
+        log = opened;
+    }
+}
+
+#[test]
+fn a_log_catches_up_with_the_snapshot_that_the_store_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    three_segments(dir.path());
+    let (mut log, mut replay) = Log::open(dir.path()).unwrap();
+    let before = replay.clone();
+    log.write(&[], Some(&hard_state(1, 20))).unwrap();
+    replay.hard_state = hard_state(1, 20);
+    log.catch_up(&mut replay, Position { index: 20, term: 1 }).unwrap();
+    assert_eq!(replay.entries, before.entries, "it holds that entry itself");
+    let installed = Position { index: 500, term: 3 };
+    log.catch_up(&mut replay, installed).unwrap();
+    let expected =
+        Replay { base: installed, entries: Vec::new(), hard_state: HardState { term: 3, vote: 0, commit: 500 } };
+    assert_eq!(replay, expected);
     drop(log);
-    assert_eq!(reopened(dir.path()).hard_state, hard_state(1, 3));
+    assert_eq!(reopened(dir.path()), expected);
 }
 
 #[test]
@@ -198,7 +221,6 @@ fn after_a_failed_write_nothing_is_written_any_more() {
     assert!(matches!(log.write(&entries(2..=2, 1), None), Err(LogError::WriteSegment { .. })));
     power.cut_after(1_000);
     assert!(matches!(log.write(&entries(2..=2, 1), None), Err(LogError::WriteAfterFailure)));
-    assert!(matches!(log.record_commit(&hard_state(1, 1)), Err(LogError::WriteAfterFailure)));
     assert!(matches!(log.release_before(1), Err(LogError::WriteAfterFailure)));
 }
 
@@ -242,7 +264,7 @@ fn work(log: &mut Log<Power>, model: &mut Model, random: &mut Random, steps: usi
             0 => {
                 let commit = commit + random.below(usize::try_from(last - commit).unwrap() + 1) as u64;
                 asked.hard_state.commit = commit;
-                log.record_commit(&asked.hard_state).map(|_| ())
+                log.write(&[], Some(&asked.hard_state))
             }
             1 => {
                 asked.released_before = commit.max(1);

@@ -3,26 +3,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blixard::log::{CommitOnDisk, Log, Replay};
-use blixard::store::{Durability, Loaded, Store, StoreError};
-use blixard_core::driver::{Content, Driver, LogStore, Membership, Recovered, Settings};
+use blixard::log::{Log, Replay};
+use blixard::store::{ChunkError, Incoming, Loaded, Store, StoreError};
+use blixard_core::driver::{
+    Checkpoint, CommitOnDisk, Content, Driver, Membership, Position, Recovered, Settings, Write,
+};
 use blixard_core::state::{Change, Table};
 use blixard_core::types::RaftId;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 use redb::TableDefinition;
 
 struct Place {
     directory: tempfile::TempDir,
-    log: Log,
 }
 
 impl Place {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut log, _) = Log::open(&directory.path().join("log")).unwrap();
-        let entries: Vec<_> = (1..=100).map(|index| Entry { index, term: 1, ..Entry::default() }).collect();
-        log.write(&entries, Some(&HardState { term: 1, vote: 1, commit: 0 })).unwrap();
-        Self { directory, log }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     fn path(&self) -> PathBuf {
@@ -33,18 +30,11 @@ impl Place {
         Store::create(&self.path()).unwrap()
     }
 
-    fn committed(&mut self, index: u64) -> CommitOnDisk {
-        self.log.record_commit(&HardState { term: 1, vote: 1, commit: index }).unwrap()
-    }
-
     /// A whole store with rows, closed.
-    fn fill(&mut self) -> Loaded {
+    fn fill(&self) -> Loaded {
         let mut store = self.create();
-        let commit = self.committed(50);
-        let changes: Vec<_> =
-            (0..200_u8).map(|key| put(Table::ALL[usize::from(key) % Table::ALL.len()], key, 100)).collect();
-        store.set_identity(b"alpha", Some(&Membership::founded_by(RaftId(1))), commit).unwrap();
-        store.commit(&changes, 50, None, Durability::Now(commit)).unwrap();
+        store.set_identity(b"alpha").unwrap();
+        store.commit(&many_rows(), &at(50), committed(50)).unwrap();
         store.load().unwrap()
     }
 
@@ -54,6 +44,20 @@ impl Place {
         fs::copy(self.path(), &copy).unwrap();
         Store::open(&copy).unwrap().unwrap()
     }
+}
+
+/// As a log says it that holds such a commit index.
+fn committed(index: u64) -> CommitOnDisk {
+    let hard_state = HardState { term: 1, vote: 1, commit: index };
+    Recovered { hard_state, ..Recovered::default() }.commit()
+}
+
+fn at(index: u64) -> Checkpoint {
+    Checkpoint { position: Position { index, term: 1 }, membership: Membership::founded_by(RaftId(1)) }
+}
+
+fn many_rows() -> Vec<Change> {
+    (0..200_u8).map(|key| put(Table::ALL[usize::from(key) % Table::ALL.len()], key, 100)).collect()
 }
 
 fn put(table: Table, key: u8, size: usize) -> Change {
@@ -69,23 +73,23 @@ fn refusal(path: &Path) -> StoreError {
 }
 
 #[test]
-fn rows_the_applied_index_the_servers_and_the_identity_come_back() {
-    let mut place = Place::new();
+fn rows_the_checkpoint_and_the_identity_come_back() {
+    let place = Place::new();
     let mut store = place.create();
     assert_eq!(store.load().unwrap(), Loaded::default());
-    let membership = Membership::founded_by(RaftId(1));
-    store.set_identity(b"alpha", Some(&membership), place.committed(0)).unwrap();
+    store.set_identity(b"alpha").unwrap();
     let changes = [put(Table::Vms, 1, 3), put(Table::Nodes, 2, 3), put(Table::Vms, 3, 3), put(Table::Vms, 1, 3)];
-    store.commit(&changes, 7, None, Durability::Lazy).unwrap();
+    store.commit(&changes, &at(7), committed(7)).unwrap();
     let removal = Change { table: Table::Vms, key: vec![3], value: None };
-    store.commit(&[removal], 8, None, Durability::Now(place.committed(8))).unwrap();
+    store.commit(&[removal], &at(8), committed(8)).unwrap();
     let expected = Loaded {
         rows: vec![row(Table::Nodes, 2), row(Table::Vms, 1)],
-        applied: 8,
-        membership,
+        checkpoint: at(8),
+        installed: false,
         identity: Some(b"alpha".to_vec()),
     };
     assert_eq!(store.load().unwrap(), expected);
+    assert_eq!(place.killed().load().unwrap(), expected);
     drop(store);
     assert_eq!(Store::open(&place.path()).unwrap().unwrap().load().unwrap(), expected);
 }
@@ -109,51 +113,86 @@ fn what_an_interrupted_creation_left_is_made_anew() {
 }
 
 #[test]
-fn a_durable_commit_ahead_of_the_log_is_refused_and_writes_nothing() {
-    let mut place = Place::new();
+fn a_checkpoint_ahead_of_the_log_is_refused_and_writes_nothing() {
+    let place = Place::new();
     let mut store = place.create();
-    let commit = place.committed(4);
-    let ahead = store.commit(&[put(Table::Vms, 1, 3)], 5, None, Durability::Now(commit));
+    let ahead = store.commit(&[put(Table::Vms, 1, 3)], &at(5), committed(4));
     assert!(matches!(ahead, Err(StoreError::AheadOfLog { applied: 5, commit: 4 })));
-    store.commit(&[put(Table::Vms, 1, 3)], 5, None, Durability::Lazy).unwrap();
-    let identity = store.set_identity(b"alpha", None, commit);
-    assert!(matches!(identity, Err(StoreError::AheadOfLog { applied: 5, commit: 4 })), "it would flush what is lazy");
-    assert_eq!(place.killed().applied(), 0);
-    store.commit(&[], 5, None, Durability::Now(place.committed(5))).unwrap();
-    assert_eq!(place.killed().applied(), 5);
+    assert_eq!(place.killed().load().unwrap(), Loaded::default());
+    store.commit(&[put(Table::Vms, 1, 3)], &at(5), committed(5)).unwrap();
+    assert_eq!(place.killed().checkpoint(), &at(5));
 }
 
-#[test]
-fn a_crash_takes_lazy_commits_whole_and_replay_brings_them_back() {
-    let mut place = Place::new();
-    let mut store = place.create();
-    store.commit(&[put(Table::Vms, 1, 3)], 1, None, Durability::Now(place.committed(1))).unwrap();
-    let replayed = |store: &mut Store| {
-        for applied in store.applied() + 1..=20 {
-            store
-                .commit(&[put(Table::Tasks, u8::try_from(applied).unwrap(), 3)], applied, None, Durability::Lazy)
-                .unwrap();
+/// Copies what `from` holds into a new store beside the one at `path`, in chunks of `bytes`.
+fn copied(from: &Store, path: &Path, bytes: usize) -> Incoming {
+    let reader = from.reader().unwrap();
+    let mut incoming = Incoming::begin(path, reader.checkpoint().clone()).unwrap();
+    loop {
+        let (chunk, next) = reader.chunk(&incoming.resume(), bytes).unwrap();
+        let is_last = incoming.put(&chunk).unwrap();
+        assert_eq!((is_last, incoming.resume()), (next.is_none(), next.unwrap_or(incoming.resume())));
+        if is_last {
+            return incoming;
         }
-    };
-    replayed(&mut store);
-    let expected = store.load().unwrap();
-    let mut killed = place.killed();
-    let left = killed.load().unwrap();
-    assert_eq!((left.applied, left.rows), (1, vec![row(Table::Vms, 1)]));
-    replayed(&mut killed);
-    assert_eq!(killed.load().unwrap(), expected);
+    }
 }
 
 #[test]
-fn a_store_that_is_given_up_stays_where_it_was_durable() {
-    let mut place = Place::new();
-    let mut store = place.create();
-    store.commit(&[put(Table::Vms, 1, 3)], 3, None, Durability::Now(place.committed(3))).unwrap();
-    store.commit(&[put(Table::Vms, 2, 3)], 4, None, Durability::Lazy).unwrap();
-    // The log may have failed, and then it doesn't hold a commit index of 4.
-    drop(store);
-    let store = Store::open(&place.path()).unwrap().unwrap();
-    assert_eq!((store.applied(), store.load().unwrap().rows), (3, vec![row(Table::Vms, 1)]));
+fn a_snapshot_takes_the_stores_place_whole_and_leaves_who_the_node_is() {
+    let (from, to) = (Place::new(), Place::new());
+    let expected = from.fill();
+    let source = Store::open(&from.path()).unwrap().unwrap();
+    for bytes in [1, 1_000, 1 << 20] {
+        let mut store = Store::open(&to.path()).unwrap().unwrap_or_else(|| to.create());
+        store.set_identity(b"beta").unwrap();
+        store.commit(&[put(Table::Held, 255, 3)], &at(9), committed(9)).unwrap();
+        let incoming = copied(&source, &to.path(), bytes);
+        assert_eq!(to.killed().checkpoint(), &at(9), "nothing has changed before it is installed");
+        store.install(incoming).unwrap();
+        let mut installed = Loaded { identity: Some(b"beta".to_vec()), installed: true, ..expected.clone() };
+        assert_eq!(store.load().unwrap(), installed);
+        assert_eq!(to.killed().load().unwrap(), installed, "it is on disk");
+        store.commit(&[], &at(51), committed(51)).unwrap();
+        (installed.installed, installed.checkpoint) = (false, at(51));
+        assert_eq!(to.killed().load().unwrap(), installed, "the log has begun anew by now");
+        drop(store);
+        fs::remove_file(to.path()).unwrap();
+    }
+}
+
+#[test]
+fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
+    let (from, to) = (Place::new(), Place::new());
+    let expected = from.fill();
+    let mut source = Store::open(&from.path()).unwrap().unwrap();
+    let mut store = to.create();
+    let reader = source.reader().unwrap();
+    let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
+    while !incoming.put(&reader.chunk(&incoming.resume(), 500).unwrap().0).unwrap() {
+        let index = source.checkpoint().position.index + 1;
+        let changes: Vec<_> = many_rows().into_iter().map(|change| Change { value: None, ..change }).collect();
+        source.commit(&changes, &at(index), committed(index)).unwrap();
+    }
+    store.install(incoming).unwrap();
+    assert_eq!(store.load().unwrap().rows, expected.rows);
+    assert_eq!(store.checkpoint(), &at(50));
+    store.commit(&[], &at(60), committed(60)).unwrap();
+}
+
+#[test]
+fn a_snapshot_that_lost_a_part_or_cannot_be_read_is_refused() {
+    let (from, to) = (Place::new(), Place::new());
+    from.fill();
+    let source = Store::open(&from.path()).unwrap().unwrap();
+    let reader = source.reader().unwrap();
+    let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
+    let (_, next) = reader.chunk(&[], 5_000).unwrap();
+    let (rest, _) = reader.chunk(&next.unwrap(), 1 << 20).unwrap();
+    assert!(matches!(incoming.put(&rest), Err(ChunkError::Incomplete { total: 200, .. })));
+    let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
+    assert!(matches!(incoming.put(b"\xff\xff"), Err(ChunkError::Unreadable)));
+    let unknown_table = postcard::to_stdvec(&(vec![(99_u8, vec![1_u8], vec![1_u8])], None::<u64>)).unwrap();
+    assert!(matches!(incoming.put(&unknown_table), Err(ChunkError::Unreadable)));
 }
 
 #[test]
@@ -195,7 +234,7 @@ fn a_store_of_another_format_is_refused_with_its_number() {
 
 #[test]
 fn a_file_cut_short_is_refused_at_any_length() {
-    let mut place = Place::new();
+    let place = Place::new();
     place.fill();
     let whole = fs::read(place.path()).unwrap();
     for part in 1..20 {
@@ -207,7 +246,7 @@ fn a_file_cut_short_is_refused_at_any_length() {
 
 #[test]
 fn a_flipped_byte_is_refused_or_was_in_no_use() {
-    let mut place = Place::new();
+    let place = Place::new();
     let expected = place.fill();
     let whole = fs::read(place.path()).unwrap();
     let mut refused = 0;
@@ -241,47 +280,55 @@ fn a_directory_that_cannot_be_written_is_an_error_that_names_the_store() {
 
 const ALONE: RaftId = RaftId(1);
 
-/// Applies all that the driver commits, each command as a row of its own, lazily.
-fn turns(driver: &mut Driver, log: &mut Log, store: &mut Store) {
+/// Applies all that the driver commits, each command as a row of its own; the rows.
+fn turns(driver: &mut Driver, log: &mut Log) -> Vec<Change> {
+    let mut rows = Vec::new();
     while let Some(turn) = driver.turn() {
-        for entry in turn.write_to(log).unwrap().advance().committed {
-            let change = |command| Change { table: Table::Tasks, key: command, value: Some(Vec::new()) };
-            let changes = match entry.content {
-                Content::Command(command) => vec![change(command)],
-                Content::Nothing | Content::Membership { .. } => Vec::new(),
-            };
-            store.commit(&changes, entry.position.index, None, Durability::Lazy).unwrap();
+        if let Some(durable) = Write::write_all(turn.write.into_iter().collect(), log).unwrap() {
+            assert!(driver.persisted(durable).is_empty(), "there is nobody to send to");
+        }
+        for entry in turn.committed {
             driver.applied(entry.position.index);
+            if let Content::Command(key) = entry.content {
+                rows.push(Change { table: Table::Tasks, key, value: Some(Vec::new()) });
+            }
         }
     }
+    rows
 }
 
 #[test]
 fn a_server_that_is_killed_again_and_again_goes_on_with_all_it_acknowledged() {
     let directory = tempfile::tempdir().unwrap();
     let (logs, path) = (directory.path().join("log"), directory.path().join("state.redb"));
-    let (mut log, _) = Log::open(&logs).unwrap();
-    let commit = log.record_commit(&HardState::default()).unwrap();
-    Store::create(&path).unwrap().set_identity(b"alpha", Some(&Membership::founded_by(ALONE)), commit).unwrap();
-    drop(log);
+    drop(Store::create(&path).unwrap());
     let mut expected = 0_u32;
     for boot in 0..10 {
         let (mut log, Replay { base, entries, hard_state }) = Log::open(&logs).unwrap();
         let mut store = Store::open(&path).unwrap().unwrap();
-        let Loaded { applied, membership, .. } = store.load().unwrap();
-        let recovered = Recovered { base, entries, hard_state, membership, applied };
-        let mut driver = Driver::new(Settings::new(ALONE, boot), recovered).unwrap();
+        let Loaded { checkpoint, rows, .. } = store.load().unwrap();
+        let applied = checkpoint.position.index;
+        let recovered = Recovered { base, entries, hard_state, membership: Membership::founded_by(ALONE), applied };
+        let mut driver = Driver::new(Settings { keep_bytes: 0, ..Settings::new(ALONE, boot) }, recovered).unwrap();
         driver.campaign_if_alone();
-        turns(&mut driver, &mut log, &mut store);
-        let held: Vec<_> = store.load().unwrap().rows.into_iter().map(|(_, key, _)| key).collect();
+        let mut changes = turns(&mut driver, &mut log);
+        let replayed = changes.iter().map(|change| &change.key);
+        let held: Vec<_> = rows.iter().map(|(_, key, _)| key).chain(replayed).cloned().collect();
         assert_eq!(held, (0..expected).map(|number| number.to_be_bytes().to_vec()).collect::<Vec<_>>(), "boot {boot}");
         for number in expected..expected + 30 {
             driver.propose(number.to_be_bytes().to_vec()).unwrap();
-            turns(&mut driver, &mut log, &mut store);
+            changes.extend(turns(&mut driver, &mut log));
             if number % 50 == 0 {
-                let commit = log.record_commit(driver.hard_state()).unwrap();
-                store.commit(&[], store.applied(), None, Durability::Now(commit)).unwrap();
-                log.release_before(store.applied()).unwrap();
+                let record = driver.record_commit();
+                let durable = Write::write_all(vec![record], &mut log).unwrap().unwrap();
+                let commit = durable.commit();
+                let _ = driver.persisted(durable);
+                let status = driver.status();
+                let position = Position { index: status.applied, term: status.term };
+                let checkpoint = Checkpoint { position, membership: status.membership };
+                store.commit(&changes, &checkpoint, commit).unwrap();
+                changes.clear();
+                log.release_before(driver.checkpointed(checkpoint)).unwrap();
             }
         }
         expected += 30;

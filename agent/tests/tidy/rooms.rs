@@ -34,10 +34,10 @@ const SHELL_EDGES: Table = &[
     ("api", &["node"]),
     ("cli", &["agent", "api::proto", "config", "gate"]),
     ("node", &["log", "store", "transport"]),
-    ("seat", &["config", "identity", "log::CommitOnDisk", "store", "transport"]),
+    ("seat", &["config", "identity", "store", "transport"]),
     ("worker", &["config", "node", "units"]),
     // These stand for something outside.
-    ("store", &["log::CommitOnDisk"]),
+    ("store", &[]),
     ("transport", &["identity"]),
     ("units", &["gate::files", "nix"]),
 ];

@@ -77,9 +77,8 @@ impl Mirror {
     /// Drops the oldest entries while more than `keep` bytes are there, up to the checkpoint and to `needed` at most.
     pub(super) fn compact(&mut self, keep: u64, needed: u64) {
         let limit = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.position.index).min(needed);
-        while self.bytes > keep
-            && let Some(entry) = self.entries.pop_front_if(|entry| entry.index <= limit)
-        {
+        while self.bytes > keep && self.entries.front().is_some_and(|entry| entry.index <= limit) {
+            let entry = self.entries.pop_front().expect("it was there just now");
             self.bytes -= size_of_entry(&entry);
             self.base = Position::of(&entry);
         }

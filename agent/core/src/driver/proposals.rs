@@ -49,6 +49,12 @@ impl<T> Proposals<T> {
         settled.into_iter().map(|(position, waiting)| (waiting, fate(position))).collect()
     }
 
+    /// Takes out everyone up to `index`: a snapshot took the place of those entries, and their outcome is unknown.
+    pub fn pass_over(&mut self, index: u64) -> Vec<T> {
+        let rest = self.waiting.split_off(&Position { index: index + 1, term: 0 });
+        std::mem::replace(&mut self.waiting, rest).into_values().collect()
+    }
+
     /// Takes out those whose deadline has passed, as `expired` says; their outcome is unknown.
     pub fn expire(&mut self, expired: impl Fn(&T) -> bool) -> Vec<T> {
         let waiting = std::mem::take(&mut self.waiting);

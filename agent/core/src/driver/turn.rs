@@ -1,10 +1,10 @@
 //! From raft's `Ready` to what may be sent, written and applied.
 
 use raft::Ready;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::{Entry, HardState, Message, MessageType};
 
 use super::membership::{self, Membership, MembershipChange};
-use super::{Checkpoint, Driver, Position, ReadId, Soft};
+use super::{Checkpoint, Driver, Position, ReadId, Recovered, Soft};
 
 /// What raft wants done.
 #[derive(Debug, Default)]
@@ -48,6 +48,8 @@ pub struct Durable {
     first: u64,
     last: u64,
     ready: u64,
+    /// The log begins anew behind this index.
+    restarted: Option<u64>,
     after: Vec<Message>,
     commit: u64,
 }
@@ -60,8 +62,17 @@ pub struct Install {
     write: Write,
 }
 
+/// What a message of the leader announces, if it announces a snapshot: the rows themselves come on their own way.
+pub fn announced(message: &Message) -> Option<Checkpoint> {
+    let metadata = message.snapshot.as_ref()?.metadata.as_ref()?;
+    let position = Position { index: metadata.index, term: metadata.term };
+    let membership = metadata.conf_state.as_ref().map(Membership::from_raft).unwrap_or_default();
+    (message.msg_type == i32::from(MessageType::MsgSnapshot)).then_some(Checkpoint { position, membership })
+}
+
 impl Install {
-    /// What the log has to do next, now that the store holds the snapshot durably as `held`.
+    /// What the log has to do next, now that the store holds the snapshot durably as `held`; once that is written, raft
+    /// takes the snapshot for applied.
     ///
     /// # Panics
     /// When the store holds something else.
@@ -79,7 +90,7 @@ impl Write {
     pub fn write_all<L: LogStore>(writes: Vec<Self>, log: &mut L) -> Result<Option<Durable>, L::Error> {
         let (Some(first), Some(last)) = (writes.first(), writes.last()) else { return Ok(None) };
         let (first, last, ready, commit) = (first.sequence, last.sequence, last.ready, last.commit);
-        let mut after = Vec::new();
+        let (mut after, mut restarted) = (Vec::new(), None);
         let mut writes = writes.into_iter().peekable();
         while writes.peek().is_some() {
             let (mut entries, mut hard_state) = (Vec::new(), None);
@@ -88,6 +99,7 @@ impl Write {
             {
                 // What is committed behind the snapshot is not in the log yet.
                 log.restart(base, &HardState { commit: base.index, ..own.clone() })?;
+                restarted = Some(base.index);
             }
             let mut is_first = true;
             while let Some(mut write) = writes.next_if(|next| next.restart.is_none() || is_first) {
@@ -100,19 +112,30 @@ impl Write {
                 log.write(&entries, hard_state.as_ref())?;
             }
         }
-        Ok(Some(Durable { first, last, ready, after, commit }))
+        Ok(Some(Durable { first, last, ready, restarted, after, commit }))
     }
+}
 
-    /// How many bytes of commands are in it, about.
-    pub fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.data.len()).sum()
+/// A commit index that the log holds on disk; nothing applied beyond it may be made durable elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CommitOnDisk(u64);
+
+impl CommitOnDisk {
+    pub fn index(self) -> u64 {
+        self.0
     }
 }
 
 impl Durable {
-    /// A commit index that the log holds on disk: nothing applied beyond it may be made durable elsewhere.
-    pub fn commit(&self) -> u64 {
-        self.commit
+    pub fn commit(&self) -> CommitOnDisk {
+        CommitOnDisk(self.commit)
+    }
+}
+
+impl Recovered {
+    /// What a log says when it opens is on disk by then.
+    pub fn commit(&self) -> CommitOnDisk {
+        CommitOnDisk(self.hard_state.commit)
     }
 }
 
@@ -124,7 +147,7 @@ impl Driver {
         }
         let mut ready = self.raw.ready();
         let soft = ready.ss().map(|soft| Soft::of(soft.raft_state, soft.leader_id));
-        let reads = ready.take_read_states();
+        let answered = ready.take_read_states();
         let committed: Vec<_> = ready.take_committed_entries().into_iter().map(Committed::of).collect();
         let changes = committed.iter().filter(|entry| matches!(entry.content, Content::Membership { .. }));
         self.unapplied_changes.extend(changes.map(|entry| entry.position.index));
@@ -136,12 +159,12 @@ impl Driver {
             self.raw.on_persist_ready(number);
         }
         self.pin_election_timeout();
-        let reads = reads.into_iter().filter_map(|read| self.own_read(&read)).collect();
         let (install, write) = match (install, write) {
             (Some(checkpoint), Some(write)) => (Some(Install { checkpoint, write }), None),
             (_, write) => (None, write),
         };
-        Some(Turn { soft, send, install, write, committed, reads })
+        let own = answered.into_iter().filter_map(|read| self.own_read(&read));
+        Some(Turn { soft, send, install, write, committed, reads: own.collect() })
     }
 
     /// Takes the proof that everything up to some write is on disk; what may be said now comes back.
@@ -156,6 +179,10 @@ impl Driver {
             self.in_flight = None;
         }
         self.raw.on_persist_ready(durable.ready);
+        if let Some(index) = durable.restarted {
+            // Raft takes nothing for applied that it doesn't take for persisted.
+            self.raw.advance_apply_to(index);
+        }
         self.pin_election_timeout();
         durable.after
     }
@@ -251,6 +278,14 @@ pub enum Content {
 }
 
 impl Committed {
+    /// About how many bytes of the log it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Command(command) => command.len() + size_of::<Self>(),
+            Content::Nothing | Content::Membership { .. } => size_of::<Self>(),
+        }
+    }
+
     fn of(entry: Entry) -> Self {
         let position = Position::of(&entry);
         // By type first: a membership change may be zero bytes long.

@@ -1,0 +1,183 @@
+//! The log and the store while the loop goes on: each is here, or with its thread and comes back by the inbox.
+//!
+//! ```text
+//!  writes ──▶ waiting ──▶ the log: on the loop's thread where the disk is fast, on its own where it isn't
+//!  applied rows ──▶ pending ── checkpoint due ──▶ commit index into the log ──▶ the store, on its own thread
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Sender, SyncSender, channel};
+use std::time::{Duration, Instant};
+
+use blixard_core::driver::{Checkpoint, CommitOnDisk, Durable, Write};
+use blixard_core::state::{Change, Table};
+
+use super::{Input, NodeError};
+use crate::log::{Log, LogError};
+use crate::store::{Reader, Store, StoreError};
+
+/// A disk that syncs faster than this is waited for: a handover to another thread and back takes about as long.
+const FAST_SYNC: Duration = Duration::from_micros(200);
+
+/// The log, and what is to be written to it.
+pub(super) struct Writer {
+    log: Option<Log>,
+    waiting: Vec<Write>,
+    /// The log needs nothing before this index any more.
+    release_before: u64,
+    /// How long a write takes, over the last few.
+    pace: Duration,
+    thread: Sender<LogJob>,
+}
+
+struct LogJob {
+    log: Log,
+    writes: Vec<Write>,
+    release_before: u64,
+}
+
+/// What the log's thread has done.
+pub(super) struct Written {
+    log: Log,
+    took: Duration,
+    result: Result<Option<Durable>, LogError>,
+}
+
+impl Writer {
+    pub(super) fn new(log: Log, inbox: SyncSender<Input>) -> Self {
+        let (thread, jobs) = channel::<LogJob>();
+        let work = move || {
+            for LogJob { mut log, writes, release_before } in jobs {
+                let begun = Instant::now();
+                let result = log.release_before(release_before).and_then(|()| Write::write_all(writes, &mut log));
+                let written = Written { log, took: begun.elapsed(), result };
+                if inbox.send(Input::Written(Box::new(written))).is_err() {
+                    return;
+                }
+            }
+        };
+        spawn("log", work);
+        Self { log: Some(log), waiting: Vec::new(), release_before: 0, pace: Duration::ZERO, thread }
+    }
+
+    pub(super) fn add(&mut self, write: Write) {
+        self.waiting.push(write);
+    }
+
+    /// The log's segments before this index may go.
+    pub(super) fn release_before(&mut self, index: u64) {
+        self.release_before = index;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.log.is_some() && self.waiting.is_empty()
+    }
+
+    /// Writes what waits, or hands it over where that takes long; what is on disk by now.
+    pub(super) fn write(&mut self) -> Result<Option<Durable>, NodeError> {
+        if self.waiting.is_empty() {
+            return Ok(None);
+        }
+        let Some(mut log) = self.log.take() else { return Ok(None) };
+        let (writes, release_before) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.release_before));
+        if self.pace > FAST_SYNC || release_before > 0 {
+            self.thread.send(LogJob { log, writes, release_before }).expect("the log's thread waits for jobs");
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let result = Write::write_all(writes, &mut log);
+        self.back(Written { log, took: begun.elapsed(), result })
+    }
+
+    /// Takes the log back.
+    pub(super) fn back(&mut self, Written { log, took, result }: Written) -> Result<Option<Durable>, NodeError> {
+        self.pace = (self.pace * 7 + took) / 8;
+        self.log = Some(log);
+        result.map_err(NodeError::WriteLog)
+    }
+}
+
+/// The store, and the rows that it lacks.
+pub(super) struct Keeper {
+    store: Option<Store>,
+    pending: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+    /// What the next checkpoint holds, once the log holds its commit index.
+    next: Option<(Checkpoint, Vec<Change>)>,
+    thread: Sender<StoreJob>,
+}
+
+struct StoreJob {
+    store: Store,
+    changes: Vec<Change>,
+    checkpoint: Checkpoint,
+    commit: CommitOnDisk,
+}
+
+/// What the store's thread has done.
+pub(super) struct Kept {
+    store: Store,
+    result: Result<Reader, StoreError>,
+}
+
+impl Keeper {
+    pub(super) fn new(store: Store, inbox: SyncSender<Input>) -> Self {
+        let (thread, jobs) = channel::<StoreJob>();
+        let work = move || {
+            for StoreJob { mut store, changes, checkpoint, commit } in jobs {
+                let result = store.commit(&changes, &checkpoint, commit).and_then(|()| store.reader());
+                if inbox.send(Input::Kept(Box::new(Kept { store, result }))).is_err() {
+                    return;
+                }
+            }
+        };
+        spawn("store", work);
+        Self { store: Some(store), pending: BTreeMap::new(), next: None, thread }
+    }
+
+    /// Rows that an entry has written; a later one replaces an earlier one of the same key.
+    pub(super) fn add(&mut self, changes: Vec<Change>) {
+        self.pending.extend(changes.into_iter().map(|Change { table, key, value }| ((table, key), value)));
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.store.is_some() && self.next.is_none()
+    }
+
+    /// Begins a checkpoint of everything added so far; [`Self::recorded`] goes on with it.
+    pub(super) fn begin(&mut self, checkpoint: Checkpoint) {
+        assert!(self.is_idle(), "one checkpoint at a time");
+        let rows = std::mem::take(&mut self.pending).into_iter();
+        let changes = rows.map(|((table, key), value)| Change { table, key, value }).collect();
+        self.next = Some((checkpoint, changes));
+    }
+
+    /// Hears which commit index the log holds: the checkpoint that waited for it goes to the store.
+    pub(super) fn recorded(&mut self, commit: CommitOnDisk) {
+        let is_held = |(checkpoint, _): &mut (Checkpoint, _)| checkpoint.position.index <= commit.index();
+        if let Some((checkpoint, changes)) = self.next.take_if(is_held) {
+            let store = self.store.take().expect("one checkpoint at a time");
+            let job = StoreJob { store, changes, checkpoint, commit };
+            self.thread.send(job).expect("the store's thread waits for jobs");
+        }
+    }
+
+    /// Takes the store back, with what it holds now.
+    pub(super) fn back(&mut self, Kept { store, result }: Kept) -> Result<Reader, NodeError> {
+        self.store = Some(store);
+        result.map_err(NodeError::WriteStore)
+    }
+
+    /// The store, while it is here; what is pending is not in it.
+    pub(super) fn store(&mut self) -> Option<&mut Store> {
+        self.store.as_mut()
+    }
+
+    /// Forgets the rows that a snapshot replaces.
+    pub(super) fn forget_pending(&mut self) {
+        self.pending.clear();
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("the system has a thread to spare at start");
+}

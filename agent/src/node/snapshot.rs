@@ -1,0 +1,234 @@
+//! Snapshots: served from the store's last checkpoint, fetched by a follower that lacks what the log has dropped.
+//!
+//! ```text
+//!  leader   raft wants one sent ─▶ announce (MsgSnapshot) ─▶ serve the rows to whom it was announced ─▶ report to raft
+//!  follower announced ─▶ fetch, again from where it broke off ─▶ step ─▶ install: store, state, log
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use blixard_core::driver::{Checkpoint, Install, Message, Position, announced};
+use blixard_core::state::State;
+use blixard_core::types::{NodeId, RaftId, Term};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::{Attempt, Input, Node, NodeError};
+use crate::store::{Incoming, Reader, StoreError};
+use crate::transport::{SnapshotError, SnapshotRows, Transport};
+
+/// Bytes of rows in one chunk.
+const CHUNK_BYTES: usize = 256 << 10;
+/// A follower that asks for no chunk for this long doesn't want the snapshot any more, or can't be reached.
+const IDLE_TICKS: u64 = 300;
+/// How often a fetch that broke off is gone on with.
+const FETCH_ATTEMPTS: u32 = 10;
+const FETCH_PAUSE: Duration = Duration::from_millis(100);
+
+/// Snapshots on their way.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    /// The store's last checkpoint since the start.
+    pub latest: Option<Arc<Reader>>,
+    offers: BTreeMap<RaftId, Offer>,
+    /// What is being fetched, and by whom.
+    fetching: Option<(Position, AbortHandle)>,
+    /// What was fetched, until raft says what to do with it.
+    incoming: Option<(Position, Incoming)>,
+}
+
+/// A snapshot that was announced to a follower.
+struct Offer {
+    source: Arc<Source>,
+    /// Chunks that it had asked for when that was last looked at, and when that was.
+    seen: (u64, u64),
+}
+
+/// The rows of one snapshot for one follower.
+pub(super) struct Source {
+    reader: Arc<Reader>,
+    chunks: AtomicU64,
+}
+
+impl SnapshotRows for Source {
+    fn chunk(&self, after: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+        self.reader.chunk(after, CHUNK_BYTES).map_err(|error| crate::error_chain(&error))
+    }
+}
+
+impl Node {
+    /// Notes what raft announces to followers: they will ask for it.
+    pub(super) fn offer_snapshots(&mut self, messages: &[Message]) {
+        for message in messages {
+            let Some(Checkpoint { position, .. }) = announced(message) else { continue };
+            let peer = RaftId(message.to);
+            let latest = self.snapshots.latest.clone().filter(|reader| reader.checkpoint().position == position);
+            // Raft announces what the store's last checkpoint holds, and that is kept here.
+            let Some(reader) = latest else { continue };
+            tracing::info!(%peer, index = position.index, "a snapshot is offered");
+            let source = Arc::new(Source { reader, chunks: AtomicU64::new(0) });
+            self.snapshots.offers.insert(peer, Offer { source, seen: (0, self.ticks) });
+        }
+    }
+
+    pub(super) fn serve_snapshot(&self, peer: RaftId, position: Position) -> Option<Arc<dyn SnapshotRows>> {
+        let offer = self.snapshots.offers.get(&peer)?;
+        let source = Some(&offer.source).filter(|source| source.reader.checkpoint().position == position)?;
+        Some(source.clone())
+    }
+
+    /// The follower has got all of it, so raft goes on with what comes behind.
+    pub(super) fn served_snapshot(&mut self, peer: RaftId) {
+        if self.snapshots.offers.remove(&peer).is_some() {
+            self.driver.report_snapshot(peer, true);
+        }
+    }
+
+    /// Gives up on followers that ask for nothing any more; raft would wait for them for ever.
+    pub(super) fn expire_offers(&mut self) {
+        let mut given_up = Vec::new();
+        for (peer, offer) in &mut self.snapshots.offers {
+            let chunks = offer.source.chunks.load(Ordering::Relaxed);
+            if chunks != offer.seen.0 {
+                offer.seen = (chunks, self.ticks);
+            }
+            if self.ticks - offer.seen.1 >= IDLE_TICKS {
+                given_up.push(*peer);
+            }
+        }
+        for peer in given_up {
+            tracing::warn!(%peer, "a snapshot was not fetched");
+            self.snapshots.offers.remove(&peer);
+            self.driver.report_snapshot(peer, false);
+        }
+    }
+
+    /// Begins to fetch what the leader has announced; raft hears of it once it is here and whole.
+    pub(super) fn fetch_snapshot(&mut self, message: Message) {
+        let Some(checkpoint) = announced(&message) else { return };
+        let position = checkpoint.position;
+        let fetching = self.snapshots.fetching.as_ref();
+        if fetching.is_some_and(|(at, _)| *at == position) || position.index <= self.applied {
+            return;
+        }
+        let directory = self.directory.borrow().clone();
+        let from = directory.0.iter().find(|(_, member)| member.raft.0 == message.from).map(|(node, _)| *node);
+        let Some(from) = from else { return };
+        if let Some((_, earlier)) = self.snapshots.fetching.take() {
+            earlier.abort();
+        }
+        self.snapshots.incoming = None;
+        let (path, transport, inbox) = (self.store_path.clone(), self.transport.clone(), self.inbox.clone());
+        let fetch = self.runtime.spawn(async move {
+            let incoming = fetch(path, &transport, from, checkpoint).await;
+            // The loop may have ended.
+            blocking(move || drop(inbox.send(Input::Fetched(Box::new((message, incoming)))))).await;
+        });
+        self.snapshots.fetching = Some((position, fetch.abort_handle()));
+    }
+
+    pub(super) fn fetched_snapshot(&mut self, message: Message, incoming: Result<Incoming, FetchError>) {
+        let Some(Checkpoint { position, .. }) = announced(&message) else { return };
+        if self.snapshots.fetching.take_if(|(at, _)| *at == position).is_none() {
+            return;
+        }
+        match incoming {
+            Ok(incoming) => {
+                self.snapshots.incoming = Some((position, incoming));
+                if let Err(error) = self.driver.step_snapshot(message) {
+                    tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused");
+                    self.snapshots.incoming = None;
+                }
+            }
+            Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot could not be fetched"),
+        }
+    }
+
+    /// Puts the fetched snapshot in the place of store, state and log; both files have to be here.
+    pub(super) fn install(&mut self, install: Install) -> Result<(), NodeError> {
+        let position = install.checkpoint.position;
+        let (_, incoming) =
+            self.snapshots.incoming.take().filter(|(at, _)| *at == position).expect("raft was told of it");
+        let store = self.keeper.store().expect("no checkpoint is under way");
+        store.install(incoming).map_err(NodeError::WriteStore)?;
+        let (loaded, reader) = (store.load(), store.reader());
+        let loaded = loaded.map_err(NodeError::WriteStore)?;
+        self.snapshots.latest = Some(Arc::new(reader.map_err(NodeError::WriteStore)?));
+        self.state = State::from_rows(loaded.rows).map_err(NodeError::Rows)?;
+        self.keeper.forget_pending();
+        (self.applied, self.applied_term) = (position.index, Term(position.term));
+        for waiting in self.proposals.pass_over(position.index) {
+            waiting.fail(Attempt::Unknown);
+        }
+        self.writer.add(install.installed(&loaded.checkpoint));
+        self.driver.checkpointed(loaded.checkpoint);
+        self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
+        tracing::info!(index = position.index, "a snapshot is installed");
+        self.changed();
+        Ok(())
+    }
+}
+
+/// Why a snapshot isn't here.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("the leader's stream broke off too often")]
+    Stream(#[source] SnapshotError),
+    #[error("cannot keep it")]
+    Keep(#[source] crate::store::ChunkError),
+    #[error("cannot keep it")]
+    Store(#[source] StoreError),
+}
+
+/// All rows of a snapshot, in a file beside the store.
+async fn fetch(
+    path: PathBuf,
+    transport: &Transport,
+    from: NodeId,
+    checkpoint: Checkpoint,
+) -> Result<Incoming, FetchError> {
+    let position = checkpoint.position;
+    let begun = blocking(move || Incoming::begin(&path, checkpoint)).await;
+    let mut incoming = begun.map_err(FetchError::Store)?;
+    let mut attempts = 0;
+    loop {
+        let error = match transport.snapshot(from, position, incoming.resume()).await {
+            Ok(mut chunks) => loop {
+                match chunks.next().await {
+                    Ok(chunk) => {
+                        attempts = 0;
+                        let put = blocking(move || incoming.put(&chunk).map(|is_last| (incoming, is_last))).await;
+                        let (back, is_last) = put.map_err(FetchError::Keep)?;
+                        incoming = back;
+                        if is_last {
+                            return Ok(incoming);
+                        }
+                    }
+                    Err(error) => break error,
+                }
+            },
+            Err(error) => error,
+        };
+        attempts += 1;
+        if attempts >= FETCH_ATTEMPTS || matches!(error, SnapshotError::Gone { .. }) {
+            return Err(FetchError::Stream(error));
+        }
+        tokio::time::sleep(FETCH_PAUSE).await;
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("it doesn't panic, and nobody ends it")
+}
+
+/// Serves the rows of a snapshot that this node has announced.
+pub(super) struct Serve {
+    pub peer: RaftId,
+    pub position: Position,
+    pub answer: oneshot::Sender<Option<Arc<dyn SnapshotRows>>>,
+}

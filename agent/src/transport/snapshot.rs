@@ -1,0 +1,90 @@
+//! The rows of a snapshot on the wire: one stream, in chunks, no faster than its reader and than a limit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::driver::Position;
+use blixard_core::types::NodeId;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::link::describe;
+use super::proto::peer_client::PeerClient;
+use super::proto::{SnapshotChunk, SnapshotRequest};
+use super::{MAX_FRAME, Shared, SnapshotError, SnapshotRows};
+
+/// Bytes a second that one snapshot takes of a leader at most: what it has to do beside comes first.
+const BYTES_PER_SECOND: u32 = 256 << 20;
+/// Chunks that are read and not sent yet.
+pub const CHUNKS_AHEAD: usize = 2;
+
+/// The rows as they come in.
+pub struct Chunks {
+    from: NodeId,
+    stream: Streaming<SnapshotChunk>,
+}
+
+impl Chunks {
+    /// The next chunk. Only its content tells which one is the last.
+    ///
+    /// # Errors
+    /// `Broken` when the stream ends.
+    pub async fn next(&mut self) -> Result<Vec<u8>, SnapshotError> {
+        let from = self.from;
+        match self.stream.message().await {
+            Ok(Some(chunk)) => Ok(chunk.rows),
+            Ok(None) => Err(SnapshotError::Broken { from, reason: "it ended before its last chunk".to_owned() }),
+            Err(status) => Err(refused(from, &status)),
+        }
+    }
+}
+
+/// The client side.
+pub async fn call(channel: Channel, from: NodeId, at: Position, after: Vec<u8>) -> Result<Chunks, SnapshotError> {
+    let mut client = PeerClient::new(channel).max_decoding_message_size(MAX_FRAME);
+    let request = SnapshotRequest { index: at.index, term: at.term, after };
+    match client.snapshot(request).await {
+        Ok(reply) => Ok(Chunks { from, stream: reply.into_inner() }),
+        Err(status) => Err(refused(from, &status)),
+    }
+}
+
+fn refused(from: NodeId, status: &Status) -> SnapshotError {
+    match status.code() {
+        Code::NotFound => SnapshotError::Gone { from },
+        _ => SnapshotError::Broken { from, reason: describe(status) },
+    }
+}
+
+/// The server side: reads chunk after chunk, as fast as they are taken.
+pub async fn serve(
+    shared: Arc<Shared>,
+    to: NodeId,
+    rows: Arc<dyn SnapshotRows>,
+    mut after: Vec<u8>,
+    out: mpsc::Sender<Result<SnapshotChunk, Status>>,
+) {
+    let mut due = Instant::now();
+    loop {
+        let reading = rows.clone();
+        let read = tokio::task::spawn_blocking(move || reading.chunk(&after)).await;
+        let (rows, next) = match read.expect("it doesn't panic, and nobody ends it") {
+            Ok(chunk) => chunk,
+            Err(reason) => {
+                // Whoever called may have gone.
+                let _ = out.send(Err(Status::internal(reason))).await;
+                return;
+            }
+        };
+        let bytes = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+        if out.send(Ok(SnapshotChunk { rows })).await.is_err() {
+            return;
+        }
+        let Some(next) = next else { return shared.inbound.served_snapshot(to) };
+        after = next;
+        due = due.max(Instant::now()) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
+        tokio::time::sleep_until(due).await;
+    }
+}
