@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use blixard_core::driver::{Driver, Membership, Recovered, Settings, StartError};
 use blixard_core::state::{RowError, State};
+use blixard_core::types::ClientId;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -228,6 +229,7 @@ fn start_node(
     let founding = unfounded.map(|command| Founding { command, servers: config.servers().len() });
     Ok(node::start(Parts {
         node: seat.identity.node,
+        client: ClientId(u128::from_be_bytes(identity::random())),
         raft: seat.raft,
         driver,
         log,

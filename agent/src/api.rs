@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use blixard_core::command::{Command, ManifestReply, Origin, Reply, TaskSpec};
+use blixard_core::command::{Answer, Command, ManifestReply, Origin, Reply, TaskSpec};
 use blixard_core::manifest::{self, Manifest};
 use blixard_core::plan;
 use blixard_core::types::{NodeId, Resources};
@@ -96,10 +96,10 @@ impl Api {
         }
     }
 
-    async fn propose(&self, command: Command) -> Result<Reply, Status> {
+    async fn propose(&self, command: Command) -> Result<Answer, Status> {
         match self.handle()?.propose(command).await {
-            Ok(Reply::Refused(why)) => Err(Status::failed_precondition(why)),
-            Ok(reply) => Ok(reply),
+            Ok(Answer { reply: Reply::Refused(why), .. }) => Err(Status::failed_precondition(why)),
+            Ok(answer) => Ok(answer),
             Err(error) => Err(to_status(&error)),
         }
     }
@@ -125,7 +125,8 @@ impl Api {
     }
 
     async fn change_manifest(&self, command: Command) -> Result<Response<proto::ApplyReply>, Status> {
-        let (result, hash) = match self.propose(command).await? {
+        let Answer { index, reply } = self.propose(command).await?;
+        let (result, hash) = match reply {
             Reply::Manifest { result, hash } => (result, hash.to_string()),
             reply => return Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
         };
@@ -134,7 +135,7 @@ impl Api {
             ManifestReply::Applied => "applied",
             ManifestReply::Held => "held",
         };
-        Ok(Response::new(proto::ApplyReply { hash, result: result.to_owned() }))
+        Ok(Response::new(proto::ApplyReply { hash, result: result.to_owned(), index }))
     }
 }
 
@@ -255,8 +256,9 @@ impl proto::api_server::Api for Api {
         let request = request.into_inner();
         let resources = Resources { cpus: request.cpus, memory_mib: request.memory_mib, disk_mib: 0 };
         let spec = TaskSpec { command: request.command, request: resources };
-        match self.propose(Command::RunTask(spec)).await? {
-            Reply::Task(id) => Ok(Response::new(proto::RunTaskReply { task: id.to_string() })),
+        let Answer { index, reply } = self.propose(Command::RunTask(spec)).await?;
+        match reply {
+            Reply::Task(id) => Ok(Response::new(proto::RunTaskReply { task: id.to_string(), index })),
             reply => Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
         }
     }

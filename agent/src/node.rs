@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use blixard_core::command::{Command, Entry, Reply};
+use blixard_core::command::{Answer, Command, Entry, Request};
 use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
-use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
+use blixard_core::types::{ClientId, NodeId, RaftId, Term, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use crate::log::Log;
@@ -45,6 +46,8 @@ const MAX_TICKS_AT_ONCE: u32 = 10;
 /// What the loop is made of.
 pub struct Parts {
     pub node: NodeId,
+    /// By which the cluster knows this agent's requests; drawn anew at each start.
+    pub client: ClientId,
     pub raft: RaftId,
     pub driver: Driver,
     pub log: Log,
@@ -71,7 +74,7 @@ pub struct Founding {
 enum Input {
     Step(Vec<Message>),
     Unreachable(RaftId),
-    Propose(Proposal),
+    Propose(Box<Proposal>),
     Barrier(Waiting<()>),
     Query(Query),
     /// The log is back from its thread.
@@ -93,7 +96,8 @@ type Query = Box<dyn FnOnce(&State, &Standing) + Send>;
 
 struct Proposal {
     command: Command,
-    waiting: Waiting<Reply>,
+    request: Option<Request>,
+    waiting: Waiting<Answer>,
 }
 
 /// Who waits for an answer, and until when.
@@ -122,8 +126,9 @@ pub fn start(parts: Parts) -> (Handle, Ended) {
     let (revision, revisions) = watch::channel(0);
     let (leader, leaders) = watch::channel(None);
     let directory = parts.directory.subscribe();
-    let handle = Handle::new(parts.node, inbox.clone(), revisions, leaders, parts.transport.clone(), directory);
-    let node = Node::new(parts, inbox, revision, leader);
+    let handle =
+        Handle::new(parts.node, parts.client, inbox.clone(), revisions, leaders, parts.transport.clone(), directory);
+    let node = Node::new(parts, inbox, handle.applied(), revision, leader);
     let (end, ended) = oneshot::channel();
     let run = move || {
         // Nobody waits for the end of a node whose agent is gone.
@@ -160,9 +165,11 @@ struct Node {
     directory: watch::Sender<Arc<Directory>>,
     founding: Option<Founding>,
     applied: u64,
+    /// `applied`, for the handles to read.
+    published: Arc<AtomicU64>,
     /// Term of the last applied entry: a leader that hasn't applied one of its own knows too little to decide.
     applied_term: Term,
-    proposals: Proposals<Waiting<Reply>>,
+    proposals: Proposals<Waiting<Answer>>,
     /// Reads whose index isn't known yet, and when they were asked for.
     asked: Option<(ReadId, u64, Vec<Waiting<()>>)>,
     /// Reads that came while one was under way: that one may be too old for them.
@@ -187,6 +194,7 @@ impl Node {
     fn new(
         parts: Parts,
         inbox: SyncSender<Input>,
+        published: Arc<AtomicU64>,
         revision: watch::Sender<u64>,
         leader: watch::Sender<Option<RaftId>>,
     ) -> Self {
@@ -208,6 +216,7 @@ impl Node {
             directory: parts.directory,
             founding: parts.founding,
             applied,
+            published,
             applied_term,
             proposals: Proposals::default(),
             asked: None,
@@ -266,7 +275,7 @@ impl Node {
             Input::Step(_) if self.closing => {}
             Input::Step(messages) => messages.into_iter().for_each(|message| self.step(message)),
             Input::Unreachable(peer) => self.driver.report_unreachable(peer),
-            Input::Propose(proposal) => self.propose(proposal),
+            Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
             Input::Query(query) => query(&self.state, &self.standing()),
             Input::Written(written) => {
@@ -304,9 +313,9 @@ impl Node {
         self.driver.tick();
     }
 
-    fn propose(&mut self, Proposal { command, waiting }: Proposal) {
+    fn propose(&mut self, Proposal { command, request, waiting }: Proposal) {
         // Decisions are the leader's own: without a term, `apply` refuses one that comes from anywhere else.
-        if let Err((waiting, error)) = self.append(command, None, waiting) {
+        if let Err((waiting, error)) = self.append(command, None, request, waiting) {
             waiting.fail(Attempt::of(&error));
         }
     }
@@ -316,9 +325,10 @@ impl Node {
         &mut self,
         command: Command,
         decided_in: Option<Term>,
-        waiting: Waiting<Reply>,
-    ) -> Result<(), (Waiting<Reply>, driver::ProposeError)> {
-        let entry = Entry { at: now(), decided_in, command };
+        request: Option<Request>,
+        waiting: Waiting<Answer>,
+    ) -> Result<(), (Waiting<Answer>, driver::ProposeError)> {
+        let entry = Entry { at: now(), decided_in, request, command };
         match self.driver.propose(entry.encode()) {
             Ok(position) => {
                 self.proposals.track(position, waiting);

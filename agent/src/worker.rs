@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub async fn register(handle: &Handle, address: Address, worker: blixard_core::command::Worker) {
     let command = Command::RegisterWorker { node: handle.node(), address, worker };
     loop {
-        match handle.propose(command.clone()).await {
+        match handle.propose(command.clone()).await.map(|answer| answer.reply) {
             Ok(Reply::Refused(why)) => tracing::warn!(error = why, "this host could not register as a worker"),
             Ok(_) => return tracing::info!(node = %handle.node(), "registered as a worker"),
             Err(error) => tracing::warn!(error = crate::error_chain(&error), "this host has not registered yet"),

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::Manifest;
 use crate::types::{
-    Address, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, NodeId, NodeName, RaftId, Resources,
-    TaskId, Term, Timestamp,
+    Address, ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, NodeId, NodeName, RaftId,
+    Resources, TaskId, Term, Timestamp,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -22,7 +22,21 @@ pub struct Entry {
     pub at: Timestamp,
     /// The term in which the leader decided it; only decisions have one, and they are refused in any other.
     pub decided_in: Option<Term>,
+    /// Which request of whom it is, where it would matter that it is carried out twice.
+    pub request: Option<Request>,
     pub command: Command,
+}
+
+/// A request of a client, by which it is known when it comes again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Request {
+    pub client: ClientId,
+    /// Counts the client's requests.
+    pub sequence: u64,
+    /// The client waits for no answer to a request below this number any more.
+    pub answered: u64,
+    /// The last log index at which it may be carried out.
+    pub until: u64,
 }
 
 /// What is asked of the state. New kinds go to the end: the position is part of the encoding.
@@ -175,6 +189,15 @@ pub enum Reply {
     Task(TaskId),
     /// Nothing was changed; the text says why, and what to do.
     Refused(String),
+    /// The request came too late: whether it was carried out before is not known any more.
+    Expired,
+}
+
+/// What came of a command, and which log entry it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    pub index: u64,
+    pub reply: Reply,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -249,6 +272,7 @@ mod tests {
         Entry {
             at: Timestamp(1_700_000_000_000),
             decided_in: Some(Term(3)),
+            request: None,
             command: Command::Place { instance: "web-0".parse().unwrap(), node: NodeId(2), generation: Generation(1) },
         }
     }
@@ -260,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_lies_in_a_log_is_never_encoded_otherwise() {
-        let head = [1, 0x80, 0xd0, 0x95, 0xff, 0xbc, 0x31, 1, 3, 9, 5];
+        let head = [1, 0x80, 0xd0, 0x95, 0xff, 0xbc, 0x31, 1, 3, 0, 9, 5];
         assert_eq!(entry().encode(), [&head[..], b"web-0", &[2, 1]].concat());
     }
 

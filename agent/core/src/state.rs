@@ -6,21 +6,24 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
+use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{Constraints, Manifest, VmSpec};
 use crate::types::{
     Address, ClusterId, Generation, Hash, InstanceId, NodeId, NodeName, RaftId, Resources, TaskId, Term, Timestamp,
     VmName,
 };
 use crate::unit::VmUnit;
+use sessions::Known;
 
 mod manifests;
 mod nodes;
 mod placements;
 mod rows;
+mod sessions;
 mod tasks;
 
 pub use rows::{Change, RowError, Table};
+pub use sessions::WINDOW;
 
 /// Everything that the cluster agrees on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -35,6 +38,7 @@ pub struct State {
     /// By the number of the log entry that made it head.
     manifests: BTreeMap<u64, HeadRecord>,
     held: BTreeMap<NodeId, Held>,
+    sessions: sessions::Sessions,
     /// Rows that the entry being applied has written or removed.
     dirty: rows::Dirty,
 }
@@ -135,7 +139,8 @@ pub struct Held {
 /// What came of an entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outcome {
-    pub reply: Reply,
+    /// Its entry is an earlier one where the same request was carried out before.
+    pub answer: Answer,
     /// The rows that the store is to write; empty when nothing changed.
     pub changes: Vec<Change>,
 }
@@ -143,7 +148,23 @@ pub struct Outcome {
 impl State {
     /// Carries out one committed entry of this `term`.
     pub fn apply(&mut self, index: u64, term: Term, entry: &Entry) -> Outcome {
-        let reply = match entry.decided_in {
+        let Some(request) = &entry.request else {
+            let reply = self.carry_out(index, term, entry);
+            return Outcome { answer: Answer { index, reply }, changes: self.take_changes() };
+        };
+        match self.sessions.look_up(index, request) {
+            Known::Nothing => {
+                let reply = self.carry_out(index, term, entry);
+                self.sessions.record(index, request, reply.clone());
+                Outcome { answer: Answer { index, reply }, changes: self.take_changes() }
+            }
+            Known::Outcome(answer) => Outcome { answer, changes: Vec::new() },
+            Known::Expired => Outcome { answer: Answer { index, reply: Reply::Expired }, changes: Vec::new() },
+        }
+    }
+
+    fn carry_out(&mut self, index: u64, term: Term, entry: &Entry) -> Reply {
+        match entry.decided_in {
             Some(decided) if decided != term => {
                 Reply::Refused(format!("decided in term {decided}, committed in term {term}: its leader was deposed"))
             }
@@ -154,8 +175,7 @@ impl State {
                 Ok(reply) => reply,
                 Err(Refusal(why)) => Reply::Refused(why),
             },
-        };
-        Outcome { reply, changes: self.take_changes() }
+        }
     }
 
     fn dispatch(&mut self, index: u64, at: Timestamp, command: &Command) -> Result<Reply, Refusal> {

@@ -302,6 +302,10 @@ impl fmt::Display for ClusterId {
 }
 text_newtype!(ClusterId);
 
+/// Whoever sends requests to the cluster; drawn anew at each of its starts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct ClientId(pub u128);
+
 /// Where a node's peers reach it: a host name or IP address, and a TCP port.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -33,8 +33,8 @@ impl Inward {
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         let key = Authority::key_of(&candidate.request).map_err(|error| crate::error_chain(&error))?;
         let new = NewNode { name: candidate.name, address: candidate.address, key };
-        let reply = handle.propose(Command::Admit(new)).await.map_err(|error| crate::error_chain(&error))?;
-        let (node, raft) = match reply {
+        let answer = handle.propose(Command::Admit(new)).await.map_err(|error| crate::error_chain(&error))?;
+        let (node, raft) = match answer.reply {
             Reply::Admitted { node, raft } => (node, raft),
             Reply::Refused(why) => return Err(why),
             reply => return Err(format!("an answer of another kind: {reply:?}")),
@@ -84,8 +84,8 @@ impl Inbound for Inward {
         if entry.command.speaker().is_some_and(|speaker| speaker != from) {
             return Err(refused(format!("node {from} speaks for another node")));
         }
-        let reply = handle.propose_on_leader(entry.command, deadline).await?;
-        Ok(postcard::to_stdvec(&reply).expect("a reply has no part that postcard refuses"))
+        let answer = handle.propose_on_leader(entry.command, entry.request, deadline).await?;
+        Ok(postcard::to_stdvec(&answer).expect("a reply has no part that postcard refuses"))
     }
 
     async fn snapshot(&self, from: NodeId, at: Position) -> Option<Arc<dyn SnapshotRows>> {

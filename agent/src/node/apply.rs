@@ -1,8 +1,9 @@
 //! raft's turns: write, send, apply, answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use blixard_core::command::{DecodeError, Entry, Reply};
+use blixard_core::command::{Answer, DecodeError, Entry, Reply};
 use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Message, Position, ProposeError};
 use blixard_core::state::{Change, RowError, Table};
 use blixard_core::types::Term;
@@ -95,23 +96,23 @@ impl Node {
         self.applied_bytes += committed.iter().map(Committed::bytes).sum::<usize>();
         for entry in committed {
             let index = entry.position.index;
-            let reply = match &entry.content {
-                Content::Nothing => Reply::Done,
+            let done = Answer { index, reply: Reply::Done };
+            let answer = match &entry.content {
+                Content::Nothing => done,
                 Content::Command(bytes) => self.apply_command(index, entry.position.term, bytes, &mut changes)?,
                 Content::Membership { change, .. } => match self.driver.apply_membership(index, *change) {
                     Ok(_) => {
                         tracing::info!(index, change = %change, "the servers have changed");
-                        Reply::Done
+                        done
                     }
-                    Err(error) => Reply::Refused(crate::error_chain(&error)),
+                    Err(error) => Answer { index, reply: Reply::Refused(crate::error_chain(&error)) },
                 },
             };
             answers.extend(
-                self.proposals.settle(&entry).into_iter().map(|(waiting, fate)| (waiting, fate, reply.clone())),
+                self.proposals.settle(&entry).into_iter().map(|(waiting, fate)| (waiting, fate, answer.clone())),
             );
         }
-        self.applied = last.index;
-        self.applied_term = Term(last.term);
+        self.set_applied(last);
         let servers = Some(self.driver.membership()).filter(|now| *now != servers);
         self.driver.applied(self.applied);
         if changes.iter().any(|change| change.table == Table::Nodes) {
@@ -122,9 +123,9 @@ impl Node {
             self.changed();
         }
         self.keeper.add(changes);
-        for (waiting, fate, reply) in answers {
+        for (waiting, fate, answer) in answers {
             match fate {
-                Fate::Applied => waiting.answer(reply),
+                Fate::Applied => waiting.answer(answer),
                 Fate::Superseded | Fate::Emptied => waiting.fail(Attempt::Lost),
             }
         }
@@ -137,12 +138,12 @@ impl Node {
         term: u64,
         bytes: &[u8],
         changes: &mut Vec<Change>,
-    ) -> Result<Reply, NodeError> {
+    ) -> Result<Answer, NodeError> {
         let entry = Entry::decode(bytes).map_err(|source| NodeError::Decode { index, source })?;
         let outcome = self.state.apply(index, Term(term), &entry);
-        tracing::trace!(index, term, command = ?entry.command, reply = ?outcome.reply, "applied");
+        tracing::trace!(index, term, command = ?entry.command, reply = ?outcome.answer.reply, "applied");
         changes.extend(outcome.changes);
-        Ok(outcome.reply)
+        Ok(outcome.answer)
     }
 
     pub(super) fn checkpoint_if_due(&mut self) {
@@ -174,6 +175,7 @@ impl Node {
             return;
         }
         (self.checkpointed_at, self.applied_bytes) = (self.ticks, 0);
+        self.keeper.add(vec![self.state.sessions_row()]);
         self.keeper.begin(Checkpoint { position: self.position(), membership: self.driver.membership() });
         let record = self.driver.record_commit();
         self.writer.add(record);
@@ -192,6 +194,11 @@ impl Node {
     pub(super) fn is_checkpointed(&self) -> bool {
         let held = self.snapshots.latest.as_ref().map_or(0, |reader| reader.checkpoint().position.index);
         held == self.applied && self.keeper.is_idle() && self.writer.is_idle()
+    }
+
+    pub(super) fn set_applied(&mut self, position: Position) {
+        (self.applied, self.applied_term) = (position.index, Term(position.term));
+        self.published.store(position.index, Ordering::Relaxed);
     }
 
     fn position(&self) -> Position {

@@ -1,14 +1,15 @@
 //! What the rest of the agent holds of the node: proposals with an outcome, reads, and news.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blixard_core::command::{self, Command, Entry, Reply};
+use blixard_core::command::{self, Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{Message, Position};
-use blixard_core::state::State;
-use blixard_core::types::{NodeId, RaftId, Term, Timestamp};
+use blixard_core::state::{State, WINDOW};
+use blixard_core::types::{ClientId, NodeId, RaftId, Term, Timestamp};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -71,18 +72,27 @@ pub struct Handle {
     leaders: watch::Receiver<Option<RaftId>>,
     transport: Arc<Transport>,
     directory: watch::Receiver<Arc<Directory>>,
+    client: Arc<Client>,
+    applied: Arc<AtomicU64>,
 }
 
 impl Handle {
     pub(super) fn new(
         node: NodeId,
+        client: ClientId,
         inbox: SyncSender<Input>,
         revisions: watch::Receiver<u64>,
         leaders: watch::Receiver<Option<RaftId>>,
         transport: Arc<Transport>,
         directory: watch::Receiver<Arc<Directory>>,
     ) -> Self {
-        Self { node, inbox, revisions, leaders, transport, directory }
+        let client = Arc::new(Client { id: client, open: Mutex::default() });
+        Self { node, inbox, revisions, leaders, transport, directory, client, applied: Arc::default() }
+    }
+
+    /// Where the loop tells what it has applied.
+    pub(super) fn applied(&self) -> Arc<AtomicU64> {
+        self.applied.clone()
     }
 
     pub fn node(&self) -> NodeId {
@@ -91,29 +101,35 @@ impl Handle {
 
     /// Proposes on whichever node leads, and answers with what `apply` answered there.
     ///
+    /// It is carried out once at most, however often it is sent on the way.
+    ///
     /// # Errors
     /// Within [`PATIENCE`], always. Only `OutcomeUnknown` leaves open whether the command took effect.
-    pub async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
+    pub async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
         let deadline = Instant::now() + PATIENCE;
-        let encoded = encode(&command);
+        let asked = self.client.ask(self.applied.load(Ordering::Relaxed));
+        let encoded = encode(&command, asked.request);
         if encoded.len() > command::MAX_BYTES {
             return Err(ProposeError::TooLarge { bytes: encoded.len() });
         }
         let seconds = PATIENCE.as_secs();
         let mut leaders = self.leaders.clone();
+        let mut may_be_done = false;
         loop {
             let leader = *leaders.borrow_and_update();
-            let attempt = match self.propose_here(command.clone(), deadline).await? {
+            let attempt = match self.propose_here(command.clone(), Some(asked.request), deadline).await? {
                 Err(Attempt::NotLeader(Some(leader))) => self.forward(leader, &encoded, deadline).await,
                 attempt => attempt,
             };
             match attempt {
-                Ok(reply) => return Ok(reply),
-                Err(Attempt::Unknown) => return Err(ProposeError::OutcomeUnknown { seconds }),
+                Ok(Answer { reply: Reply::Expired, .. }) => return Err(ProposeError::OutcomeUnknown { seconds }),
+                Ok(answer) => return Ok(answer),
+                Err(Attempt::Unknown) => may_be_done = true,
                 Err(Attempt::NotLeader(_) | Attempt::Lost) => {}
             }
             if Instant::now() >= deadline {
-                return Err(ProposeError::NoLeader { seconds });
+                let unknown = ProposeError::OutcomeUnknown { seconds };
+                return Err(if may_be_done { unknown } else { ProposeError::NoLeader { seconds } });
             }
             // Until another leader is known, or the same one has had time to find out that it leads.
             let pause = deadline.min(Instant::now() + Duration::from_millis(50));
@@ -123,9 +139,14 @@ impl Handle {
     }
 
     /// One attempt on this node; only a leader makes it.
-    pub(crate) async fn propose_on_leader(&self, command: Command, deadline: Instant) -> Result<Reply, ForwardError> {
-        match self.propose_here(command, deadline).await {
-            Ok(Ok(reply)) => Ok(reply),
+    pub(crate) async fn propose_on_leader(
+        &self,
+        command: Command,
+        request: Option<Request>,
+        deadline: Instant,
+    ) -> Result<Answer, ForwardError> {
+        match self.propose_here(command, request, deadline).await {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(Attempt::Unknown)) => Err(ForwardError::OutcomeUnknown { to: self.node }),
             Ok(Err(Attempt::NotLeader(_) | Attempt::Lost)) => {
                 Err(ForwardError::NotLeader { to: self.node, leader: None })
@@ -134,22 +155,28 @@ impl Handle {
         }
     }
 
-    async fn propose_here(&self, command: Command, deadline: Instant) -> Result<Result<Reply, Attempt>, ProposeError> {
+    async fn propose_here(
+        &self,
+        command: Command,
+        request: Option<Request>,
+        deadline: Instant,
+    ) -> Result<Result<Answer, Attempt>, ProposeError> {
         let (answer, answered) = oneshot::channel();
-        self.send(Input::Propose(Proposal { command, waiting: Waiting { deadline: deadline.into_std(), answer } }))?;
+        let waiting = Waiting { deadline: deadline.into_std(), answer };
+        self.send(Input::Propose(Box::new(Proposal { command, request, waiting })))?;
         // The loop answers at the deadline at the latest; if it is gone, nobody knows how far it got.
         Ok(answered.await.unwrap_or(Err(Attempt::Unknown)))
     }
 
-    async fn forward(&self, leader: RaftId, encoded: &[u8], deadline: Instant) -> Result<Reply, Attempt> {
+    async fn forward(&self, leader: RaftId, encoded: &[u8], deadline: Instant) -> Result<Answer, Attempt> {
         let directory = self.directory.borrow().clone();
         let to = directory.0.iter().find(|(_, member)| member.raft == leader).map(|(node, _)| *node);
         let Some(to) = to else { return Err(Attempt::NotLeader(None)) };
         match self.transport.forward(to, encoded.to_vec(), deadline).await {
-            Ok(reply) => postcard::from_bytes(&reply).map_err(|_| Attempt::Unknown),
+            Ok(answer) => postcard::from_bytes(&answer).map_err(|_| Attempt::Unknown),
             Err(ForwardError::OutcomeUnknown { .. }) => Err(Attempt::Unknown),
             Err(ForwardError::NotLeader { .. } | ForwardError::Unreachable { .. }) => Err(Attempt::NotLeader(None)),
-            Err(ForwardError::Refused { reason, .. }) => Ok(Reply::Refused(reason)),
+            Err(ForwardError::Refused { reason, .. }) => Ok(Answer { index: 0, reply: Reply::Refused(reason) }),
         }
     }
 
@@ -247,6 +274,43 @@ impl Handle {
 }
 
 /// A command on its way to the leader, who stamps it.
-fn encode(command: &Command) -> Vec<u8> {
-    Entry { at: Timestamp(0), decided_in: None, command: command.clone() }.encode()
+fn encode(command: &Command, request: Request) -> Vec<u8> {
+    Entry { at: Timestamp(0), decided_in: None, request: Some(request), command: command.clone() }.encode()
+}
+
+/// The numbers of this agent's requests.
+struct Client {
+    id: ClientId,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    last: u64,
+    /// Requests whose answers are waited for.
+    waiting: BTreeSet<u64>,
+}
+
+/// A request whose answer is waited for, until this is dropped.
+struct Asked<'a> {
+    client: &'a Client,
+    request: Request,
+}
+
+impl Client {
+    fn ask(&self, applied: u64) -> Asked<'_> {
+        let mut open = self.open.lock().expect("nothing panics while it holds this lock");
+        open.last += 1;
+        let sequence = open.last;
+        open.waiting.insert(sequence);
+        let answered = *open.waiting.first().expect("it was put there just now");
+        Asked { client: self, request: Request { client: self.id, sequence, answered, until: applied + WINDOW } }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut open = self.client.open.lock().expect("nothing panics while it holds this lock");
+        open.waiting.remove(&self.request.sequence);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use blixard_core::command::Command;
+use blixard_core::command::{Answer, Command};
 use blixard_core::driver::Role;
 use blixard_core::types::Term;
 use blixard_core::{membership, schedule};
@@ -22,7 +22,7 @@ pub(super) struct Lead {
     pub dirty: bool,
     pub handing_over: bool,
     /// Decisions that aren't applied yet: the next ones have to see what they did.
-    undecided: Vec<oneshot::Receiver<Result<blixard_core::command::Reply, super::Attempt>>>,
+    undecided: Vec<oneshot::Receiver<Result<Answer, super::Attempt>>>,
     looked_at: u64,
 }
 
@@ -96,7 +96,7 @@ impl Node {
         let (answer, answered) = oneshot::channel();
         // Decided anew after that; a decision that commits late is checked by `apply` all the same.
         let deadline = Instant::now() + Duration::from_secs(5);
-        match self.append(command, Some(term), Waiting { deadline, answer }) {
+        match self.append(command, Some(term), None, Waiting { deadline, answer }) {
             Ok(()) => self.lead.undecided.push(answered),
             Err((_, error)) => {
                 tracing::debug!(%error, "a decision waits");

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use blixard_core::driver::{Checkpoint, Install, Message, Position, announced};
 use blixard_core::state::State;
-use blixard_core::types::{NodeId, RaftId, Term};
+use blixard_core::types::{NodeId, RaftId};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -161,7 +161,7 @@ impl Node {
         self.snapshots.latest = Some(Arc::new(reader.map_err(NodeError::WriteStore)?));
         self.state = State::from_rows(loaded.rows).map_err(NodeError::Rows)?;
         self.keeper.forget_pending();
-        (self.applied, self.applied_term) = (position.index, Term(position.term));
+        self.set_applied(position);
         for waiting in self.proposals.pass_over(position.index) {
             waiting.fail(Attempt::Unknown);
         }

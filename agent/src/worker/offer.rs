@@ -39,7 +39,7 @@ pub async fn offer(handle: &Handle, file: &ManifestFile, run_dir: &Path, occasio
     let from = Origin::Host { node: handle.node(), activated, authority: file.authority };
     let command = Command::OfferManifest { manifest, from };
     loop {
-        match handle.propose(command.clone()).await {
+        match handle.propose(command.clone()).await.map(|answer| answer.reply) {
             Ok(Reply::Manifest { result: ManifestReply::Held, .. }) => {
                 tracing::warn!(manifest = hash.short(), "an earlier manifest is held: see `blixard manifest ls`");
                 break;

@@ -23,10 +23,13 @@ pub enum Table {
     Tasks,
     Manifests,
     Held,
+    /// One row, with an empty key: what clients may ask again. It changes with every request, so it isn't among an
+    /// entry's changes: [`State::sessions_row`] gives it.
+    Sessions,
 }
 
 impl Table {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Cluster,
         Self::Counters,
         Self::Nodes,
@@ -37,6 +40,7 @@ impl Table {
         Self::Tasks,
         Self::Manifests,
         Self::Held,
+        Self::Sessions,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -51,6 +55,7 @@ impl Table {
             Self::Tasks => "tasks",
             Self::Manifests => "manifests",
             Self::Held => "held",
+            Self::Sessions => "sessions",
         }
     }
 }
@@ -127,6 +132,11 @@ impl State {
         changes
     }
 
+    /// What clients may ask again, as of now.
+    pub fn sessions_row(&self) -> Change {
+        Change { table: Table::Sessions, key: Vec::new(), value: row(Some(&self.sessions)) }
+    }
+
     /// The state that these rows are, in any order.
     ///
     /// # Errors
@@ -139,6 +149,7 @@ impl State {
             match table {
                 Table::Cluster => state.cluster = Some(read(&value).ok_or_else(wrong)?),
                 Table::Counters => state.counters = read(&value).ok_or_else(wrong)?,
+                Table::Sessions => state.sessions = read(&value).ok_or_else(wrong)?,
                 Table::Workers => {
                     workers.push((node_key(&key).ok_or_else(wrong)?, read(&value).ok_or_else(wrong)?));
                 }

@@ -3,9 +3,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{MAX_MESSAGE_CHARS, ManifestReply, VmReport};
+use crate::command::{MAX_MESSAGE_CHARS, ManifestReply, Request, VmReport};
 use crate::schedule::schedule;
-use crate::types::{Exit, Hypervisor, Labels};
+use crate::types::{ClientId, Exit, Hypervisor, Labels};
 
 /// A state, and the log that made it; other rooms' tests start from it too.
 #[derive(Clone, Default)]
@@ -49,10 +49,10 @@ impl Fixture {
 
     fn apply(&mut self, decided_in: Option<Term>, command: Command) -> Reply {
         self.index += 1;
-        let entry = Entry { at: Timestamp(self.index * 1000), decided_in, command };
+        let entry = Entry { at: Timestamp(self.index * 1000), decided_in, request: None, command };
         let before = self.state.clone();
         let outcome = self.state.apply(self.index, TERM, &entry);
-        if matches!(outcome.reply, Reply::Refused(_)) {
+        if matches!(outcome.answer.reply, Reply::Refused(_)) {
             assert_eq!(self.state, before, "what is refused leaves the state as it was: {entry:?}");
             assert!(outcome.changes.is_empty(), "{entry:?}");
         }
@@ -65,7 +65,7 @@ impl Fixture {
         }
         self.log.push(entry);
         check(self, &before);
-        outcome.reply
+        outcome.answer.reply
     }
 
     /// Makes `vms` the head, as a person.
@@ -269,7 +269,7 @@ fn a_report_that_says_nothing_new_changes_no_row() {
     let command = Command::Report { node: NodeId(1), vms: vec![report], tasks: vec![] };
     fixture.say(command.clone());
     assert_eq!(fixture.placement("web-0").unwrap().message.chars().count(), MAX_MESSAGE_CHARS);
-    let entry = Entry { at: Timestamp(99), decided_in: None, command };
+    let entry = Entry { at: Timestamp(99), decided_in: None, request: None, command };
     assert_eq!(fixture.state.apply(fixture.index + 1, TERM, &entry).changes, []);
 }
 
@@ -475,4 +475,24 @@ proptest! {
         }
         prop_assert_eq!(replayed, fixture.state);
     }
+}
+
+#[test]
+fn a_request_that_comes_twice_is_carried_out_once_and_gets_one_answer() {
+    let mut fixture = Fixture::of_nodes(1);
+    let spec =
+        TaskSpec { command: vec!["true".to_owned()], request: Resources { cpus: 1, memory_mib: 1, disk_mib: 0 } };
+    let request = Request { client: ClientId(1), sequence: 1, answered: 1, until: 1_000 };
+    let entry = Entry { at: Timestamp(1), decided_in: None, request: Some(request), command: Command::RunTask(spec) };
+    let first = fixture.state.apply(100, TERM, &entry);
+    assert_eq!(first.answer, Answer { index: 100, reply: Reply::Task(TaskId(1)) });
+    let again = fixture.state.apply(101, TERM, &entry);
+    assert_eq!((again.answer, again.changes.len(), fixture.state.tasks().len()), (first.answer, 0, 1));
+    // A snapshot takes that knowledge along.
+    let rows = first.changes.into_iter().chain([fixture.state.sessions_row()]);
+    let rows = rows.map(|change| (change.table, change.key, change.value.unwrap()));
+    let rows: BTreeMap<_, _> = rows.map(|(table, key, value)| ((table, key), value)).collect();
+    let all = fixture.rows.into_iter().chain(rows).collect::<BTreeMap<_, _>>();
+    let copy = State::from_rows(all.into_iter().map(|((table, key), value)| (table, key, value))).unwrap();
+    assert_eq!(copy, fixture.state);
 }
