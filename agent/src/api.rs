@@ -4,10 +4,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use blixard_core::command::{Answer, Command, ManifestReply, Origin, Reply, TaskSpec};
-use blixard_core::manifest::{self, Manifest};
+use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Reply, TaskSpec};
+use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
-use blixard_core::types::{NodeId, Resources};
+use blixard_core::state::Conflict;
+use blixard_core::types::{NodeId, Resources, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -124,6 +125,14 @@ impl Api {
         self.handle()?.barrier().await.map_err(|error| to_status(&error))
     }
 
+    async fn change_vm(&self, command: Command) -> Result<u64, Status> {
+        let Answer { index, reply } = self.propose(command).await?;
+        match reply {
+            Reply::Done => Ok(index),
+            reply => Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
+        }
+    }
+
     async fn change_manifest(&self, command: Command) -> Result<Response<proto::ApplyReply>, Status> {
         let Answer { index, reply } = self.propose(command).await?;
         let (result, hash) = match reply {
@@ -154,6 +163,10 @@ fn parse_manifest(json: &[u8]) -> Result<Manifest, Status> {
     Manifest::parse(json).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
+fn parse_name(name: &str) -> Result<VmName, Status> {
+    name.parse().map_err(|error| Status::invalid_argument(format!("{error}")))
+}
+
 #[tonic::async_trait]
 impl proto::api_server::Api for Api {
     async fn status(&self, _request: Request<proto::StatusRequest>) -> Result<Response<proto::StatusReply>, Status> {
@@ -179,7 +192,7 @@ impl proto::api_server::Api for Api {
         let manifest = parse_manifest(&request.into_inner().json)?;
         self.barrier().await?;
         let reply = self.read(move |state, _| {
-            let planned = plan::plan(state, &manifest);
+            let planned = plan::plan(state, &manifest)?;
             let stopped = planned.iter().filter(|planned| planned.action == plan::PlannedAction::Stop).count();
             let unchanged = manifest.instances().count() + stopped - planned.len();
             let planned = planned.into_iter().map(|planned| proto::Planned {
@@ -187,9 +200,11 @@ impl proto::api_server::Api for Api {
                 action: planned.action.as_str().to_owned(),
                 why: planned.why,
             });
-            proto::PlanReply { planned: planned.collect(), unchanged: u32::try_from(unchanged).unwrap_or(u32::MAX) }
+            let unchanged = u32::try_from(unchanged).unwrap_or(u32::MAX);
+            Ok(proto::PlanReply { planned: planned.collect(), unchanged })
         });
-        Ok(Response::new(reply.await?))
+        let refused = |conflict: Conflict| Status::failed_precondition(conflict.to_string());
+        Ok(Response::new(reply.await?.map_err(refused)?))
     }
 
     async fn apply(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::ApplyReply>, Status> {
@@ -250,6 +265,36 @@ impl proto::api_server::Api for Api {
             return Err(Status::not_found(format!("there is no VM {name:?}: see `blixard vm ls`")));
         }
         Ok(Response::new(proto::ExplainReply { instances }))
+    }
+
+    async fn put_vm(&self, request: Request<proto::PutVmRequest>) -> Result<Response<proto::PutVmReply>, Status> {
+        let request = request.into_inner();
+        let must = match request.must() {
+            proto::Presence::Any => None,
+            proto::Presence::Absent => Some(Presence::Absent),
+            proto::Presence::Present => Some(Presence::Present),
+        };
+        let name = parse_name(&request.name)?;
+        let spec = VmSpec::parse(&request.json).map_err(|error| Status::invalid_argument(error.of_one_vm()))?;
+        self.change_vm(Command::PutVm { name, spec, running: request.running, must }).await?;
+        Ok(Response::new(proto::PutVmReply {}))
+    }
+
+    async fn set_vm_running(
+        &self,
+        request: Request<proto::SetVmRunningRequest>,
+    ) -> Result<Response<proto::SetVmRunningReply>, Status> {
+        let proto::SetVmRunningRequest { name, running } = request.into_inner();
+        self.change_vm(Command::SetVmRunning { name: parse_name(&name)?, running }).await?;
+        Ok(Response::new(proto::SetVmRunningReply {}))
+    }
+
+    async fn remove_vm(
+        &self,
+        request: Request<proto::RemoveVmRequest>,
+    ) -> Result<Response<proto::RemoveVmReply>, Status> {
+        self.change_vm(Command::RemoveVm { name: parse_name(&request.into_inner().name)? }).await?;
+        Ok(Response::new(proto::RemoveVmReply {}))
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, NodeId, NodeName, RaftId,
-    Resources, TaskId, Term, Timestamp,
+    Resources, TaskId, Term, Timestamp, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -98,6 +98,29 @@ pub enum Command {
         task: TaskId,
         node: NodeId,
     },
+    /// A VM of the command line's is made or replaced; `must` is what has to be so for that, if anything.
+    PutVm {
+        name: VmName,
+        spec: VmSpec,
+        running: bool,
+        must: Option<Presence>,
+    },
+    /// A VM of the command line's is to run, or to be stopped.
+    SetVmRunning {
+        name: VmName,
+        running: bool,
+    },
+    /// A VM of the command line's is stopped and forgotten.
+    RemoveVm {
+        name: VmName,
+    },
+}
+
+/// Whether a VM has to be there already: of two that create the same one, the second is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Presence {
+    Absent,
+    Present,
 }
 
 /// Who asks to become a member.

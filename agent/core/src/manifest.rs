@@ -77,6 +77,16 @@ pub enum ManifestError {
     Invalid { path: String, reason: String },
 }
 
+impl ManifestError {
+    /// The text for one VM that comes by itself, without a manifest.
+    pub fn of_one_vm(&self) -> String {
+        match self {
+            Self::Invalid { path, reason } => format!("the VM is wrong at {path}: {reason}"),
+            _ => self.to_string(),
+        }
+    }
+}
+
 impl Manifest {
     /// Parses and validates a manifest file.
     ///
@@ -146,6 +156,14 @@ impl Manifest {
 }
 
 impl VmSpec {
+    /// Parses the JSON of one VM as it would be in a manifest; whether it is valid there, the state says.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`] with the path of what it can't be.
+    pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
+        from_json(json)
+    }
+
     pub fn instances(&self, vm: &VmName) -> impl Iterator<Item = InstanceId> {
         let replicas = u16::try_from(self.runners.len()).unwrap_or(u16::MAX);
         (0..replicas).map(move |replica| InstanceId { vm: vm.clone(), replica })
@@ -241,11 +259,11 @@ impl VmSpec {
 }
 
 /// What `after` declares otherwise than `before`, a line a VM.
-pub fn differences(before: &BTreeMap<VmName, VmSpec>, after: &BTreeMap<VmName, VmSpec>) -> Vec<String> {
-    let added = after.iter().filter(|(name, _)| !before.contains_key(*name)).map(|(name, _)| format!("add {name}"));
-    let removed = before.keys().filter(|name| !after.contains_key(*name)).map(|name| format!("remove {name}"));
+pub fn differences(before: &BTreeMap<&VmName, &VmSpec>, after: &BTreeMap<VmName, VmSpec>) -> Vec<String> {
+    let added = after.iter().filter(|(name, _)| !before.contains_key(name)).map(|(name, _)| format!("add {name}"));
+    let removed = before.keys().filter(|name| !after.contains_key(**name)).map(|name| format!("remove {name}"));
     let changed = before.iter().filter_map(|(name, spec)| {
-        let parts = spec.differences(after.get(name)?, None);
+        let parts = spec.differences(after.get(*name)?, None);
         (!parts.is_empty()).then(|| format!("change {name}: {}", parts.join(", ")))
     });
     added.chain(removed).chain(changed).collect()

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::manifest::Manifest;
 use crate::schedule::{Change, Rooms};
-use crate::state::State;
+use crate::state::{Conflict, Owner, State};
 use crate::types::{InstanceId, NodeId};
 
 /// What becomes of one instance.
@@ -48,9 +48,13 @@ impl fmt::Display for Planned {
     }
 }
 
-/// What would change, in the order of the instances' names; what stays as it is isn't listed.
-#[must_use]
-pub fn plan(state: &State, manifest: &Manifest) -> Vec<Planned> {
+/// What would change, in the order of the instances' names; what stays as it is isn't listed, nor what the manifest
+/// doesn't own.
+///
+/// # Errors
+/// What applying the manifest is refused for.
+pub fn plan(state: &State, manifest: &Manifest) -> Result<Vec<Planned>, Conflict> {
+    state.check_owners(manifest)?;
     let rooms = Rooms::new(state);
     let mut planned = Vec::new();
     let mut add = |instance: &InstanceId, action, why: String| {
@@ -98,12 +102,12 @@ pub fn plan(state: &State, manifest: &Manifest) -> Vec<Planned> {
     }
     for id in state.instances().keys() {
         let declared = manifest.vms.get(&id.vm).is_some_and(|spec| usize::from(id.replica) < spec.runners.len());
-        if !declared && state.desired(id).is_some() {
+        if !declared && state.declared(id).is_some_and(|vm| vm.owner == Owner::Manifest) {
             add(id, PlannedAction::Stop, "it is no longer declared".to_owned());
         }
     }
     planned.sort_by(|a, b| a.instance.cmp(&b.instance));
-    planned
+    Ok(planned)
 }
 
 fn name_of(state: &State, node: NodeId) -> &str {

@@ -209,7 +209,7 @@ impl UnitChange {
 pub enum Reason {
     /// The cluster placed it here and it doesn't run.
     PlacedHere,
-    /// Nothing places it here: removed from the manifest, moved, or never known.
+    /// Nothing places it here: removed, to be stopped, moved, or never known.
     NotPlacedHere,
     /// It runs another runner than it is to.
     RunnerChanged,

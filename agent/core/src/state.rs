@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{Constraints, Manifest, VmSpec};
 use crate::types::{
-    Address, ClusterId, Generation, Hash, InstanceId, NodeId, NodeName, RaftId, Resources, TaskId, Term, Timestamp,
-    VmName,
+    Address, ClusterId, Generation, Hash, InstanceId, NodeId, NodeName, RaftId, Resources, StorePath, TaskId, Term,
+    Timestamp, VmName,
 };
 use crate::unit::VmUnit;
 use sessions::Known;
@@ -21,9 +21,11 @@ mod placements;
 mod rows;
 mod sessions;
 mod tasks;
+mod vms;
 
 pub use rows::{Change, RowError, Table};
 pub use sessions::WINDOW;
+pub use vms::{Conflict, MAX_VMS};
 
 /// Everything that the cluster agrees on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -32,7 +34,9 @@ pub struct State {
     counters: Counters,
     nodes: BTreeMap<NodeId, Node>,
     worker_status: BTreeMap<NodeId, WorkerStatus>,
-    vms: BTreeMap<VmName, VmSpec>,
+    vms: BTreeMap<VmName, Vm>,
+    /// Which VM has each runner; follows from `vms`.
+    runners: BTreeMap<StorePath, VmName>,
     instances: BTreeMap<InstanceId, Instance>,
     tasks: BTreeMap<TaskId, Task>,
     /// By the number of the log entry that made it head.
@@ -80,7 +84,24 @@ pub struct WorkerStatus {
     pub since: Timestamp,
 }
 
-/// One replica of a declared VM, or of one that is being removed.
+/// A VM, and who decides about it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vm {
+    pub owner: Owner,
+    /// Whether it is to run; what a manifest declares always is.
+    pub running: bool,
+    pub spec: VmSpec,
+}
+
+/// Who made a VM, and alone may change or remove it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Owner {
+    Manifest,
+    /// The command line: no manifest touches it.
+    Cli,
+}
+
+/// One replica of a VM, or of one that is being removed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Instance {
     /// The newest generation that was ever placed.
@@ -197,6 +218,9 @@ impl State {
             Command::Place { instance, node, generation } => self.place(instance, *node, *generation, at),
             Command::Unplace { instance, generation } => self.unplace(instance, *generation, at),
             Command::PlaceTask { task, node } => self.place_task(*task, *node, at),
+            Command::PutVm { name, spec, running, must } => self.put_vm(name, spec, *running, *must, at),
+            Command::SetVmRunning { name, running } => self.set_vm_running(name, *running, at),
+            Command::RemoveVm { name } => self.remove_vm(name, at),
         }
     }
 
@@ -233,7 +257,7 @@ impl State {
     pub fn worker_status(&self, node: NodeId) -> Option<WorkerStatus> {
         self.worker_status.get(&node).copied()
     }
-    pub fn vms(&self) -> &BTreeMap<VmName, VmSpec> {
+    pub fn vms(&self) -> &BTreeMap<VmName, Vm> {
         &self.vms
     }
     pub fn instances(&self) -> &BTreeMap<InstanceId, Instance> {
@@ -253,9 +277,14 @@ impl State {
         &self.held
     }
 
-    /// What this instance is declared to be; nothing if it is being removed.
+    /// The VM that this is an instance of, whether or not it is to run; nothing if it is being removed.
+    pub fn declared(&self, instance: &InstanceId) -> Option<&Vm> {
+        self.vms.get(&instance.vm).filter(|vm| usize::from(instance.replica) < vm.spec.runners.len())
+    }
+
+    /// What this instance is to run as; nothing if it is to be stopped, or is being removed.
     pub fn desired(&self, instance: &InstanceId) -> Option<&VmSpec> {
-        self.vms.get(&instance.vm).filter(|spec| usize::from(instance.replica) < spec.runners.len())
+        self.declared(instance).filter(|vm| vm.running).map(|vm| &vm.spec)
     }
 
     /// What instances and tasks take of a node, those that are stopping included.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
-use blixard_core::manifest::VmSpec;
+use blixard_core::plan::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
-use blixard_core::state::{Instance, Node, Placement, State, Task};
+use blixard_core::state::{Instance, Node, Owner, Placement, State, Task};
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp};
 
 use super::proto;
@@ -80,10 +80,15 @@ fn amount(free: u64, total: u64) -> Option<proto::Amount> {
 pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Instance {
     let (shown, since, reason) = standing_of(state, id, inner);
     let placement = inner.placement.as_ref();
-    let spec = state.desired(id);
-    let request = placement.map(|placement| placement.request).or(spec.map(VmSpec::request)).unwrap_or_default();
+    let vm = state.declared(id);
+    let declared = || vm.map(|vm| vm.spec.request());
+    let request = placement.map(|placement| placement.request).or_else(declared).unwrap_or_default();
     let runner = placement.map(|placement| placement.unit.runner.to_string());
-    let declared = || spec.and_then(|spec| spec.runners.get(usize::from(id.replica))).map(ToString::to_string);
+    let declared = || vm.and_then(|vm| vm.spec.runners.get(usize::from(id.replica))).map(ToString::to_string);
+    let owner = vm.map_or("", |vm| match vm.owner {
+        Owner::Manifest => "manifest",
+        Owner::Cli => "cli",
+    });
     proto::Instance {
         name: id.to_string(),
         vm: id.vm.to_string(),
@@ -98,12 +103,17 @@ pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Inst
         vcpus: request.cpus,
         memory_mib: request.memory_mib,
         disk_mib: request.disk_mib,
+        owner: owner.to_owned(),
     }
 }
 
 /// The word for an instance's state, since when, and why it isn't running.
 fn standing_of(state: &State, id: &InstanceId, inner: &Instance) -> (&'static str, Timestamp, String) {
-    let Some(placement) = &inner.placement else { return ("pending", Timestamp(0), String::new()) };
+    let Some(placement) = &inner.placement else {
+        let stopped = state.declared(id).is_some_and(|vm| !vm.running);
+        let how = if stopped { format!("`blixard vm start {}` starts it", id.vm) } else { String::new() };
+        return (if stopped { "stopped" } else { "pending" }, Timestamp(0), how);
+    };
     if let Some(status) = state.worker_status(placement.node).filter(|status| !status.alive) {
         let node = name_of(state, placement.node);
         return ("unknown", status.since, format!("{node} does not answer, so it may still run there"));
@@ -114,7 +124,11 @@ fn standing_of(state: &State, id: &InstanceId, inner: &Instance) -> (&'static st
 
 fn shown_phase(state: &State, id: &InstanceId, placement: &Placement) -> (&'static str, String) {
     if placement.stopping {
-        let why = if state.desired(id).is_none() { "it is no longer declared" } else { "it moves to another node" };
+        let why = match state.declared(id) {
+            None => "it is no longer declared",
+            Some(vm) if !vm.running => "it is to be stopped",
+            Some(_) => "it moves to another node",
+        };
         return ("stopping", why.to_owned());
     }
     let message = placement.message.clone();
@@ -133,8 +147,8 @@ fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instanc
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
     for instance in instances.iter_mut().filter(|instance| instance.state == "pending") {
         let reason = reasons.entry(instance.vm.clone()).or_insert_with_key(|vm| {
-            let spec = state.vms().iter().find(|(name, _)| name.as_str() == vm).map(|(_, spec)| spec);
-            spec.map_or_else(String::new, |spec| pending_reason(state, &rooms.explain(state, spec)))
+            let vm = state.vms().iter().find(|(name, _)| name.as_str() == vm).map(|(_, vm)| vm);
+            vm.map_or_else(String::new, |vm| pending_reason(state, &rooms.explain(state, &vm.spec)))
         });
         instance.reason.clone_from(reason);
     }
@@ -206,7 +220,10 @@ pub fn held(state: &State) -> Vec<proto::Held> {
         node: name_of(state, *node),
         hash: held.manifest.hash().to_string(),
         since: held.since.0,
-        diff: blixard_core::plan::plan(state, &held.manifest).iter().map(ToString::to_string).collect(),
+        diff: match plan(state, &held.manifest) {
+            Ok(planned) => planned.iter().map(ToString::to_string).collect(),
+            Err(conflict) => vec![conflict.to_string()],
+        },
     });
     held.collect()
 }

@@ -10,6 +10,7 @@ mod quorum;
 mod refusals;
 mod restarts;
 mod units;
+mod vms;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

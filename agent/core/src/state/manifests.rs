@@ -1,10 +1,12 @@
 //! The history of manifests: which one is head, what a head changes, and what is held for a person to decide.
 
+use std::collections::BTreeSet;
+
 use super::nodes::not_a_member;
-use super::{HeadRecord, Held, Refusal, State, refuse};
+use super::{HeadRecord, Held, Owner, Refusal, State, Vm, refuse};
 use crate::command::{ManifestReply, Origin, Reply};
 use crate::manifest::{Manifest, differences};
-use crate::types::{InstanceId, NodeId, Timestamp, VmName};
+use crate::types::{NodeId, Timestamp, VmName};
 
 /// Heads that are remembered, and so known when a host offers one again.
 const MAX_HISTORY: usize = 256;
@@ -28,10 +30,10 @@ impl State {
             Origin::Host { node, .. } => Some(*node),
             Origin::Person(_) => None,
         };
-        if let Some(node) = carrier {
-            self.unhold(node);
-        }
         if self.head().is_some_and(|head| head.hash == hash) {
+            if let Some(node) = carrier {
+                self.unhold(node);
+            }
             return Ok(Reply::Manifest { result: ManifestReply::Equal, hash });
         }
         let seen = self.manifests.values().any(|record| record.hash == hash);
@@ -44,7 +46,11 @@ impl State {
             self.dirty.held.insert(node);
             return Ok(Reply::Manifest { result: ManifestReply::Held, hash });
         }
-        Ok(self.set_head(index, manifest, from.clone(), at))
+        let reply = self.set_head(index, manifest, from.clone(), at)?;
+        if let Some(node) = carrier {
+            self.unhold(node);
+        }
+        Ok(reply)
     }
 
     pub(super) fn accept_manifest(&mut self, index: u64, node: NodeId, at: Timestamp) -> Result<Reply, Refusal> {
@@ -52,8 +58,7 @@ impl State {
             return refuse(format!("nothing is held for node {node}"));
         };
         let from = Origin::Host { node, activated: true, authority: false };
-        self.unhold(node);
-        Ok(self.set_head(index, &held.manifest, from, at))
+        self.set_head(index, &held.manifest, from, at)
     }
 
     pub(super) fn roll_back_manifest(&mut self, index: u64, from: &str, at: Timestamp) -> Result<Reply, Refusal> {
@@ -62,12 +67,15 @@ impl State {
         let Some(manifest) = earlier.and_then(|record| record.manifest.clone()) else {
             return refuse("there is no earlier manifest to go back to");
         };
-        Ok(self.set_head(index, &manifest, Origin::Person(from.to_owned()), at))
+        self.set_head(index, &manifest, Origin::Person(from.to_owned()), at)
     }
 
-    fn set_head(&mut self, index: u64, manifest: &Manifest, from: Origin, at: Timestamp) -> Reply {
+    /// Also forgets that it is held anywhere.
+    fn set_head(&mut self, index: u64, manifest: &Manifest, from: Origin, at: Timestamp) -> Result<Reply, Refusal> {
+        self.check_owners(manifest).map_err(|conflict| Refusal(conflict.to_string()))?;
         let hash = manifest.hash();
-        let mut diff = differences(&self.vms, &manifest.vms);
+        let owned = self.vms.iter().filter(|(_, vm)| vm.owner == Owner::Manifest);
+        let mut diff = differences(&owned.map(|(name, vm)| (name, &vm.spec)).collect(), &manifest.vms);
         diff.truncate(MAX_DIFF_LINES);
         self.replace_vms(manifest, at);
         let record = HeadRecord { hash, at, from, diff, manifest: Some(manifest.clone()) };
@@ -78,38 +86,18 @@ impl State {
         for node in equal.collect::<Vec<_>>() {
             self.unhold(node);
         }
-        Reply::Manifest { result: ManifestReply::Applied, hash }
+        Ok(Reply::Manifest { result: ManifestReply::Applied, hash })
     }
 
+    /// Only what a manifest owns; it has been checked that the manifest names nothing else.
     fn replace_vms(&mut self, manifest: &Manifest, at: Timestamp) {
-        let names = self.vms.keys().chain(manifest.vms.keys()).cloned();
-        let changed = names.filter(|name| self.vms.get(name) != manifest.vms.get(name)).collect::<Vec<VmName>>();
-        self.vms.clone_from(&manifest.vms);
-        for name in changed {
-            self.dirty.vms.insert(name);
+        let owned = self.vms.iter().filter(|(_, vm)| vm.owner == Owner::Manifest);
+        let names = owned.map(|(name, _)| name).chain(manifest.vms.keys());
+        let differs = |name: &&VmName| self.vms.get(*name).map(|vm| &vm.spec) != manifest.vms.get(*name);
+        for name in names.filter(differs).cloned().collect::<BTreeSet<_>>() {
+            let spec = manifest.vms.get(&name).cloned();
+            self.set_vm(&name, spec.map(|spec| Vm { owner: Owner::Manifest, running: true, spec }), at);
         }
-        for id in manifest.instances() {
-            if !self.instances.contains_key(&id) {
-                let generation = self.counters.generation_floor;
-                self.instances.insert(id.clone(), super::Instance { generation, placement: None });
-                self.dirty.instances.insert(id);
-            }
-        }
-        for id in self.instances.keys().cloned().collect::<Vec<InstanceId>>() {
-            if self.desired(&id).is_none() {
-                self.remove_instance(&id, at);
-            }
-        }
-    }
-
-    fn remove_instance(&mut self, id: &InstanceId, at: Timestamp) {
-        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
-        if let Some(placement) = placement.filter(|placement| !placement.stopping) {
-            placement.stopping = true;
-            placement.phase_since = at;
-            self.dirty.instances.insert(id.clone());
-        }
-        self.drop_if_removed(id);
     }
 
     fn trim_history(&mut self) {

@@ -13,7 +13,7 @@ impl State {
         generation: Generation,
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
-        let Some(spec) = self.desired(id).cloned() else { return refuse(format!("{id} is not declared")) };
+        let Some(spec) = self.desired(id).cloned() else { return refuse(format!("{id} is not to run")) };
         let instance = self.instances.get(id).cloned().expect("what is declared has an instance");
         if generation.0 != instance.generation.0 + 1 {
             return refuse(format!("{id} is at generation {}, so {generation} is stale", instance.generation));
@@ -114,10 +114,21 @@ impl State {
         }
     }
 
+    /// Brings what is placed of it to a stop, and forgets it once that is so, unless its VM is only to be stopped.
+    pub(super) fn stop_instance(&mut self, id: &InstanceId, at: Timestamp) {
+        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        if let Some(placement) = placement.filter(|placement| !placement.stopping) {
+            placement.stopping = true;
+            placement.phase_since = at;
+            self.dirty.instances.insert(id.clone());
+        }
+        self.drop_if_removed(id);
+    }
+
     /// An instance that is neither declared nor placed is gone.
     pub(super) fn drop_if_removed(&mut self, id: &InstanceId) {
         let Some(instance) = self.instances.get(id) else { return };
-        if instance.placement.is_none() && self.desired(id).is_none() {
+        if instance.placement.is_none() && self.declared(id).is_none() {
             if instance.generation > self.counters.generation_floor {
                 self.counters.generation_floor = instance.generation;
                 self.dirty.counters = true;

@@ -166,6 +166,7 @@ impl State {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
         }
+        state.index_runners();
         Ok(state)
     }
 }

@@ -3,9 +3,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{MAX_MESSAGE_CHARS, ManifestReply, Request, VmReport};
+use crate::command::{MAX_MESSAGE_CHARS, ManifestReply, Presence, Request, VmReport};
 use crate::schedule::schedule;
 use crate::types::{ClientId, Exit, Hypervisor, Labels};
+
+mod vms;
 
 /// A state, and the log that made it; other rooms' tests start from it too.
 #[derive(Clone, Default)]
@@ -63,8 +65,8 @@ impl Fixture {
                 None => self.rows.remove(&key),
             };
         }
+        check(self, &before, &entry.command);
         self.log.push(entry);
-        check(self, &before);
         outcome.answer.reply
     }
 
@@ -162,9 +164,12 @@ pub fn address(id: u64) -> Address {
 }
 
 /// The invariants, after every entry.
-fn check(fixture: &Fixture, before: &State) {
+fn check(fixture: &Fixture, before: &State, command: &Command) {
     no_entry_places_more_on_a_node_than_it_has(&fixture.state, before);
     what_is_declared_has_an_instance_and_what_is_not_is_going(&fixture.state);
+    vms::what_is_not_to_run_is_nowhere_or_going(&fixture.state);
+    vms::the_manifest_has_the_vms_of_the_head_and_no_others(&fixture.state);
+    vms::only_the_command_line_changes_its_own(&fixture.state, before, command);
     the_rows_are_the_state(fixture);
 }
 
@@ -178,11 +183,11 @@ fn no_entry_places_more_on_a_node_than_it_has(state: &State, before: &State) {
 }
 
 fn what_is_declared_has_an_instance_and_what_is_not_is_going(state: &State) {
-    for (name, spec) in &state.vms {
-        assert!(spec.instances(name).all(|id| state.instances.contains_key(&id)), "{name}");
+    for (name, vm) in &state.vms {
+        assert!(vm.spec.instances(name).all(|id| state.instances.contains_key(&id)), "{name}");
     }
     for (id, instance) in &state.instances {
-        if state.desired(id).is_none() {
+        if state.declared(id).is_none() {
             assert!(instance.placement.as_ref().is_some_and(|placement| placement.stopping), "{id}");
         }
     }
@@ -405,7 +410,12 @@ enum Step {
     Alive { node: u64, alive: bool },
     Capacity { node: u64, cpus: u32 },
     Task { cpus: u32 },
+    Put { vm: usize, replicas: usize, running: bool, must: Option<Presence> },
+    Run { vm: usize, running: bool },
+    Remove { vm: usize },
 }
+
+const NAMES: [&str; 4] = ["web", "db", "mail", "wiki"];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
@@ -416,6 +426,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (1..4_u64, any::<bool>()).prop_map(|(node, alive)| Step::Alive { node, alive }),
         (1..4_u64, 1..8_u32).prop_map(|(node, cpus)| Step::Capacity { node, cpus }),
         (1..3_u32).prop_map(|cpus| Step::Task { cpus }),
+        vms::step(),
     ];
     prop::collection::vec(step, 0..40)
 }
@@ -423,8 +434,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn perform(fixture: &mut Fixture, step: &Step) {
     match step {
         Step::Declare(vms) => {
-            let names = ["web", "db", "mail"];
-            let vms: Vec<_> = (names.into_iter().zip(vms))
+            let vms: Vec<_> = (NAMES.into_iter().zip(vms))
                 .map(|(name, (replicas, vcpus))| (name, VmSpec { vcpus: *vcpus, ..vm(name, (*replicas).max(1)) }))
                 .collect();
             fixture.declare(&vms);
@@ -448,6 +458,7 @@ fn perform(fixture: &mut Fixture, step: &Step) {
             let request = Resources { cpus: *cpus, memory_mib: 64, disk_mib: 0 };
             fixture.say(Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request }));
         }
+        Step::Put { .. } | Step::Run { .. } | Step::Remove { .. } => vms::perform(fixture, step),
     }
 }
 

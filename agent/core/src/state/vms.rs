@@ -1,0 +1,155 @@
+//! VMs: whose they are, those of the command line, and what a change of one does to its instances.
+
+use super::{Instance, Owner, Refusal, State, Vm, refuse};
+use crate::command::{Presence, Reply};
+use crate::manifest::{Manifest, VmSpec};
+use crate::types::{InstanceId, StorePath, Timestamp, VmName};
+
+/// Most VMs, so that nobody can fill the memory by making one after the other.
+pub const MAX_VMS: usize = 200_000;
+
+/// Why a manifest can't be the head: it asks for what is the command line's.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Conflict {
+    #[error(
+        "the manifest declares {name}, which was made with the command line and is left alone: \
+         remove it with `blixard vm rm {name}`, or declare the VM under another name"
+    )]
+    Name { name: VmName },
+    #[error(
+        "the manifest declares {name} with {runner}, which {owner} has, made with the command line: a runner has one \
+         name, tap and socket; remove {owner} with `blixard vm rm {owner}`, or give {name} a runner of its own"
+    )]
+    Runner { name: VmName, runner: StorePath, owner: VmName },
+}
+
+impl State {
+    /// Checks that a manifest asks for nothing that is the command line's.
+    ///
+    /// # Errors
+    /// The first VM that does.
+    pub fn check_owners(&self, manifest: &Manifest) -> Result<(), Conflict> {
+        let of_cli = |name: &VmName| self.vms.get(name).is_some_and(|vm| vm.owner == Owner::Cli);
+        for (name, spec) in &manifest.vms {
+            if of_cli(name) {
+                return Err(Conflict::Name { name: name.clone() });
+            }
+            for runner in &spec.runners {
+                if let Some(owner) = self.runners.get(runner).filter(|owner| of_cli(owner)) {
+                    return Err(Conflict::Runner { name: name.clone(), runner: runner.clone(), owner: owner.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_vm(
+        &mut self,
+        name: &VmName,
+        spec: &VmSpec,
+        running: bool,
+        must: Option<Presence>,
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        Manifest::new([(name.clone(), spec.clone())].into()).map_err(|error| Refusal(error.of_one_vm()))?;
+        match (self.vms.get(name), must) {
+            (Some(vm), _) if vm.owner == Owner::Manifest => return Err(not_of_cli(name)),
+            (Some(_), Some(Presence::Absent)) => {
+                return refuse(format!(
+                    "there is a VM {name} already: see `blixard vm show {name}`, and take another name, \
+                     or remove that one first with `blixard vm rm {name}`"
+                ));
+            }
+            (None, Some(Presence::Present)) => return Err(unknown(name)),
+            (None, _) if self.vms.len() >= MAX_VMS => {
+                return refuse(format!("there are {MAX_VMS} VMs, which is the most: remove one first"));
+            }
+            _ => {}
+        }
+        let taken = spec.runners.iter().find_map(|runner| {
+            let owner = self.runners.get(runner).filter(|owner| *owner != name)?;
+            Some((runner, owner))
+        });
+        if let Some((runner, owner)) = taken {
+            return refuse(format!(
+                "{runner} is the runner of {owner}: a runner has one name, tap and socket, so {name} needs its own"
+            ));
+        }
+        self.set_vm(name, Some(Vm { owner: Owner::Cli, running, spec: spec.clone() }), at);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn set_vm_running(&mut self, name: &VmName, running: bool, at: Timestamp) -> Result<Reply, Refusal> {
+        let vm = self.vm_of_cli(name)?;
+        if vm.running != running {
+            let vm = Vm { running, ..vm.clone() };
+            self.set_vm(name, Some(vm), at);
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn remove_vm(&mut self, name: &VmName, at: Timestamp) -> Result<Reply, Refusal> {
+        self.vm_of_cli(name)?;
+        self.set_vm(name, None, at);
+        Ok(Reply::Done)
+    }
+
+    fn vm_of_cli(&self, name: &VmName) -> Result<&Vm, Refusal> {
+        match self.vms.get(name) {
+            None => Err(unknown(name)),
+            Some(vm) if vm.owner == Owner::Manifest => Err(not_of_cli(name)),
+            Some(vm) => Ok(vm),
+        }
+    }
+
+    /// The one place where a VM comes, changes or goes. It looks at this VM's instances only, however many others
+    /// there are.
+    pub(super) fn set_vm(&mut self, name: &VmName, vm: Option<Vm>, at: Timestamp) {
+        let before = match vm {
+            Some(vm) => self.vms.insert(name.clone(), vm),
+            None => self.vms.remove(name),
+        };
+        self.dirty.vms.insert(name.clone());
+        for runner in before.iter().flat_map(|vm| &vm.spec.runners) {
+            // Another VM may have it by now, when a manifest has passed it on.
+            if self.runners.get(runner) == Some(name) {
+                self.runners.remove(runner);
+            }
+        }
+        let after = self.vms.get(name);
+        self.runners.extend(runners_of(name, after));
+        let declared: Vec<InstanceId> = after.into_iter().flat_map(|vm| vm.spec.instances(name)).collect();
+        for id in declared {
+            if !self.instances.contains_key(&id) {
+                let generation = self.counters.generation_floor;
+                self.instances.insert(id.clone(), Instance { generation, placement: None });
+                self.dirty.instances.insert(id);
+            }
+        }
+        let (first, last) = (0, u16::MAX);
+        let replica = |replica| InstanceId { vm: name.clone(), replica };
+        let own = self.instances.range(replica(first)..=replica(last)).map(|(id, _)| id);
+        for id in own.filter(|id| self.desired(id).is_none()).cloned().collect::<Vec<_>>() {
+            self.stop_instance(&id, at);
+        }
+    }
+
+    pub(super) fn index_runners(&mut self) {
+        self.runners = self.vms.iter().flat_map(|(name, vm)| runners_of(name, Some(vm))).collect();
+    }
+}
+
+fn runners_of<'a>(name: &'a VmName, vm: Option<&'a Vm>) -> impl Iterator<Item = (StorePath, VmName)> + 'a {
+    vm.into_iter().flat_map(|vm| &vm.spec.runners).map(|runner| (runner.clone(), name.clone()))
+}
+
+fn unknown(name: &VmName) -> Refusal {
+    Refusal(format!("there is no VM {name}: see `blixard vm ls`"))
+}
+
+fn not_of_cli(name: &VmName) -> Refusal {
+    Refusal(format!(
+        "the manifest declares {name}, so the manifest alone decides about it: change it there and apply that, \
+         or take another name"
+    ))
+}
