@@ -13,6 +13,7 @@ mod client;
 mod json;
 mod show;
 mod table;
+mod vm;
 
 /// Runs declared microVMs on a cluster of NixOS hosts, each exactly once.
 #[derive(Parser, Debug)]
@@ -56,9 +57,9 @@ enum Verb {
     /// List or show nodes
     #[command(subcommand)]
     Node(ListOrShow),
-    /// List or show VMs
+    /// List or show VMs; make, start, stop and remove those that no manifest declares
     #[command(subcommand)]
-    Vm(ListOrShow),
+    Vm(vm::VmVerb),
     /// Make a manifest the one that the cluster runs
     Apply {
         file: PathBuf,
@@ -168,8 +169,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Status { json, watch, socket } => ask::status(&socket.socket, json, watch).await,
         Verb::Node(ListOrShow::Ls { socket }) => ask::list_nodes(&socket.socket).await,
         Verb::Node(ListOrShow::Show { name, socket }) => ask::show_node(&socket.socket, &name).await,
-        Verb::Vm(ListOrShow::Ls { socket }) => ask::list_vms(&socket.socket).await,
-        Verb::Vm(ListOrShow::Show { name, socket }) => ask::show_vm(&socket.socket, &name).await,
+        Verb::Vm(verb) => vm::ask(verb).await,
         Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
         Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,
         Verb::Explain { vm, socket } => ask::explain(&socket.socket, &vm).await,

@@ -32,11 +32,13 @@ pub enum AskError {
     Ended { path: PathBuf },
     #[error("there is no {kind} {name:?}: see `blixard {kind} ls`")]
     Unknown { kind: &'static str, name: String },
+    #[error("label {key} is required twice: a host has one value of it")]
+    LabelTwice { key: String },
     #[error("cannot write to standard output")]
     Print(#[source] std::io::Error),
 }
 
-type Asked = Result<ExitCode, AskError>;
+pub type Asked = Result<ExitCode, AskError>;
 
 impl AskError {
     /// 2 where no agent answers, or none that is a member, 1 otherwise.
@@ -109,20 +111,7 @@ pub async fn show_node(socket: &Path, name: &str) -> Asked {
     print(&show::node(node, &reply.instances, look()))
 }
 
-pub async fn list_vms(socket: &Path) -> Asked {
-    print(&show::instances(&get_status(socket).await?.instances, look()))
-}
-
-pub async fn show_vm(socket: &Path, name: &str) -> Asked {
-    let instances = get_status(socket).await?.instances;
-    let named: Vec<_> = instances.into_iter().filter(|vm| vm.vm == name || vm.name == name).collect();
-    if named.is_empty() {
-        return Err(AskError::Unknown { kind: "vm", name: name.to_owned() });
-    }
-    print(&show::vm(&named, look()))
-}
-
-async fn get_status(socket: &Path) -> Result<proto::StatusReply, AskError> {
+pub async fn get_status(socket: &Path) -> Result<proto::StatusReply, AskError> {
     let mut client = connect(socket).await.map_err(AskError::Connect)?;
     let reply = client.status(proto::StatusRequest {}).await.map_err(AskError::Refused)?;
     Ok(reply.into_inner())
@@ -199,12 +188,12 @@ fn who() -> String {
     format!("{user} at {host}")
 }
 
-fn look() -> Look {
+pub fn look() -> Look {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Look { now: u64::try_from(now.as_millis()).unwrap_or(u64::MAX), coloured: table::wants_colour() }
 }
 
-fn print(text: &str) -> Asked {
+pub fn print(text: &str) -> Asked {
     write_out(text).map(|_| ExitCode::SUCCESS)
 }
 

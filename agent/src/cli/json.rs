@@ -86,6 +86,8 @@ struct Vm {
     memory_mib: u64,
     #[serde(rename = "diskMiB")]
     disk_mib: u64,
+    /// manifest or cli; null while it is being removed.
+    owner: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -160,6 +162,7 @@ impl From<proto::Instance> for Vm {
             vcpus: instance.vcpus,
             memory_mib: instance.memory_mib,
             disk_mib: instance.disk_mib,
+            owner: some(instance.owner),
         }
     }
 }

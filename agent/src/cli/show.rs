@@ -79,14 +79,19 @@ pub fn instances(instances: &[proto::Instance], look: Look) -> String {
         vec![
             instance.name.as_str().into(),
             Cell::new(instance.state.as_str(), colour_of(&instance.state)),
-            if instance.node.is_empty() { "-".into() } else { instance.node.as_str().into() },
+            or_dash(&instance.node).into(),
             look.since(instance.since).into(),
             instance.restarts.to_string().into(),
+            or_dash(&instance.owner).into(),
             instance.reason.as_str().into(),
         ]
     };
     let rows: Vec<Vec<Cell>> = instances.iter().map(row).collect();
-    render(&["VM", "STATE", "NODE", "SINCE", "RESTARTS", "REASON"], &rows, look.coloured)
+    render(&["VM", "STATE", "NODE", "SINCE", "RESTARTS", "OWNER", "REASON"], &rows, look.coloured)
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
 }
 
 fn colour_of(state: &str) -> Colour {
@@ -121,8 +126,14 @@ pub fn vm(named: &[proto::Instance], look: Look) -> String {
     for instance in named {
         let _ = writeln!(
             text,
-            "\n{}\n  runner      {}\n  takes       {} CPUs, {} MiB memory, {} MiB disk\n  generation  {}",
-            instance.name, instance.runner, instance.vcpus, instance.memory_mib, instance.disk_mib, instance.generation
+            "\n{}\n  runner      {}\n  takes       {} CPUs, {} MiB memory, {} MiB disk\n  generation  {}\n  owner       {}",
+            instance.name,
+            instance.runner,
+            instance.vcpus,
+            instance.memory_mib,
+            instance.disk_mib,
+            instance.generation,
+            or_dash(&instance.owner)
         );
     }
     text
@@ -142,6 +153,9 @@ pub fn explained(reply: &proto::ExplainReply, look: Look) -> String {
             instance.vcpus, instance.memory_mib, instance.disk_mib
         );
         if instance.node.is_empty() {
+            if instance.state == "stopped" {
+                let _ = writeln!(text, "  {}", instance.reason);
+            }
             for verdict in &explained.verdicts {
                 let obstacle = if verdict.obstacle.is_empty() { "will do" } else { verdict.obstacle.as_str() };
                 let _ = writeln!(text, "  {}: {obstacle}", verdict.node);
@@ -227,7 +241,7 @@ pub fn tasks(reply: &proto::ListTasksReply, look: Look) -> String {
         vec![
             task.name.as_str().into(),
             Cell::new(task.state.as_str(), colour_of(&task.state)),
-            if task.node.is_empty() { "-".into() } else { task.node.as_str().into() },
+            or_dash(&task.node).into(),
             look.since(task.since).into(),
             told.into(),
             task.command.join(" ").into(),

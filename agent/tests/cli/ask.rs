@@ -11,14 +11,14 @@ use super::support::{Agent, Host, manifest, runner, wait_for};
 use super::{blixard, refusal, run, told, write};
 
 /// A cluster of one, in this process; the program is another.
-struct Asked {
-    host: Host,
-    agent: Agent,
+pub struct Asked {
+    pub host: Host,
+    pub agent: Agent,
     socket: String,
 }
 
 impl Asked {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let [host] = Host::blank(["alpha"]);
         let agent = host.start();
         agent.is_healthy().await;
@@ -26,7 +26,7 @@ impl Asked {
         Self { host, agent, socket }
     }
 
-    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+    pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         told(&self.command(arguments).output().unwrap())
     }
 
@@ -38,7 +38,7 @@ impl Asked {
     }
 
     /// What it prints when all goes well.
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let (code, out, err) = self.run(arguments);
         assert_eq!((code, &*err), (0, ""), "{arguments:?}: {out}");
         assert!(!out.contains('\u{1b}'), "no colours where no terminal is: {out}");
@@ -46,20 +46,20 @@ impl Asked {
         out
     }
 
-    fn fails(&self, arguments: &[&str]) -> String {
+    pub fn fails(&self, arguments: &[&str]) -> String {
         let (code, out, err) = self.run(arguments);
         assert_eq!((code, &*out), (1, ""), "{arguments:?}: {err}");
         assert!(err.starts_with("error: ") && err.lines().count() == 1, "{err}");
         err
     }
 
-    fn manifest(&self, vms: &[(&str, &str)]) -> String {
+    pub fn manifest(&self, vms: &[(&str, &str)]) -> String {
         write(self.host.dir.path(), "applied.json", manifest(vms))
     }
 }
 
 /// The words of the line that starts with this one.
-fn row<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
+pub fn row<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(first));
     line.unwrap_or_else(|| panic!("no {first} in {text}")).split_whitespace().collect()
 }
@@ -77,6 +77,10 @@ fn without_an_agent_every_verb_ends_with_2_and_one_line_that_says_what_to_do() {
             &["status", "--watch"],
             &["node", "ls"],
             &["vm", "show", "web"],
+            &["vm", "create", "web", "--runner", &runner("web-0"), "--vcpus", "1", "--memory", "1"],
+            &["vm", "start", "web"],
+            &["vm", "stop", "web"],
+            &["vm", "rm", "web"],
             &["apply", &file],
             &["plan", &file],
             &["explain", "web"],

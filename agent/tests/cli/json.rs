@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::support::{Host, manifest};
+use super::support::{Host, manifest, runner};
 use super::{run, write};
 
 const EXAMPLE: &str = include_str!("status.json");
@@ -30,6 +30,8 @@ async fn status_as_json_has_the_shape_of_the_committed_example() {
     let socket = dir.join("run/api.sock").display().to_string();
     let next = write(dir, "next.json", manifest(&[("big", r#", "memoryOverheadMiB": 8000"#), ("web", "")]));
     assert_eq!(run(&["apply", &next, "--socket", &socket]).0, 0);
+    let idle = ["vm", "create", "idle", "--runner", &runner("idle-0"), "--vcpus", "1", "--memory", "100", "--stopped"];
+    assert_eq!(run(&[&idle as &[_], &["--socket", &socket]].concat()).0, 0);
     agent.tell(blixard::agent::Told::Reload).await;
     agent.sees("a held manifest", |status| !status.held.is_empty()).await;
 
@@ -40,7 +42,19 @@ async fn status_as_json_has_the_shape_of_the_committed_example() {
     let example: Value = serde_json::from_str(EXAMPLE).unwrap();
     assert_eq!(shape(&printed), shape(&example), "{printed:#}");
     // What a program would branch on.
-    for pointer in ["/healthy", "/cluster/leader", "/cluster/quorum", "/nodes/0/role", "/vms/0/state", "/vms/1/state"] {
+    let owners = ["/vms/0/owner", "/vms/1/owner", "/vms/2/owner"];
+    for pointer in [
+        "/healthy",
+        "/cluster/leader",
+        "/cluster/quorum",
+        "/nodes/0/role",
+        "/vms/0/state",
+        "/vms/1/state",
+        "/vms/2/state",
+    ]
+    .iter()
+    .chain(&owners)
+    {
         assert_eq!(printed.pointer(pointer), example.pointer(pointer), "{pointer}");
     }
 }

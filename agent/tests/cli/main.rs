@@ -6,6 +6,7 @@ mod support;
 mod ask;
 mod check;
 mod json;
+mod vm;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

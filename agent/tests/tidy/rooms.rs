@@ -32,7 +32,7 @@ const SHELL_EDGES: Table = &[
         ],
     ),
     ("api", &["node"]),
-    ("cli", &["agent", "api::proto", "config", "gate"]),
+    ("cli", &["agent", "api::proto", "config", "gate", "probe::system"]),
     ("node", &["log", "store", "transport"]),
     ("seat", &["config", "identity", "store", "transport"]),
     ("worker", &["config", "node", "units"]),

@@ -1,0 +1,178 @@
+//! The verbs about VMs, and the command line's own VMs: how one is described there.
+
+use std::path::Path;
+
+use blixard_core::manifest::VmSpec;
+use blixard_core::types::{Hypervisor, Labels, RestartPolicy, StorePath, VmName};
+use clap::{Args, Subcommand};
+use serde::de::DeserializeOwned;
+
+use super::ask::{AskError, Asked, get_status, look, print};
+use super::client::connect;
+use super::{Socket, show};
+use crate::api::proto;
+
+#[derive(Subcommand, Debug)]
+pub enum VmVerb {
+    /// List all
+    Ls {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Show everything about one
+    Show {
+        /// A VM, or one instance of it, such as web-0
+        name: String,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Make a VM that no manifest declares, and that no manifest touches
+    Create(CreateArgs),
+    /// Let a stopped VM run
+    ///
+    /// Only one that was made with `blixard vm create`: of the others the manifest decides.
+    Start {
+        name: VmName,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Stop a VM until it is started again
+    ///
+    /// Only one that was made with `blixard vm create`: of the others the manifest decides.
+    Stop {
+        name: VmName,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Stop a VM and forget it
+    ///
+    /// Only one that was made with `blixard vm create`: the others are removed from the manifest.
+    Rm {
+        name: VmName,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// A VM in the words of the manifest, which docs/formats.md explains.
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    name: VmName,
+    /// microvm.nix runners, one per replica
+    #[arg(long = "runner", value_name = "PATH", required = true, num_args = 1..)]
+    runners: Vec<StorePath>,
+    /// CPUs of the guest, and of the host
+    #[arg(long, value_name = "N")]
+    vcpus: u32,
+    /// The guest's memory, in MiB
+    #[arg(long, value_name = "MIB")]
+    memory: u64,
+    /// What the hypervisor takes on top of it, in MiB [default: by hypervisor]
+    #[arg(long, value_name = "MIB")]
+    memory_overhead: Option<u64>,
+    /// What its volumes take, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
+    disk: u64,
+    #[arg(long, value_name = "NAME", default_value = "qemu", value_parser = named::<Hypervisor>)]
+    hypervisor: Hypervisor,
+    /// Nix's name of the machine type that it needs
+    #[arg(long, value_name = "NAME", default_value_t = crate::probe::system())]
+    system: String,
+    /// Let it also run on a host without /dev/kvm
+    #[arg(long)]
+    no_kvm: bool,
+    /// A label that a host must have, with its value; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Whether it is started again after it ended: always, on-failure or never
+    #[arg(long, value_name = "WHEN", default_value = "always", value_parser = named::<RestartPolicy>)]
+    restart: RestartPolicy,
+    /// The runner itself tells systemd that the guest is up
+    #[arg(long)]
+    notifies: bool,
+    /// Don't let it run until `blixard vm start`
+    #[arg(long)]
+    stopped: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl CreateArgs {
+    fn spec(&self) -> Result<VmSpec, AskError> {
+        let mut requires = Labels::new();
+        for (key, value) in &self.labels {
+            if requires.insert(key.clone(), value.clone()).is_some() {
+                return Err(AskError::LabelTwice { key: key.clone() });
+            }
+        }
+        Ok(VmSpec {
+            runners: self.runners.clone(),
+            system: self.system.clone(),
+            hypervisor: self.hypervisor,
+            vcpus: self.vcpus,
+            memory_mib: self.memory,
+            memory_overhead_mib: self.memory_overhead,
+            disk_mib: self.disk,
+            kvm: !self.no_kvm,
+            requires,
+            restart: self.restart,
+            notifies: self.notifies,
+        })
+    }
+}
+
+pub async fn ask(verb: VmVerb) -> Asked {
+    match verb {
+        VmVerb::Ls { socket } => list(&socket.socket).await,
+        VmVerb::Show { name, socket } => show(&socket.socket, &name).await,
+        VmVerb::Create(args) => create(&args).await,
+        VmVerb::Start { name, socket } => set_running(&socket.socket, &name, true).await,
+        VmVerb::Stop { name, socket } => set_running(&socket.socket, &name, false).await,
+        VmVerb::Rm { name, socket } => remove(&socket.socket, &name).await,
+    }
+}
+
+async fn list(socket: &Path) -> Asked {
+    print(&show::instances(&get_status(socket).await?.instances, look()))
+}
+
+async fn show(socket: &Path, name: &str) -> Asked {
+    let instances = get_status(socket).await?.instances;
+    let named: Vec<_> = instances.into_iter().filter(|vm| vm.vm == name || vm.name == name).collect();
+    if named.is_empty() {
+        return Err(AskError::Unknown { kind: "vm", name: name.to_owned() });
+    }
+    print(&show::vm(&named, look()))
+}
+
+async fn create(args: &CreateArgs) -> Asked {
+    let json = serde_json::to_vec(&args.spec()?).expect("a VM has only text and numbers");
+    let mut client = connect(&args.socket.socket).await.map_err(AskError::Connect)?;
+    let must = proto::Presence::Absent.into();
+    let request = proto::PutVmRequest { name: args.name.to_string(), json, running: !args.stopped, must };
+    client.put_vm(request).await.map_err(AskError::Refused)?;
+    print(&format!("{} is made{}\n", args.name, if args.stopped { ", and is stopped" } else { "" }))
+}
+
+async fn set_running(socket: &Path, name: &VmName, running: bool) -> Asked {
+    let mut client = connect(socket).await.map_err(AskError::Connect)?;
+    let request = proto::SetVmRunningRequest { name: name.to_string(), running };
+    client.set_vm_running(request).await.map_err(AskError::Refused)?;
+    print(&format!("{name} is to {}\n", if running { "run" } else { "be stopped" }))
+}
+
+async fn remove(socket: &Path, name: &VmName) -> Asked {
+    let mut client = connect(socket).await.map_err(AskError::Connect)?;
+    client.remove_vm(proto::RemoveVmRequest { name: name.to_string() }).await.map_err(AskError::Refused)?;
+    print(&format!("{name} is removed\n"))
+}
+
+/// What has a name in a manifest, by that name.
+fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE, such as zone=a")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
