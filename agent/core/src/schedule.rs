@@ -10,7 +10,7 @@ use std::fmt;
 use crate::command::Command;
 use crate::manifest::{Constraints, VmSpec};
 use crate::state::{Node, Placement, State};
-use crate::types::{Generation, Hypervisor, InstanceId, NodeId, Resources, Timestamp, VmName};
+use crate::types::{Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName};
 
 /// The decisions that bring the placements closer to what is declared. The leader proposes them, and asks again once
 /// they are applied.
@@ -75,14 +75,41 @@ pub enum Change {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Obstacle {
     NotRegistered,
-    NotAlive { since: Timestamp },
-    System { has: String, needs: String },
+    NotAlive {
+        since: Timestamp,
+    },
+    System {
+        has: String,
+        needs: String,
+    },
     NoKvm,
-    Hypervisor { needs: Hypervisor },
-    Label { key: String, has: Option<String>, needs: String },
-    Cpus { needs: u32, free: u32, total: u32 },
-    Memory { needs: u64, free: u64, total: u64 },
-    Disk { needs: u64, free: u64, total: u64 },
+    Hypervisor {
+        needs: Hypervisor,
+    },
+    Label {
+        key: String,
+        has: Option<String>,
+        needs: String,
+    },
+    Cpus {
+        needs: u32,
+        free: u32,
+        total: u32,
+    },
+    Memory {
+        needs: u64,
+        free: u64,
+        total: u64,
+    },
+    Disk {
+        needs: u64,
+        free: u64,
+        total: u64,
+    },
+    /// It was there before, and has volumes.
+    Volumes {
+        on: NodeName,
+    },
 }
 
 impl fmt::Display for Obstacle {
@@ -98,6 +125,7 @@ impl fmt::Display for Obstacle {
             Self::Cpus { needs, free, total } => write!(f, "{free} of {total} CPUs free, needs {needs}"),
             Self::Memory { needs, free, total } => write!(f, "{free} of {total} MiB memory free, needs {needs} MiB"),
             Self::Disk { needs, free, total } => write!(f, "{free} of {total} MiB disk free, needs {needs} MiB"),
+            Self::Volumes { on } => write!(f, "its volumes are on {on}"),
         }
     }
 }
@@ -159,10 +187,16 @@ impl Rooms {
         })
     }
 
-    /// Every node, and what stands against placing this VM there now; nothing where it could go.
+    /// Every node, and what stands against placing this instance there now; nothing where it could go.
     #[must_use]
-    pub fn explain(&self, state: &State, spec: &VmSpec) -> Vec<(NodeId, Option<Obstacle>)> {
-        self.verdicts(state, Some(&spec.constraints()), spec.request())
+    pub fn explain(&self, state: &State, id: &InstanceId, spec: &VmSpec) -> Vec<(NodeId, Option<Obstacle>)> {
+        let mut verdicts = self.verdicts(state, Some(&spec.constraints()), spec.request());
+        if let Some((home, member)) = state.volumes_on(id).and_then(|home| Some((home, state.nodes().get(&home)?))) {
+            for (_, obstacle) in verdicts.iter_mut().filter(|(node, _)| *node != home) {
+                *obstacle = Some(Obstacle::Volumes { on: member.name.clone() });
+            }
+        }
+        verdicts
     }
 
     /// The same for a task, which runs anywhere where there is room.
@@ -183,10 +217,11 @@ impl Rooms {
 
     fn choose(&self, state: &State, id: &InstanceId, spec: &VmSpec) -> Option<NodeId> {
         let constraints = spec.constraints();
-        let candidates = state
-            .nodes()
-            .iter()
-            .filter(|(node, member)| self.verdict(state, **node, member, Some(&constraints), spec.request()).is_ok());
+        let home = state.volumes_on(id);
+        let candidates =
+            state.nodes().iter().filter(|(node, _)| home.is_none_or(|home| home == **node)).filter(|(node, member)| {
+                self.verdict(state, **node, member, Some(&constraints), spec.request()).is_ok()
+            });
         let rank = |node: NodeId| {
             (self.replicas.get(&(id.vm.clone(), node)).copied().unwrap_or_default(), self.fullness(state, node), node)
         };

@@ -107,6 +107,8 @@ pub struct Instance {
     /// The newest generation that was ever placed.
     pub generation: Generation,
     pub placement: Option<Placement>,
+    /// Where it was placed last, if it had volumes then: they are there still, also while it is stopped.
+    pub volumes_on: Option<NodeId>,
 }
 
 /// Where an instance is to run, or still runs.
@@ -285,6 +287,12 @@ impl State {
     /// What this instance is to run as; nothing if it is to be stopped, or is being removed.
     pub fn desired(&self, instance: &InstanceId) -> Option<&VmSpec> {
         self.declared(instance).filter(|vm| vm.running).map(|vm| &vm.spec)
+    }
+
+    /// The one node on which this instance finds its volumes, if it has any yet.
+    pub fn volumes_on(&self, instance: &InstanceId) -> Option<NodeId> {
+        let has_volumes = self.declared(instance).is_some_and(|vm| vm.spec.disk_mib > 0);
+        self.instances.get(instance).filter(|_| has_volumes)?.volumes_on
     }
 
     /// What instances and tasks take of a node, those that are stopping included.

@@ -6,7 +6,7 @@ use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
 use blixard_core::state::{Instance, Node, Owner, Placement, State, Task};
-use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp};
+use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, VmName};
 
 use super::proto;
 use crate::node::Standing;
@@ -142,14 +142,15 @@ fn shown_phase(state: &State, id: &InstanceId, placement: &Placement) -> (&'stat
     }
 }
 
-/// Says why instances wait; all replicas of a VM wait for the same.
+/// Says why instances wait; all replicas of a VM wait for the same, unless volumes hold them to different nodes.
 fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instance]) {
-    let mut reasons: BTreeMap<String, String> = BTreeMap::new();
+    let mut reasons: BTreeMap<(VmName, Option<NodeId>), String> = BTreeMap::new();
     for instance in instances.iter_mut().filter(|instance| instance.state == "pending") {
-        let reason = reasons.entry(instance.vm.clone()).or_insert_with_key(|vm| {
-            let vm = state.vms().iter().find(|(name, _)| name.as_str() == vm).map(|(_, vm)| vm);
-            vm.map_or_else(String::new, |vm| pending_reason(state, &rooms.explain(state, &vm.spec)))
-        });
+        let id: InstanceId = instance.name.parse().expect("it was written from one");
+        let Some(spec) = state.desired(&id) else { continue };
+        let reason = reasons
+            .entry((id.vm.clone(), state.volumes_on(&id)))
+            .or_insert_with(|| pending_reason(state, &rooms.explain(state, &id, spec)));
         instance.reason.clone_from(reason);
     }
 }
@@ -248,7 +249,7 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
     let named = state.instances().iter().filter(|(id, _)| id.vm.as_str() == name || id.to_string() == name);
     let explained = named.map(|(id, inner)| {
         let own = inner.placement.as_ref().map(|placement| placement.node);
-        let verdicts = state.desired(id).map(|spec| rooms.explain(state, spec)).unwrap_or_default();
+        let verdicts = state.desired(id).map(|spec| rooms.explain(state, id, spec)).unwrap_or_default();
         // It takes room where it is, so of that node the question makes no sense.
         let others = verdicts.into_iter().filter(|(node, _)| Some(*node) != own);
         let verdicts = others.map(|(node, obstacle)| proto::Verdict {

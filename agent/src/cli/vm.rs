@@ -56,6 +56,7 @@ pub enum VmVerb {
 
 /// A VM in the words of the manifest, which docs/formats.md explains.
 #[derive(Args, Debug)]
+#[command(override_usage = "blixard vm create <NAME> --runner <PATH>... --vcpus <N> --memory <MIB> [OPTIONS]")]
 pub struct CreateArgs {
     name: VmName,
     /// microvm.nix runners, one per replica
@@ -73,6 +74,7 @@ pub struct CreateArgs {
     /// What its volumes take, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 0)]
     disk: u64,
+    /// What runs the guest
     #[arg(long, value_name = "NAME", default_value = "qemu", value_parser = named::<Hypervisor>)]
     hypervisor: Hypervisor,
     /// Nix's name of the machine type that it needs

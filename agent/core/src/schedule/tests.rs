@@ -14,9 +14,11 @@ fn give(fixture: &mut Fixture, node: u64, change: impl FnOnce(&mut Worker)) {
 fn obstacles(fixture: &Fixture, instance: &str) -> Vec<String> {
     let spec = fixture.state.desired(&id(instance)).expect("it is declared");
     let texts =
-        Rooms::new(&fixture.state).explain(&fixture.state, spec).into_iter().map(|(node, obstacle)| match obstacle {
-            Some(obstacle) => format!("{node}: {obstacle}"),
-            None => format!("{node}: will do"),
+        Rooms::new(&fixture.state).explain(&fixture.state, &id(instance), spec).into_iter().map(|(node, obstacle)| {
+            match obstacle {
+                Some(obstacle) => format!("{node}: {obstacle}"),
+                None => format!("{node}: will do"),
+            }
         });
     texts.collect()
 }
@@ -169,6 +171,32 @@ fn a_vm_with_a_volume_stays_where_its_volume_is() {
 }
 
 #[test]
+fn a_vm_with_a_volume_that_was_stopped_starts_where_its_volume_is_or_waits() {
+    let mut fixture = Fixture::of_nodes(2);
+    let name = || "web".parse().unwrap();
+    let spec = VmSpec { vcpus: 3, disk_mib: 10, ..vm("web", 1) };
+    let run = |running| Command::SetVmRunning { name: name(), running };
+    fixture.say(Command::PutVm { name: name(), spec: spec.clone(), running: true, must: None });
+    fixture.settle();
+    assert_eq!(fixture.node_of("web-0"), Some(1));
+    fixture.say(run(false));
+    fixture.report("web-0", crate::command::InstancePhase::Stopped);
+    fixture.declare(&[("db", VmSpec { vcpus: 2, ..vm("db", 1) })]);
+    fixture.settle();
+    assert_eq!(fixture.node_of("db-0"), Some(1));
+    fixture.say(run(true));
+    fixture.settle();
+    assert_eq!(fixture.node_of("web-0"), None);
+    assert_eq!(obstacles(&fixture, "web-0"), ["1: 2 of 4 CPUs free, needs 3", "2: its volumes are on node1"]);
+    let elsewhere = Command::Place { instance: id("web-0"), node: NodeId(2), generation: Generation(2) };
+    assert!(matches!(fixture.decide(elsewhere), crate::command::Reply::Refused(why) if why.contains("volumes")));
+    fixture.declare(&[]);
+    fixture.report("db-0", crate::command::InstancePhase::Stopped);
+    fixture.settle();
+    assert_eq!(fixture.node_of("web-0"), Some(1));
+}
+
+#[test]
 fn two_that_grow_on_one_node_do_not_get_the_same_room() {
     let mut fixture = Fixture::of_nodes(1);
     fixture.declare(&[("web", vm("web", 2))]);
@@ -215,8 +243,9 @@ proptest! {
         prop_assert_eq!(schedule(&fixture.state), schedule(&fixture.state.clone()));
         fixture.settle();
         for (name, spec) in &specs {
-            let waits = fixture.node_of(&format!("{name}-0")).is_none();
-            let possible = Rooms::new(&fixture.state).explain(&fixture.state, spec).iter().any(|(_, obstacle)| obstacle.is_none());
+            let instance = format!("{name}-0");
+            let waits = fixture.node_of(&instance).is_none();
+            let possible = Rooms::new(&fixture.state).explain(&fixture.state, &id(&instance), spec).iter().any(|(_, obstacle)| obstacle.is_none());
             prop_assert!(!(waits && possible), "{} waits though a node would do", name);
         }
     }

@@ -22,6 +22,9 @@ impl State {
         if let Some(before) = before.as_ref().filter(|before| before.stopping || before.node != node) {
             return refuse(format!("{id} may still run on node {}: it has to stop there first", before.node));
         }
+        if let Some(home) = self.volumes_on(id).filter(|home| *home != node) {
+            return refuse(format!("the volumes of {id} are on node {home}"));
+        }
         let request = spec.request();
         let reserved = before.as_ref().map_or(request, |before| before.reserved.max(request));
         let held = before.as_ref().map_or(Resources::default(), |before| before.reserved);
@@ -40,7 +43,8 @@ impl State {
             restarts: 0,
             message: String::new(),
         };
-        self.instances.insert(id.clone(), Instance { generation, placement: Some(placement) });
+        let volumes_on = (request.disk_mib > 0).then_some(node);
+        self.instances.insert(id.clone(), Instance { generation, placement: Some(placement), volumes_on });
         self.dirty.instances.insert(id.clone());
         Ok(Reply::Done)
     }

@@ -169,6 +169,7 @@ fn check(fixture: &Fixture, before: &State, command: &Command) {
     what_is_declared_has_an_instance_and_what_is_not_is_going(&fixture.state);
     vms::what_is_not_to_run_is_nowhere_or_going(&fixture.state);
     vms::the_manifest_has_the_vms_of_the_head_and_no_others(&fixture.state);
+    vms::no_instance_is_placed_off_its_volumes(&fixture.state, before);
     vms::only_the_command_line_changes_its_own(&fixture.state, before, command);
     the_rows_are_the_state(fixture);
 }

@@ -122,7 +122,7 @@ impl State {
         for id in declared {
             if !self.instances.contains_key(&id) {
                 let generation = self.counters.generation_floor;
-                self.instances.insert(id.clone(), Instance { generation, placement: None });
+                self.instances.insert(id.clone(), Instance { generation, ..Instance::default() });
                 self.dirty.instances.insert(id);
             }
         }

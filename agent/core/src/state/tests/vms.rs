@@ -29,6 +29,14 @@ pub fn only_the_command_line_changes_its_own(state: &State, before: &State, comm
     }
 }
 
+pub fn no_instance_is_placed_off_its_volumes(state: &State, before: &State) {
+    for id in before.instances.keys() {
+        if let (Some(before), Some(after)) = (before.volumes_on(id), state.volumes_on(id)) {
+            assert_eq!(before, after, "{id}");
+        }
+    }
+}
+
 pub fn step() -> impl Strategy<Value = Step> {
     let vm = 0..NAMES.len();
     let must = prop_oneof![Just(None), Just(Some(Presence::Absent)), Just(Some(Presence::Present))];
@@ -48,7 +56,9 @@ pub fn perform(fixture: &mut Fixture, step: &Step) {
     let name = |vm: usize| NAMES[vm].parse().expect("a name");
     fixture.say(match *step {
         Step::Put { vm, replicas, running, must } => {
-            Command::PutVm { name: name(vm), spec: super::vm(NAMES[vm], replicas), running, must }
+            let disk_mib = if vm % 2 == 0 { 0 } else { 10 };
+            let spec = VmSpec { disk_mib, ..super::vm(NAMES[vm], replicas) };
+            Command::PutVm { name: name(vm), spec, running, must }
         }
         Step::Run { vm, running } => Command::SetVmRunning { name: name(vm), running },
         Step::Remove { vm } => Command::RemoveVm { name: name(vm) },
