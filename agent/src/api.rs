@@ -276,8 +276,8 @@ impl proto::api_server::Api for Api {
         };
         let name = parse_name(&request.name)?;
         let spec = VmSpec::parse(&request.json).map_err(|error| Status::invalid_argument(error.of_one_vm()))?;
-        self.change_vm(Command::PutVm { name, spec, running: request.running, must }).await?;
-        Ok(Response::new(proto::PutVmReply {}))
+        let index = self.change_vm(Command::PutVm { name, spec, running: request.running, must }).await?;
+        Ok(Response::new(proto::PutVmReply { index }))
     }
 
     async fn set_vm_running(
@@ -285,16 +285,16 @@ impl proto::api_server::Api for Api {
         request: Request<proto::SetVmRunningRequest>,
     ) -> Result<Response<proto::SetVmRunningReply>, Status> {
         let proto::SetVmRunningRequest { name, running } = request.into_inner();
-        self.change_vm(Command::SetVmRunning { name: parse_name(&name)?, running }).await?;
-        Ok(Response::new(proto::SetVmRunningReply {}))
+        let index = self.change_vm(Command::SetVmRunning { name: parse_name(&name)?, running }).await?;
+        Ok(Response::new(proto::SetVmRunningReply { index }))
     }
 
     async fn remove_vm(
         &self,
         request: Request<proto::RemoveVmRequest>,
     ) -> Result<Response<proto::RemoveVmReply>, Status> {
-        self.change_vm(Command::RemoveVm { name: parse_name(&request.into_inner().name)? }).await?;
-        Ok(Response::new(proto::RemoveVmReply {}))
+        let index = self.change_vm(Command::RemoveVm { name: parse_name(&request.into_inner().name)? }).await?;
+        Ok(Response::new(proto::RemoveVmReply { index }))
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

@@ -194,7 +194,7 @@ fn a_start_of_what_runs_and_a_stop_of_what_is_stopped_change_no_row() {
     fixture.settle();
     for running in [true, false] {
         fixture.say(run("web", running));
-        let entry = Entry { at: Timestamp(99), decided_in: None, command: run("web", running) };
+        let entry = Entry { at: Timestamp(99), decided_in: None, request: None, command: run("web", running) };
         assert_eq!(fixture.state.apply(fixture.index + 1, TERM, &entry).changes, []);
     }
 }
@@ -226,8 +226,24 @@ fn a_vm_whose_name_begins_with_anothers_is_another() {
         fixture.say(put(name, VmSpec { vcpus: 1, memory_mib: 100, ..vm(name, 1) }, None));
     }
     fixture.settle();
-    let entry = Entry { at: Timestamp(99), decided_in: None, command: remove("web") };
+    let entry = Entry { at: Timestamp(99), decided_in: None, request: None, command: remove("web") };
     let changes = fixture.state.apply(fixture.index + 1, TERM, &entry).changes;
     let touched: Vec<_> = changes.iter().map(|change| (change.table, &*change.key)).collect();
     assert_eq!(touched, [(Table::Vms, &b"web"[..]), (Table::Placements, b"web-0")]);
+}
+
+#[test]
+fn there_are_never_more_vms_than_the_most_and_those_that_are_there_may_be_replaced() {
+    let mut state = Fixture::of_nodes(1).state;
+    let mut say = |command| {
+        let entry = Entry { at: Timestamp(99), decided_in: None, request: None, command };
+        state.apply(100, TERM, &entry).answer.reply
+    };
+    for number in 0..MAX_VMS {
+        let name = format!("vm{number}");
+        assert_eq!(say(put(&name, vm(&name, 1), None)), Reply::Done);
+    }
+    let Reply::Refused(why) = say(put("more", vm("more", 1), None)) else { panic!("one more than the most") };
+    assert!(why.contains("which is the most"), "{why}");
+    assert_eq!(say(put("vm7", VmSpec { vcpus: 3, ..vm("vm7", 1) }, None)), Reply::Done);
 }
