@@ -29,7 +29,7 @@ pub mod wire;
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::HardState;
+use raft::eraftpb::{HardState, MessageType};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 pub use gate::RefusedMessage;
@@ -62,6 +62,9 @@ pub struct Driver {
     /// Numbers of the newest write, and of the newest one that is on disk.
     last_write: u64,
     written_up_to: u64,
+    /// The last index of the newest snapshot that was handed out and that raft doesn't take for applied yet. An election
+    /// would make it look for the entries that the snapshot replaces.
+    installing: Option<u64>,
     last_read: u64,
     /// Indexes of membership changes that were handed out and not applied yet.
     unapplied_changes: VecDeque<u64>,
@@ -166,6 +169,7 @@ impl Driver {
             promised: 0,
             last_write: 0,
             written_up_to: 0,
+            installing: None,
             last_read: 0,
             unapplied_changes: VecDeque::new(),
         };
@@ -176,7 +180,8 @@ impl Driver {
     /// Lets one tick pass.
     pub fn tick(&mut self) {
         // Who votes alone becomes leader at once, and raft wants everything from before on disk by then.
-        if self.is_alone() && self.in_flight.is_some() && self.soft().role != Role::Leader {
+        let is_early = self.is_alone() && self.in_flight.is_some() && self.soft().role != Role::Leader;
+        if is_early || self.installing.is_some() {
             return;
         }
         self.raw.tick();
@@ -194,6 +199,9 @@ impl Driver {
 
     fn admitted(&mut self, message: Message) -> Result<(), RefusedMessage> {
         let from = message.from;
+        if self.installing.is_some() && message.msg_type == i32::from(MessageType::MsgTimeoutNow) {
+            return Err(RefusedMessage::Shape { from, reason: "this server is installing a snapshot and can't lead" });
+        }
         let stepped = self.raw.step(message);
         self.pin_election_timeout();
         stepped.map_err(|source| RefusedMessage::Step { from, source })
@@ -310,11 +318,13 @@ impl Driver {
             }
             Role::Follower | Role::Candidate => None,
         };
+        let behind = checkpoint.position.index + 1;
         let mirror = self.raw.mut_store();
         mirror.checkpointed(checkpoint);
         mirror.compact(keep_bytes, laggard.unwrap_or(u64::MAX));
         mirror.compact(keep_for_laggards_bytes, u64::MAX);
-        mirror.first()
+        // A snapshot that waits to be installed has emptied the memory already, and the store needs the log until it is.
+        mirror.first().min(behind)
     }
 
     /// Whether a follower needs a snapshot that is newer than the last checkpoint.

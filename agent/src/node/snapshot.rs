@@ -113,7 +113,9 @@ impl Node {
         let Some(checkpoint) = announced(&message) else { return };
         let position = checkpoint.position;
         let fetching = self.snapshots.fetching.as_ref();
-        if fetching.is_some_and(|(at, _)| *at == position) || position.index <= self.applied {
+        let is_fetching = fetching.is_some_and(|(at, _)| *at == position);
+        // One after the other: the leader announces what is still lacked then.
+        if is_fetching || self.installing.is_some() || position.index <= self.applied {
             return;
         }
         let directory = self.directory.borrow().clone();
@@ -138,6 +140,7 @@ impl Node {
             return;
         }
         match incoming {
+            Ok(_) if self.installing.is_some() => {}
             Ok(incoming) => {
                 self.snapshots.incoming = Some((position, incoming));
                 if let Err(error) = self.driver.step_snapshot(message) {

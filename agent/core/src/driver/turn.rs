@@ -105,6 +105,10 @@ impl Write {
             while let Some(mut write) = writes.next_if(|next| next.restart.is_none() || is_first) {
                 is_first = false;
                 after.append(&mut write.after);
+                if let Some(first) = write.entries.first() {
+                    // Another leader's entries take the place of those that were to be written there.
+                    entries.truncate(entries.partition_point(|entry: &Entry| entry.index < first.index));
+                }
                 entries.append(&mut write.entries);
                 hard_state = write.hard_state.or(hard_state);
             }
@@ -182,6 +186,7 @@ impl Driver {
         if let Some(index) = durable.restarted {
             // Raft takes nothing for applied that it doesn't take for persisted.
             self.raw.advance_apply_to(index);
+            self.installing.take_if(|newest| *newest <= index);
         }
         self.pin_election_timeout();
         durable.after
@@ -210,6 +215,7 @@ impl Driver {
         let membership = Membership::from_raft(metadata.conf_state.as_ref().expect("the gate has seen to it"));
         self.raw.mut_store().restart(position);
         self.unapplied_changes.clear();
+        self.installing = Some(position.index);
         Some(Checkpoint { position, membership })
     }
 

@@ -1,0 +1,12 @@
+//! Raft groups in virtual time, on disks, networks and clocks that do what a seed says.
+//!
+//! `BLIXARD_SEEDS` is how many histories are lived through; `BLIXARD_SEED` is one to look at again.
+
+mod disk;
+mod facts;
+mod misfortune;
+mod mutations;
+mod scripts;
+mod seeds;
+mod server;
+mod world;

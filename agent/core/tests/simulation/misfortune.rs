@@ -1,0 +1,160 @@
+//! One history: things go wrong for a while, as its seed has it, then all is well again, and has to be.
+
+use blixard_core::driver::{Membership, MembershipChange};
+use blixard_core::types::RaftId;
+
+use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, World};
+
+/// How long things go wrong.
+const TROUBLE: u64 = 12 * SECOND;
+/// How long the group has, once all is well, to have everybody up to date again.
+const RECOVERY: u64 = 30 * SECOND;
+
+/// Lives through the history of `seed`.
+///
+/// # Panics
+/// When something isn't so that has to be.
+pub fn live(seed: u64, mutation: Mutation) -> World {
+    let size = [1, 3, 3, 3, 5][usize::try_from(seed % 5).unwrap()];
+    let mut world = World::of_voters(seed, size, mutation);
+    // Some have a clock of their own from the start.
+    for server in world.servers.values_mut() {
+        server.clock_percent = 90 + (seed / 7 + server.id.0 * 3) % 21;
+    }
+    let mut next_id = size + 1;
+    let end = world.now + TROUBLE;
+    while world.now < end {
+        let pause = world.random.between(MILLISECOND, 40 * MILLISECOND);
+        world.run_for(pause);
+        clients(&mut world);
+        if world.random.percent(12) {
+            trouble(&mut world, &mut next_id);
+        }
+    }
+    all_is_well_again(&mut world);
+    world
+}
+
+fn clients(world: &mut World) {
+    let running = world.running();
+    for _ in 0..world.random.below(4) {
+        let Some(id) = world.random.one_of(&running) else { return };
+        let id = if world.random.percent(70) { world.leader().unwrap_or(id) } else { id };
+        if world.random.percent(80) {
+            world.propose(id);
+        } else {
+            world.read(id);
+        }
+    }
+}
+
+fn trouble(world: &mut World, next_id: &mut u64) {
+    let ids = world.ids();
+    let id = world.random.one_of(&ids).expect("there are servers");
+    let is_up = world.servers[&id].is_up();
+    match world.random.below(100) {
+        0..14 if is_up => world.crash(id),
+        0..34 if !is_up => world.start(id),
+        14..20 => world.isolate(id),
+        20..28 => {
+            let other = world.random.one_of(&ids).expect("there are servers");
+            // One way only.
+            world.network.cut.insert((id, other));
+        }
+        28..40 => world.network.cut.clear(),
+        40..46 => {
+            world.network.drop_percent = world.random.below(20);
+            world.network.twice_percent = world.random.below(20);
+            world.network.latency = world.random.between(MILLISECOND, 120 * MILLISECOND);
+        }
+        46..56 => {
+            let pause = world.random.between(10 * MILLISECOND, 2 * SECOND);
+            let server = world.servers.get_mut(&id).expect("it is one of them");
+            server.paused_until = world.now + pause;
+        }
+        56..66 => {
+            let slow = world.random.between(0, 300 * MILLISECOND);
+            world.servers.get_mut(&id).expect("it is one of them").sync_time = slow;
+        }
+        66..70 => {
+            let left = u32::try_from(world.random.below(20)).expect("it is small");
+            world.servers.get_mut(&id).expect("it is one of them").log.writes_left = Some(left);
+        }
+        70..76 => {
+            let percent = world.random.between(90, 110);
+            world.servers.get_mut(&id).expect("it is one of them").clock_percent = percent;
+        }
+        76..84 => {
+            if let Some(leader) = world.leader() {
+                // To whomever: it is the group's to see to it that it goes well.
+                let _ = world.with(leader, |server| server.driver().transfer_leader(id));
+            }
+        }
+        84..100 => change(world, next_id),
+        _ => {}
+    }
+}
+
+fn change(world: &mut World, next_id: &mut u64) {
+    let Some(leader) = world.leader() else { return };
+    let Membership { voters, learners } = world.status(leader).membership;
+    let wanted = match world.random.below(3) {
+        0 if learners.is_empty() && voters.len() < 6 => {
+            let id = RaftId(*next_id);
+            *next_id += 1;
+            MembershipChange::AddLearner(id)
+        }
+        1 if voters.len() > 3 => {
+            let others: Vec<RaftId> = voters.iter().copied().filter(|id| *id != leader).collect();
+            MembershipChange::Remove(world.random.one_of(&others).expect("there are more than three"))
+        }
+        _ => match learners.first() {
+            Some(id) => MembershipChange::Promote(*id),
+            None => return,
+        },
+    };
+    if world.change(leader, wanted).is_ok()
+        && let MembershipChange::AddLearner(id) = wanted
+    {
+        // It comes with nothing but the group's beginning.
+        let founding = world.servers[&FOUNDER].founding().clone();
+        world.install(id, &founding);
+    }
+}
+
+fn all_is_well_again(world: &mut World) {
+    world.heal();
+    for id in world.ids() {
+        if !world.servers[&id].is_up() {
+            world.start(id);
+        }
+    }
+    let end = world.now + RECOVERY;
+    let mut last = None;
+    loop {
+        world.run_for(50 * MILLISECOND);
+        if let Some(leader) = world.leader() {
+            let is_applied = |command: &Vec<u8>| world.facts.acknowledged.contains_key(command);
+            if last.as_ref().is_some_and(is_applied) && everybody_is_up_to_date(world, leader) {
+                return;
+            }
+            if last.is_none() || !last.as_ref().is_some_and(is_applied) {
+                last = world.propose(leader);
+            }
+        }
+        let all = || world.running().into_iter().map(|id| (id, world.status(id))).collect::<Vec<_>>();
+        assert!(world.now < end, "seed {}: the group doesn't recover: {:#?}", world.seed, all());
+    }
+}
+
+fn everybody_is_up_to_date(world: &World, leader: RaftId) -> bool {
+    let status = world.status(leader);
+    let members: Vec<RaftId> = status.membership.voters.iter().chain(&status.membership.learners).copied().collect();
+    if !members.iter().all(|id| world.status(*id).applied == world.facts.last_committed()) {
+        return false;
+    }
+    for id in members {
+        world.facts.nothing_acknowledged_is_lost(&world.servers[&id]);
+    }
+    true
+}

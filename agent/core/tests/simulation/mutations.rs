@@ -1,0 +1,63 @@
+//! Servers that do one thing wrong: the simulation has to see it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::misfortune::live;
+use super::world::Mutation;
+
+/// What is said when histories with this mutation are lived through, until something is.
+fn caught(mutation: Mutation, seeds: u64) -> (u64, String) {
+    for seed in 0..seeds {
+        if let Err(cause) = catch_unwind(AssertUnwindSafe(|| live(seed, mutation))) {
+            let text = cause.downcast_ref::<String>().cloned();
+            return (seed, text.or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default());
+        }
+    }
+    panic!("{mutation:?} was not seen in {seeds} histories");
+}
+
+#[track_caller]
+fn is_caught(mutation: Mutation, expected: &str) {
+    let (seed, text) = caught(mutation, 60);
+    assert!(text.contains(expected), "{mutation:?} was seen in seed {seed}, but as: {text}");
+}
+
+#[test]
+fn who_speaks_before_it_writes_is_caught() {
+    is_caught(Mutation::SpeaksBeforeItWrites, "on the disks of no quorum");
+}
+
+#[test]
+fn who_forgets_a_sync_is_caught() {
+    is_caught(Mutation::ForgetsSyncs, "on the disks of no quorum");
+}
+
+#[test]
+fn who_forgets_a_vote_is_caught() {
+    is_caught(Mutation::ForgetsVotes, "leaves before it is on disk");
+}
+
+#[test]
+fn a_store_that_is_ahead_of_its_log_is_caught() {
+    is_caught(Mutation::StoresBeforeItLogs, "the store of server");
+}
+
+#[test]
+fn a_log_that_is_cut_too_early_is_caught() {
+    is_caught(Mutation::CutsTooMuch, "lacks what is between");
+}
+
+#[test]
+fn a_log_that_does_not_begin_anew_behind_a_snapshot_is_caught() {
+    is_caught(Mutation::ForgetsRestarts, "has a gap");
+}
+
+#[test]
+fn who_acknowledges_what_is_only_appended_is_caught() {
+    is_caught(Mutation::AcknowledgesAtAppend, "acknowledged at");
+}
+
+#[test]
+fn a_read_without_a_quorum_is_caught() {
+    is_caught(Mutation::ReadsWithoutQuorum, "read at");
+}

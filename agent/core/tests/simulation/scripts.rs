@@ -1,0 +1,222 @@
+//! Corners of the protocol, each as a short history, and some of them whole, to be read.
+
+use std::collections::BTreeSet;
+
+use blixard_core::driver::{
+    Driver, Fate, Membership, MembershipChange, ProposeError, ReadError, Recovered, Role, Settings, Write,
+};
+use blixard_core::types::RaftId;
+
+use super::disk::LogDisk;
+use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, World};
+
+fn three(seed: u64) -> World {
+    World::of_voters(seed, 3, Mutation::None)
+}
+
+fn other_than(world: &World, ids: &[RaftId]) -> RaftId {
+    world.ids().into_iter().find(|id| !ids.contains(id)).unwrap()
+}
+
+/// Proposes, and waits until everybody who runs has applied it.
+fn applied_everywhere(world: &mut World, leader: RaftId) -> Vec<u8> {
+    let command = world.propose(leader).unwrap();
+    world.until("that all apply it", |world| {
+        world.running().iter().all(|id| world.servers[id].commands().last() == Some(&command))
+    });
+    command
+}
+
+fn acknowledged(world: &mut World, command: &[u8]) -> u64 {
+    world.until("an acknowledgement", |world| world.facts.acknowledged.contains_key(command));
+    world.facts.acknowledged[command].index
+}
+
+/// Compares what happened since `from` with what is kept in the tree.
+#[track_caller]
+fn is_as_kept(world: &World, from: usize, kept: &str) {
+    let trace = world.trace[from..].join("\n") + "\n";
+    assert_eq!(trace, kept, "the trace is now:\n{trace}");
+}
+
+#[test]
+fn a_group_of_one_commits_what_it_has_written_and_goes_on_after_a_restart() {
+    let mut world = World::founded(1);
+    world.run_for(SECOND);
+    let from = world.trace.len();
+    let first = world.propose(FOUNDER).unwrap();
+    assert_eq!(acknowledged(&mut world, &first), 2);
+    is_as_kept(&world, from, include_str!("traces/one_voter.txt"));
+    world.crash(FOUNDER);
+    world.start(FOUNDER);
+    let leader = world.elect();
+    let second = applied_everywhere(&mut world, leader);
+    assert_eq!(world.servers[&FOUNDER].commands(), [first, second]);
+}
+
+#[test]
+fn an_election_goes_through_pre_votes_votes_and_an_empty_entry() {
+    let mut world = three(13);
+    world.elect();
+    is_as_kept(&world, 0, include_str!("traces/election.txt"));
+}
+
+#[test]
+fn leadership_goes_where_it_is_handed_and_meanwhile_nothing_is_proposed() {
+    let mut world = three(10);
+    let old = world.elect();
+    world.run_for(SECOND);
+    let new = other_than(&world, &[old]);
+    let from = world.trace.len();
+    world.with(old, |server| server.driver().transfer_leader(new)).unwrap();
+    assert_eq!(world.with(old, |server| server.driver().propose(vec![1])), Err(ProposeError::Busy));
+    world.until("the new leader", |world| world.status(new).soft.role == Role::Leader);
+    assert_eq!((world.elect(), world.status(old).soft.role), (new, Role::Follower));
+    is_as_kept(&world, from, include_str!("traces/transfer.txt"));
+}
+
+#[test]
+fn a_laggard_whose_entries_were_cut_gets_a_snapshot_and_what_came_after_it() {
+    let mut world = three(4);
+    let leader = world.elect();
+    let laggard = other_than(&world, &[leader]);
+    world.crash(laggard);
+    for _ in 0..120 {
+        applied_everywhere(&mut world, leader);
+    }
+    let from = world.trace.len();
+    world.start(laggard);
+    world.until("a snapshot", |world| world.facts.snapshots > 0);
+    world.until("that it is up to date", |world| world.status(laggard).applied == world.facts.last_committed());
+    is_as_kept(&world, from, include_str!("traces/laggard.txt"));
+    applied_everywhere(&mut world, leader);
+    world.facts.nothing_acknowledged_is_lost(&world.servers[&laggard]);
+}
+
+#[test]
+fn only_a_leader_takes_proposals_and_a_follower_names_it() {
+    let mut world = three(3);
+    let propose = |world: &mut World, id, command| world.with(id, |server| server.driver().propose(command));
+    assert_eq!(propose(&mut world, RaftId(1), vec![1]), Err(ProposeError::NotLeader { leader: None }));
+    let leader = world.elect();
+    let follower = other_than(&world, &[leader]);
+    assert_eq!(propose(&mut world, follower, vec![1]), Err(ProposeError::NotLeader { leader: Some(leader) }));
+    assert_eq!(propose(&mut world, leader, vec![]), Err(ProposeError::Empty));
+    let long = vec![0; blixard_core::command::MAX_BYTES + 1];
+    assert!(matches!(propose(&mut world, leader, long), Err(ProposeError::TooLong { .. })));
+}
+
+#[test]
+fn what_an_isolated_leader_took_is_superseded_by_its_successor() {
+    let mut world = three(4);
+    let old = world.elect();
+    applied_everywhere(&mut world, old);
+    world.isolate(old);
+    let lost = world.propose(old).unwrap();
+    world.until("a successor", |world| world.leader().is_some_and(|id| id != old));
+    world.until("that the old leader steps down", |world| world.status(old).soft.role != Role::Leader);
+    let new = world.leader().unwrap();
+    let taken = world.propose(new).unwrap();
+    world.heal();
+    world.until("an outcome", |world| world.servers[&old].fates.contains(&(lost.clone(), Fate::Superseded)));
+    acknowledged(&mut world, &taken);
+    assert!(!world.facts.acknowledged.contains_key(&lost));
+}
+
+#[test]
+fn a_server_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
+    let mut world = three(5);
+    let leader = world.elect();
+    let term = world.status(leader).term;
+    let lonely = other_than(&world, &[leader]);
+    world.isolate(lonely);
+    world.run_for(5 * SECOND);
+    assert_eq!(world.status(lonely).term, term, "it asked before it raised its term");
+    world.heal();
+    world.run_for(SECOND);
+    assert_eq!((world.leader(), world.status(leader).term), (Some(leader), term));
+}
+
+#[test]
+fn a_learner_gets_the_log_and_is_promoted_only_once_it_keeps_up() {
+    let mut world = World::founded(6);
+    for _ in 0..40 {
+        applied_everywhere(&mut world, FOUNDER);
+    }
+    let joiner = RaftId(2);
+    world.change(FOUNDER, MembershipChange::AddLearner(joiner)).unwrap();
+    world.run_for(100 * MILLISECOND);
+    for id in [joiner, RaftId(9)] {
+        assert_eq!(world.change(FOUNDER, MembershipChange::Promote(id)), Err(ProposeError::NotCaughtUp { id }));
+    }
+    world.install(joiner, &Membership::founded_by(FOUNDER));
+    let keeps_up = |world: &World| world.status(FOUNDER).peers.iter().all(|peer| peer.caught_up);
+    world.until("a learner that keeps up", keeps_up);
+    world.until("that it has all", |world| world.servers[&joiner].commands().len() == 40);
+    assert_eq!(world.facts.snapshots, 1, "the log's beginning was cut");
+    world.change(FOUNDER, MembershipChange::Promote(joiner)).unwrap();
+    let both = BTreeSet::from([FOUNDER, joiner]);
+    world.until("two voters", |world| world.ids().iter().all(|id| world.status(*id).membership.voters == both));
+    assert!(world.status(joiner).membership.learners.is_empty());
+}
+
+#[test]
+fn a_second_change_of_the_servers_waits_for_the_first_and_no_leader_removes_itself() {
+    let mut world = three(7);
+    let leader = world.elect();
+    world.change(leader, MembershipChange::AddLearner(RaftId(8))).unwrap();
+    let second = world.change(leader, MembershipChange::AddLearner(RaftId(9)));
+    assert_eq!(second, Err(ProposeError::ChangePending));
+    world.until("the first", |world| world.status(leader).membership.learners.len() == 1);
+    let itself = world.change(leader, MembershipChange::Remove(leader));
+    assert_eq!(itself, Err(ProposeError::RemovesLeader { id: leader }));
+}
+
+#[test]
+fn a_leader_that_its_predecessor_removed_steps_down_and_the_others_go_on() {
+    let mut world = three(8);
+    let old = world.elect();
+    let removed = other_than(&world, &[old]);
+    let third = other_than(&world, &[old, removed]);
+    // The removal reaches the one it removes, and nobody knows yet that it committed.
+    world.isolate(third);
+    world.change(old, MembershipChange::Remove(removed)).unwrap();
+    world.until("the entry", |world| world.servers[&removed].log.durable.last() == world.status(old).last_index);
+    world.crash(old);
+    world.heal();
+    world.until("the removal", |world| world.status(removed).membership.voters.len() == 2);
+    assert_eq!(world.status(removed).soft.role, Role::Follower, "only it could lead, and it did");
+    world.start(old);
+    world.until("a leader among those left", |world| {
+        world.leader().is_some_and(|id| id != removed && world.status(id).membership.voters.len() == 2)
+    });
+    let leader = world.leader().unwrap();
+    let command = world.propose(leader).unwrap();
+    acknowledged(&mut world, &command);
+}
+
+#[test]
+fn reads_are_answered_on_the_leader_and_on_a_follower() {
+    let mut world = three(9);
+    let read = world.with(RaftId(1), |server| server.driver().read_index());
+    assert_eq!(read, Err(ReadError::NoLeader));
+    let leader = world.elect();
+    let follower = other_than(&world, &[leader]);
+    applied_everywhere(&mut world, leader);
+    for (id, answered) in [(leader, 1), (follower, 2)] {
+        world.read(id);
+        world.until("an answer", |world| world.facts.reads == answered);
+    }
+}
+
+#[test]
+#[should_panic(expected = "the node must stop")]
+fn a_write_that_failed_is_never_passed_over() {
+    let mut driver = Driver::new(Settings::new(FOUNDER, 0), Recovered::blank(FOUNDER)).unwrap();
+    driver.campaign_if_alone();
+    drop(driver.turn().unwrap().write.unwrap());
+    driver.propose(vec![1]).unwrap();
+    let write = driver.turn().unwrap().write.unwrap();
+    let durable = Write::write_all(vec![write], &mut LogDisk::default()).unwrap().unwrap();
+    let _ = driver.persisted(durable);
+}

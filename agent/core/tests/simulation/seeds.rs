@@ -1,0 +1,84 @@
+//! Many histories, on all cores.
+
+use std::panic::AssertUnwindSafe;
+
+use super::misfortune::live;
+use super::world::Mutation;
+
+/// Histories lived through by default, all parts together.
+const SEEDS: u64 = 1_200;
+const PARTS: u64 = 4;
+
+#[expect(clippy::disallowed_methods, reason = "how long a test takes is for whoever runs it to say")]
+fn number_in(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("it is a number"))
+}
+
+/// How often what has to happen happened.
+#[derive(Default, Debug)]
+struct Counts {
+    acknowledged: u64,
+    elections: u64,
+    crashes: u64,
+    snapshots: u64,
+    changes: u64,
+    reads: u64,
+}
+
+#[expect(clippy::disallowed_macros, reason = "a seed that failed is of no use where nobody sees it")]
+fn part(part: u64) {
+    if let Some(seed) = number_in("BLIXARD_SEED") {
+        if part == 0 {
+            live(seed, Mutation::None);
+        }
+        return;
+    }
+    let seeds = number_in("BLIXARD_SEEDS").unwrap_or(SEEDS) / PARTS;
+    let mut counts = Counts::default();
+    for seed in (0..seeds).map(|number| number * PARTS + part) {
+        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(seed, Mutation::None)));
+        let world = lived.unwrap_or_else(|cause| {
+            eprintln!("BLIXARD_SEED={seed} lives through it again");
+            std::panic::resume_unwind(cause)
+        });
+        counts.acknowledged += world.facts.acknowledged.len() as u64;
+        counts.elections += world.facts.elections;
+        counts.crashes += world.facts.crashes;
+        counts.snapshots += world.facts.snapshots;
+        counts.changes += world.facts.changes;
+        counts.reads += world.facts.reads;
+    }
+    eprintln!("{seeds} histories: {counts:?}");
+    let Counts { acknowledged, elections, crashes, snapshots, changes, reads } = counts;
+    let each = [(acknowledged, 100), (elections, 3), (crashes, 3), (reads, 10)];
+    assert!(each.iter().all(|(count, least)| count / seeds >= *least), "too little happened: {counts:?}");
+    assert!(snapshots > seeds / 4 && changes > seeds / 2, "too little happened: {counts:?}");
+}
+
+#[test]
+fn every_history_of_the_first_part_is_as_it_has_to_be() {
+    part(0);
+}
+
+#[test]
+fn every_history_of_the_second_part_is_as_it_has_to_be() {
+    part(1);
+}
+
+#[test]
+fn every_history_of_the_third_part_is_as_it_has_to_be() {
+    part(2);
+}
+
+#[test]
+fn every_history_of_the_fourth_part_is_as_it_has_to_be() {
+    part(3);
+}
+
+#[test]
+fn one_seed_is_one_history_message_by_message() {
+    let traces = [11, 11, 12].map(|seed| live(seed, Mutation::None).trace);
+    assert!(traces[0].len() > 100);
+    assert_eq!(traces[0], traces[1]);
+    assert_ne!(traces[0], traces[2]);
+}

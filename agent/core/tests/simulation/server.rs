@@ -1,0 +1,387 @@
+//! One server: the driver, and around it what the agent's event loop does, on disks that take their time.
+
+use std::collections::BTreeMap;
+
+use blixard_core::driver::{
+    Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, Message, Position, Proposals, ReadId,
+    Recovered, Role, Settings, Soft, Status, Write,
+};
+use blixard_core::types::RaftId;
+use raft::eraftpb::{Entry, HardState};
+
+use super::disk::{Failed, Flaw, LogDisk, State, StoreDisk};
+use super::world::{MILLISECOND, Mutation, Time};
+
+/// Entries between two checkpoints.
+const CHECKPOINT_EVERY: u64 = 8;
+
+pub struct Server {
+    pub id: RaftId,
+    mutation: Mutation,
+    founding: Membership,
+    pub boot: u64,
+    pub log: LogDisk,
+    pub store: StoreDisk,
+    node: Option<Node>,
+    /// Most that a sync takes, over what it takes anyway.
+    pub sync_time: Time,
+    pub clock_percent: u64,
+    pub paused_until: Time,
+    /// What became of the proposals that were made here.
+    pub fates: Vec<(Vec<u8>, Fate)>,
+}
+
+/// What a server loses when it crashes.
+struct Node {
+    driver: Driver,
+    state: State,
+    applied: Position,
+    waiting: Vec<Write>,
+    writing: Option<Vec<Write>>,
+    /// With [`Mutation::SpeaksBeforeItWrites`], what the log is still to be told.
+    late: Vec<Late>,
+    checkpointing: Option<(Checkpoint, State)>,
+    stage: Stage,
+    incoming: Option<(Checkpoint, State)>,
+    installing: Option<Install>,
+    proposals: Proposals<Vec<u8>>,
+    /// What was acknowledged somewhere when each read was asked for.
+    reads: BTreeMap<ReadId, u64>,
+    told: Told,
+    /// Index of the last checkpoint.
+    held: u64,
+}
+
+/// How far a checkpoint is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The log is to hold its commit index first.
+    Recording,
+    Recorded,
+    Storing,
+}
+
+/// What a server's turns ask of the world, and what happened in them.
+#[derive(Default)]
+pub struct Told {
+    pub messages: Vec<Message>,
+    pub log_takes: Option<Time>,
+    pub store_takes: Option<Time>,
+    pub committed: Vec<Committed>,
+    pub acknowledged: Vec<(Vec<u8>, Position)>,
+    fates: Vec<(Vec<u8>, Fate)>,
+    /// The index at which a read was answered, and the last index that was acknowledged before it was asked.
+    pub reads: Vec<(u64, u64)>,
+    pub soft: Option<Soft>,
+    pub installed: Option<State>,
+}
+
+enum Late {
+    Write(Vec<Entry>, Option<HardState>),
+    Restart(Position, HardState),
+}
+
+/// Takes writes for done, and lets the log hear of them later.
+struct Promise<'a>(&'a mut Vec<Late>);
+
+impl LogStore for Promise<'_> {
+    type Error = Failed;
+    fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
+        self.0.push(Late::Write(entries.to_vec(), hard_state.cloned()));
+        Ok(())
+    }
+    fn restart(&mut self, base: Position, hard_state: &HardState) -> Result<(), Failed> {
+        self.0.push(Late::Restart(base, hard_state.clone()));
+        Ok(())
+    }
+}
+
+impl Server {
+    pub fn blank(id: RaftId, founding: &Membership, mutation: Mutation) -> Self {
+        let flaw = match mutation {
+            Mutation::ForgetsSyncs => Flaw::ForgetsSyncs,
+            Mutation::ForgetsVotes => Flaw::ForgetsVotes,
+            Mutation::ForgetsRestarts => Flaw::ForgetsRestarts,
+            _ => Flaw::None,
+        };
+        Self {
+            id,
+            mutation,
+            founding: founding.clone(),
+            boot: 0,
+            log: LogDisk { flaw, ..LogDisk::default() },
+            store: StoreDisk::default(),
+            node: None,
+            sync_time: 0,
+            clock_percent: 100,
+            paused_until: 0,
+            fates: Vec::new(),
+        }
+    }
+
+    pub fn start(&mut self, seed: u64) {
+        self.boot += 1;
+        let StoreDisk { checkpoint, state, installed } = self.store.clone();
+        let at = checkpoint.position;
+        let image = &self.log.durable;
+        if installed && (image.term_at(at.index) != Some(at.term) || image.hard_state.commit < at.index) {
+            // As the agent does it: a crash came between the store and the log.
+            let HardState { term, vote, .. } = image.hard_state;
+            let vote = if term < at.term { 0 } else { vote };
+            let hard_state = HardState { term: term.max(at.term), vote, commit: at.index };
+            self.log.restart(at, &hard_state).expect("a disk that fails is a later one's");
+        }
+        let image = self.log.durable.clone();
+        let membership = if at.index == 0 { self.founding.clone() } else { checkpoint.membership.clone() };
+        let recovered = Recovered {
+            base: image.base,
+            entries: image.entries,
+            hard_state: image.hard_state,
+            membership,
+            applied: at.index,
+        };
+        // Small, so that logs are cut and snapshots needed.
+        let keep = Settings { keep_bytes: 1_500, keep_for_laggards_bytes: 6_000, ..Settings::new(self.id, 0) };
+        let settings = Settings { seed: seed ^ (self.boot << 32), max_committed_bytes: 600, ..keep };
+        let mut driver = Driver::new(settings, recovered).expect("its own log and store fit each other");
+        if at.index > 0 {
+            driver.checkpointed(checkpoint);
+        }
+        self.node = Some(Node {
+            driver,
+            state,
+            applied: at,
+            waiting: Vec::new(),
+            writing: None,
+            late: Vec::new(),
+            checkpointing: None,
+            stage: Stage::Recording,
+            incoming: None,
+            installing: None,
+            proposals: Proposals::default(),
+            reads: BTreeMap::new(),
+            told: Told::default(),
+            held: at.index,
+        });
+    }
+
+    /// Everything in memory goes; of a write that is under way, all is kept or nothing.
+    pub fn crash(&mut self, keeps_write: bool) {
+        let Some(mut node) = self.node.take() else { return };
+        if keeps_write && let Some(writes) = node.writing.take() {
+            // Whether it succeeds makes no difference any more.
+            let _ = Write::write_all(writes, &mut self.log);
+        }
+        self.log.crash();
+    }
+
+    /// The servers that it began with.
+    pub fn founding(&self) -> &Membership {
+        &self.founding
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.node.is_some()
+    }
+
+    pub fn status(&self) -> Status {
+        self.node.as_ref().expect("it runs").driver.status()
+    }
+
+    /// The commands that it has applied, in order.
+    pub fn commands(&self) -> Vec<Vec<u8>> {
+        self.node.as_ref().expect("it runs").state.applied.values().cloned().collect()
+    }
+
+    pub fn driver(&mut self) -> &mut Driver {
+        &mut self.node().driver
+    }
+
+    fn node(&mut self) -> &mut Node {
+        self.node.as_mut().expect("it runs")
+    }
+
+    pub fn tick(&mut self) {
+        self.driver().tick();
+    }
+
+    pub fn step(&mut self, message: Message) {
+        // A server that was started again may get answers to what it no longer knows of.
+        let _ = self.driver().step(message);
+    }
+
+    pub fn propose(&mut self, command: &[u8]) -> bool {
+        let mutation = self.mutation;
+        let node = self.node();
+        let Ok(position) = node.driver.propose(command.to_vec()) else { return false };
+        node.proposals.track(position, command.to_vec());
+        if mutation == Mutation::AcknowledgesAtAppend {
+            node.told.acknowledged.push((command.to_vec(), position));
+        }
+        true
+    }
+
+    pub fn read(&mut self, known: u64) {
+        let mutation = self.mutation;
+        let node = self.node();
+        if mutation == Mutation::ReadsWithoutQuorum {
+            if node.driver.soft().role == Role::Leader {
+                node.told.reads.push((node.driver.status().commit, known));
+            }
+        } else if let Ok(read) = node.driver.read_index() {
+            node.reads.insert(read, known);
+        }
+    }
+
+    /// A write of the log is on disk.
+    pub fn log_done(&mut self) -> Result<(), Failed> {
+        let Self { log, node, .. } = self;
+        let node = node.as_mut().expect("it runs");
+        for late in std::mem::take(&mut node.late) {
+            match late {
+                Late::Write(entries, hard_state) => log.write(&entries, hard_state.as_ref())?,
+                Late::Restart(base, hard_state) => log.restart(base, &hard_state)?,
+            }
+        }
+        let writes = node.writing.take().unwrap_or_default();
+        if let Some(durable) = Write::write_all(writes, log)? {
+            node.persisted(durable);
+        }
+        Ok(())
+    }
+
+    /// A checkpoint of the store is on disk.
+    pub fn store_done(&mut self) {
+        let Self { log, store, node, .. } = self;
+        let node = node.as_mut().expect("it runs");
+        let (checkpoint, state) = node.checkpointing.take().expect("one was under way");
+        *store = StoreDisk { checkpoint: checkpoint.clone(), state, installed: false };
+        node.held = checkpoint.position.index;
+        let needed = node.driver.checkpointed(checkpoint);
+        let cuts_too_much = self.mutation == Mutation::CutsTooMuch;
+        log.live.release_before(if cuts_too_much { node.applied.index + 1 } else { needed });
+        log.sync();
+    }
+
+    /// A snapshot is here, whole.
+    pub fn fetched(&mut self, message: Message, checkpoint: Checkpoint, state: State) {
+        let node = self.node();
+        if node.installing.is_some() {
+            return;
+        }
+        node.incoming = Some((checkpoint, state));
+        if node.driver.step_snapshot(message).is_err() {
+            node.incoming = None;
+        }
+    }
+
+    /// All that is to be done now; what takes time is begun.
+    pub fn turns(&mut self) -> Told {
+        let mutation = self.mutation;
+        let Self { store, node, fates, .. } = self;
+        let Some(node) = node.as_mut() else { return Told::default() };
+        loop {
+            if let Some(install) = node.installing.take() {
+                if node.writing.is_some() || !node.waiting.is_empty() || node.checkpointing.is_some() {
+                    node.installing = Some(install);
+                    break;
+                }
+                node.install(install, store);
+            }
+            let Some(turn) = node.driver.turn() else { break };
+            node.told.messages.extend(turn.send);
+            node.told.soft = turn.soft.or(node.told.soft);
+            node.waiting.extend(turn.write);
+            for (read, index) in turn.reads {
+                if let Some(known) = node.reads.remove(&read) {
+                    node.told.reads.push((index, known));
+                }
+            }
+            node.apply(turn.committed, mutation);
+            node.installing = turn.install;
+        }
+        node.begin_checkpoint(mutation);
+        let mut told = std::mem::take(&mut node.told);
+        fates.append(&mut told.fates);
+        if node.writing.is_none() && !node.waiting.is_empty() {
+            let mut writes = std::mem::take(&mut node.waiting);
+            if mutation == Mutation::SpeaksBeforeItWrites {
+                let durable = Write::write_all(std::mem::take(&mut writes), &mut Promise(&mut node.late));
+                node.persisted(durable.expect("a promise is always given").expect("there were writes"));
+                told.messages.append(&mut node.told.messages);
+            }
+            node.writing = Some(writes);
+            told.log_takes = Some(100 + self.sync_time);
+        }
+        if node.checkpointing.is_some() && node.stage == Stage::Recorded {
+            node.stage = Stage::Storing;
+            told.store_takes = Some(MILLISECOND + self.sync_time * 2);
+        }
+        told
+    }
+}
+
+impl Node {
+    fn persisted(&mut self, durable: blixard_core::driver::Durable) {
+        let commit = durable.commit().index();
+        self.told.messages.extend(self.driver.persisted(durable));
+        let is_recorded = |(checkpoint, _): &(Checkpoint, State)| checkpoint.position.index <= commit;
+        if self.stage == Stage::Recording && self.checkpointing.as_ref().is_some_and(is_recorded) {
+            self.stage = Stage::Recorded;
+        }
+    }
+
+    fn apply(&mut self, committed: Vec<Committed>, mutation: Mutation) {
+        for entry in committed {
+            let index = entry.position.index;
+            assert_eq!(index, self.applied.index + 1, "an entry was skipped or came twice");
+            match &entry.content {
+                Content::Membership { change, .. } => {
+                    // Servers refuse the same ones.
+                    let _ = self.driver.apply_membership(index, *change);
+                }
+                Content::Command(command) => {
+                    self.state.applied.insert(index, command.clone());
+                }
+                Content::Nothing => {}
+            }
+            for (command, fate) in self.proposals.settle(&entry) {
+                self.told.fates.push((command.clone(), fate));
+                if fate == Fate::Applied && mutation != Mutation::AcknowledgesAtAppend {
+                    self.told.acknowledged.push((command, entry.position));
+                }
+            }
+            self.applied = entry.position;
+            self.driver.applied(index);
+            self.told.committed.push(entry);
+        }
+    }
+
+    fn begin_checkpoint(&mut self, mutation: Mutation) {
+        let due = self.applied.index >= self.held + CHECKPOINT_EVERY || self.driver.wants_checkpoint();
+        if !due || self.applied.index <= self.held || self.checkpointing.is_some() || self.installing.is_some() {
+            return;
+        }
+        let checkpoint = Checkpoint { position: self.applied, membership: self.driver.membership() };
+        self.checkpointing = Some((checkpoint, self.state.clone()));
+        if mutation == Mutation::StoresBeforeItLogs {
+            self.stage = Stage::Recorded;
+        } else {
+            self.stage = Stage::Recording;
+            self.waiting.push(self.driver.record_commit());
+        }
+    }
+
+    fn install(&mut self, install: Install, store: &mut StoreDisk) {
+        let (checkpoint, state) = self.incoming.take().expect("raft was told of it");
+        assert_eq!(checkpoint, install.checkpoint);
+        *store = StoreDisk { checkpoint: checkpoint.clone(), state: state.clone(), installed: true };
+        self.waiting.push(install.installed(&checkpoint));
+        self.applied = checkpoint.position;
+        self.held = checkpoint.position.index;
+        self.proposals.pass_over(checkpoint.position.index);
+        self.driver.checkpointed(checkpoint);
+        self.told.installed = Some(state.clone());
+        self.state = state;
+    }
+}

@@ -1,0 +1,418 @@
+//! Servers, their disks, the network and their clocks, in virtual time: one seed is one history.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use blixard_core::driver::{Checkpoint, Membership, MembershipChange, Message, Role, Status};
+use blixard_core::types::RaftId;
+use raft::eraftpb::MessageType;
+
+use super::disk::State;
+use super::facts::Facts;
+use super::server::{Server, Told};
+
+pub const FOUNDER: RaftId = RaftId(1);
+
+/// Microseconds of virtual time.
+pub type Time = u64;
+pub const MILLISECOND: Time = 1_000;
+pub const SECOND: Time = 1_000 * MILLISECOND;
+/// What a server's clock calls a tick, by a clock that is right.
+const TICK: Time = 10 * MILLISECOND;
+
+/// A small generator of our own, so that no update of a crate changes what a seed means.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Self(seed ^ 0x9e37_79b9_7f4a_7c15);
+        random.below(1);
+        random
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    pub fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    pub fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
+        let count = u64::try_from(all.len()).unwrap();
+        (count > 0).then(|| all[usize::try_from(self.below(count)).unwrap()])
+    }
+}
+
+/// What the world itself does wrong on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mutation {
+    #[default]
+    None,
+    /// What depends on a write is said before the write is done.
+    SpeaksBeforeItWrites,
+    ForgetsSyncs,
+    ForgetsVotes,
+    /// The store is made durable though the log doesn't hold its commit index yet.
+    StoresBeforeItLogs,
+    /// The log is cut up to what was applied, and not up to what the store holds.
+    CutsTooMuch,
+    ForgetsRestarts,
+    /// A proposal is acknowledged once it is appended.
+    AcknowledgesAtAppend,
+    /// A leader answers reads by its own word.
+    ReadsWithoutQuorum,
+}
+
+enum Event {
+    Tick {
+        server: RaftId,
+        boot: u64,
+    },
+    Deliver(Message),
+    LogDone {
+        server: RaftId,
+        boot: u64,
+    },
+    StoreDone {
+        server: RaftId,
+        boot: u64,
+    },
+    /// The rows of a snapshot reach a follower, or don't.
+    Fetched {
+        message: Message,
+        state: State,
+        arrived: bool,
+        from_boot: u64,
+    },
+}
+
+impl Event {
+    fn server(&self) -> RaftId {
+        match self {
+            Self::Tick { server, .. } | Self::LogDone { server, .. } | Self::StoreDone { server, .. } => *server,
+            Self::Deliver(message) | Self::Fetched { message, .. } => RaftId(message.to),
+        }
+    }
+}
+
+/// How the network is.
+#[derive(Default)]
+pub struct Network {
+    /// Ways that nothing goes, one direction each.
+    pub cut: BTreeSet<(RaftId, RaftId)>,
+    pub drop_percent: u64,
+    pub twice_percent: u64,
+    /// Longest that a message is under way.
+    pub latency: Time,
+}
+
+pub struct World {
+    pub seed: u64,
+    pub mutation: Mutation,
+    pub random: Random,
+    pub now: Time,
+    queue: BTreeMap<(Time, u64), Event>,
+    queued: u64,
+    pub servers: BTreeMap<RaftId, Server>,
+    pub network: Network,
+    pub facts: Facts,
+    /// What happened, in order: messages that were delivered, writes that were begun, entries that were applied.
+    pub trace: Vec<String>,
+    commands: u64,
+}
+
+impl World {
+    /// A founder that runs alone and leads.
+    pub fn founded(seed: u64) -> Self {
+        let mut world = Self::empty(seed, Mutation::None);
+        world.install(FOUNDER, &Membership::founded_by(FOUNDER));
+        world.with(FOUNDER, |server| server.driver().campaign_if_alone());
+        world.until("leader", |world| world.leader().is_some());
+        world
+    }
+
+    /// Servers 1 to `size`, all voters from the start, none of which leads yet.
+    pub fn of_voters(seed: u64, size: u64, mutation: Mutation) -> Self {
+        let mut world = Self::empty(seed, mutation);
+        let voters: BTreeSet<RaftId> = (1..=size).map(RaftId).collect();
+        for id in &voters {
+            world.install(*id, &Membership { voters: voters.clone(), learners: BTreeSet::new() });
+        }
+        world
+    }
+
+    fn empty(seed: u64, mutation: Mutation) -> Self {
+        Self {
+            seed,
+            mutation,
+            random: Random::new(seed),
+            now: 0,
+            queue: BTreeMap::new(),
+            queued: 0,
+            servers: BTreeMap::new(),
+            network: Network { latency: 2 * MILLISECOND, ..Network::default() },
+            facts: Facts::new(seed),
+            trace: Vec::new(),
+            commands: 0,
+        }
+    }
+
+    /// A blank server, started.
+    pub fn install(&mut self, id: RaftId, founding: &Membership) {
+        self.facts.founded(founding);
+        self.servers.insert(id, Server::blank(id, founding, self.mutation));
+        self.start(id);
+    }
+
+    pub fn start(&mut self, id: RaftId) {
+        let seed = self.seed;
+        let boot = self.with(id, |server| {
+            server.start(seed);
+            server.boot
+        });
+        self.after(TICK, Event::Tick { server: id, boot });
+    }
+
+    /// Loses everything that isn't on its disks; of a write that is under way, all or nothing is.
+    pub fn crash(&mut self, id: RaftId) {
+        self.facts.crashes += 1;
+        let keeps = self.random.percent(50);
+        self.servers.get_mut(&id).unwrap().crash(keeps);
+    }
+
+    pub fn ids(&self) -> Vec<RaftId> {
+        self.servers.keys().copied().collect()
+    }
+
+    pub fn running(&self) -> Vec<RaftId> {
+        self.servers.values().filter(|server| server.is_up()).map(|server| server.id).collect()
+    }
+
+    pub fn status(&self, id: RaftId) -> Status {
+        self.servers[&id].status()
+    }
+
+    /// The leader of the highest term, if it runs.
+    pub fn leader(&self) -> Option<RaftId> {
+        let running = self.servers.values().filter(|server| server.is_up());
+        let leaders = running.filter(|server| server.status().soft.role == Role::Leader);
+        leaders.max_by_key(|server| server.status().term).map(|server| server.id)
+    }
+
+    /// Takes the ways between `id` and all others away, in both directions.
+    pub fn isolate(&mut self, id: RaftId) {
+        for other in self.ids().into_iter().filter(|other| *other != id) {
+            self.network.cut.extend([(id, other), (other, id)]);
+        }
+    }
+
+    pub fn heal(&mut self) {
+        self.network = Network { latency: 2 * MILLISECOND, ..Network::default() };
+        for server in self.servers.values_mut() {
+            (server.sync_time, server.log.writes_left, server.clock_percent, server.paused_until) = (0, None, 100, 0);
+        }
+    }
+
+    /// Proposes a command that nobody proposed before.
+    pub fn propose(&mut self, id: RaftId) -> Option<Vec<u8>> {
+        self.commands += 1;
+        let command = self.commands.to_be_bytes().to_vec();
+        let taken = self.with(id, |server| server.propose(&command));
+        taken.then_some(command)
+    }
+
+    pub fn change(&mut self, id: RaftId, change: MembershipChange) -> Result<(), blixard_core::driver::ProposeError> {
+        self.with(id, |server| server.driver().propose_membership(change, Vec::new()).map(drop))
+    }
+
+    pub fn read(&mut self, id: RaftId) {
+        let known = self.facts.last_acknowledged();
+        self.with(id, |server| server.read(known));
+    }
+
+    /// Does something on a server, and all that follows from it at once.
+    pub fn with<T>(&mut self, id: RaftId, act: impl FnOnce(&mut Server) -> T) -> T {
+        let server = self.servers.get_mut(&id).expect("it was installed");
+        let done = act(server);
+        let told = server.turns();
+        self.follow_up(id, told);
+        done
+    }
+
+    /// Sends, begins and checks what a server's turns ask for.
+    fn follow_up(&mut self, id: RaftId, told: Told) {
+        let server = &self.servers[&id];
+        self.facts.check(server, &told, &self.servers);
+        let boot = server.boot;
+        self.note(id, &told);
+        if let Some(time) = told.log_takes {
+            self.after(time, Event::LogDone { server: id, boot });
+        }
+        if let Some(time) = told.store_takes {
+            self.after(time, Event::StoreDone { server: id, boot });
+        }
+        for message in told.messages {
+            self.send(message);
+        }
+    }
+
+    fn note(&mut self, id: RaftId, told: &Told) {
+        if let Some(soft) = told.soft {
+            self.trace.push(format!("{id} is a {:?}", soft.role).to_lowercase());
+        }
+        if told.log_takes.is_some() {
+            self.trace.push(format!("{id} writes"));
+        }
+        if let Some(first) = told.installed.as_ref().map(|_| self.servers[&id].store.checkpoint.position.index) {
+            self.trace.push(format!("{id} installs a snapshot up to {first}"));
+        }
+        if let (Some(first), Some(last)) = (told.committed.first(), told.committed.last()) {
+            self.trace.push(format!("{id} applies {} to {}", first.position.index, last.position.index));
+        }
+    }
+
+    fn send(&mut self, message: Message) {
+        let way = (RaftId(message.from), RaftId(message.to));
+        if message.msg_type == i32::from(MessageType::MsgSnapshot) {
+            return self.send_snapshot(message);
+        }
+        if self.network.cut.contains(&way) || self.random.percent(self.network.drop_percent) {
+            return;
+        }
+        if self.random.percent(self.network.twice_percent) {
+            let late = self.random.below(50 * MILLISECOND);
+            self.after(late, Event::Deliver(message.clone()));
+        }
+        let latency = self.random.between(200, self.network.latency);
+        self.after(latency, Event::Deliver(message));
+    }
+
+    /// The rows go on their own way, which takes longer, and breaks off now and then.
+    fn send_snapshot(&mut self, message: Message) {
+        let (from, to) = (RaftId(message.from), RaftId(message.to));
+        let server = &self.servers[&from];
+        let (state, from_boot) = (server.store.state.clone(), server.boot);
+        assert_eq!(blixard_core::driver::announced(&message).as_ref(), Some(&server.store.checkpoint));
+        let arrived = !self.network.cut.contains(&(from, to)) && !self.random.percent(self.network.drop_percent * 2);
+        let takes = self.random.between(MILLISECOND, 40 * MILLISECOND + self.network.latency * 2);
+        self.after(takes, Event::Fetched { message, state, arrived, from_boot });
+    }
+
+    fn after(&mut self, time: Time, event: Event) {
+        self.queued += 1;
+        self.queue.insert((self.now + time, self.queued), event);
+    }
+
+    /// Lets the next event happen; time goes on to it.
+    pub fn step(&mut self) {
+        let ((time, _), event) = self.queue.pop_first().expect("clocks tick for ever");
+        self.now = time;
+        let id = event.server();
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        if server.paused_until > time {
+            // All of it happens at once when it goes on.
+            let pause = server.paused_until - time;
+            return self.after(pause, event);
+        }
+        match event {
+            Event::Tick { boot, .. } => {
+                if server.boot != boot || !server.is_up() {
+                    return;
+                }
+                let next = TICK * 100 / server.clock_percent;
+                self.with(id, Server::tick);
+                self.after(next, Event::Tick { server: id, boot });
+            }
+            Event::Deliver(message) => {
+                if server.is_up() {
+                    self.trace.push(shown(&message));
+                    self.with(id, |server| server.step(message));
+                }
+            }
+            Event::LogDone { boot, .. } => {
+                if server.boot == boot && server.is_up() && self.with(id, Server::log_done).is_err() {
+                    self.crash(id);
+                }
+            }
+            Event::StoreDone { boot, .. } => {
+                if server.boot == boot && server.is_up() {
+                    self.with(id, Server::store_done);
+                }
+            }
+            Event::Fetched { message, state, arrived, from_boot } => self.fetched(message, state, arrived, from_boot),
+        }
+    }
+
+    fn fetched(&mut self, message: Message, state: State, arrived: bool, from_boot: u64) {
+        let (from, to) = (RaftId(message.from), RaftId(message.to));
+        let sender = &self.servers[&from];
+        if sender.is_up() && sender.boot == from_boot {
+            self.with(from, |server| server.driver().report_snapshot(to, arrived));
+        }
+        if arrived && self.servers[&to].is_up() {
+            self.trace.push(shown(&message));
+            let checkpoint = blixard_core::driver::announced(&message).expect("it was sent as one");
+            self.with(to, |server| server.fetched(message, checkpoint, state));
+            let dies = self.network.drop_percent > 0 && self.random.percent(10);
+            if dies && self.servers[&to].is_up() {
+                self.crash(to);
+            }
+        }
+    }
+
+    pub fn run_for(&mut self, time: Time) {
+        let end = self.now + time;
+        while self.queue.first_key_value().is_some_and(|((at, _), _)| *at <= end) {
+            self.step();
+        }
+        self.now = end;
+    }
+
+    /// Lets time pass until `found` says so.
+    pub fn until(&mut self, what: &str, mut found: impl FnMut(&Self) -> bool) {
+        let end = self.now + 60 * SECOND;
+        while !found(self) {
+            if self.now > end {
+                let all: Vec<_> = self.running().into_iter().map(|id| (id, self.status(id))).collect();
+                panic!("seed {}: no {what} within a minute; last: {all:#?}", self.seed);
+            }
+            self.step();
+        }
+    }
+
+    pub fn elect(&mut self) -> RaftId {
+        self.until("leader that all follow", |world| {
+            let Some(leader) = world.leader() else { return false };
+            let follows = |id: &RaftId| world.status(*id).soft.leader == Some(leader);
+            world.status(leader).commit > 0 && world.running().iter().all(follows)
+        });
+        self.leader().unwrap()
+    }
+}
+
+/// A message on one line, with what matters of its kind.
+pub fn shown(message: &Message) -> String {
+    use std::fmt::Write as _;
+    let Message { from, to, term, index, log_term, commit, .. } = message;
+    let mut line = format!("{from}→{to} {:?} term {term}", message.msg_type());
+    for (name, value) in [("index", index), ("log_term", log_term), ("commit", commit)] {
+        if *value != 0 {
+            write!(line, " {name} {value}").unwrap();
+        }
+    }
+    if let Some(Checkpoint { position, .. }) = blixard_core::driver::announced(message) {
+        write!(line, " snapshot {} of term {}", position.index, position.term).unwrap();
+    }
+    if !message.entries.is_empty() {
+        write!(line, " entries {}", message.entries.len()).unwrap();
+    }
+    if message.reject {
+        line.push_str(" reject");
+    }
+    line
+}
