@@ -38,9 +38,15 @@ enum Verb {
         config: PathBuf,
     },
     /// Check a configuration file: say what is wrong with it, and where
-    CheckConfig { file: PathBuf },
+    CheckConfig {
+        /// A configuration in TOML
+        file: PathBuf,
+    },
     /// Check a manifest file: say what is wrong with it, and where
-    CheckManifest { file: PathBuf },
+    CheckManifest {
+        /// A manifest in JSON, as the NixOS module writes it
+        file: PathBuf,
+    },
     /// Show the cluster, its nodes and its VMs, and for what isn't running, why
     ///
     /// Exit status: 0 all is well, 1 something isn't, 2 no agent answers.
@@ -62,12 +68,14 @@ enum Verb {
     Vm(vm::VmVerb),
     /// Make a manifest the one that the cluster runs
     Apply {
+        /// A manifest in JSON, as the NixOS module writes it
         file: PathBuf,
         #[command(flatten)]
         socket: Socket,
     },
     /// Show what applying a manifest would change, per instance and why
     Plan {
+        /// A manifest in JSON, as the NixOS module writes it
         file: PathBuf,
         #[command(flatten)]
         socket: Socket,
@@ -129,6 +137,8 @@ enum ManifestVerb {
 #[derive(Subcommand, Debug)]
 enum TaskVerb {
     /// Submit a command to be run once on some node with room
+    ///
+    /// What it prints is in that node's journal: `journalctl -u blixard-task@ID`.
     Run {
         /// CPUs that it takes
         #[arg(long, value_name = "N", default_value_t = 1)]
@@ -190,14 +200,24 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
 
 fn check_config(file: &Path) -> Result<ExitCode, ask::AskError> {
     let config = Config::load(file).map_err(ask::AskError::Config)?;
-    println!("{}: configures {}, one of {} servers", file.display(), config.name(), config.servers().len());
+    println!(
+        "{}: configures {}, one of {}",
+        file.display(),
+        config.name(),
+        show::count(config.servers().len(), "server")
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 fn check_manifest(file: &Path) -> Result<ExitCode, ask::AskError> {
     let (_, manifest) = ask::read_manifest(file)?;
-    let instances = manifest.instances().count();
-    println!("{}: {} VMs, {instances} instances, {}", file.display(), manifest.vms.len(), manifest.hash().short());
+    println!(
+        "{}: {}, {}, {}",
+        file.display(),
+        show::count(manifest.vms.len(), "VM"),
+        show::count(manifest.instances().count(), "instance"),
+        manifest.hash().short()
+    );
     Ok(ExitCode::SUCCESS)
 }
 

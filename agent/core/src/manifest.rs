@@ -277,11 +277,18 @@ fn invalid(path: &str, reason: impl Into<String>) -> ManifestError {
     ManifestError::Invalid { path: path.to_owned(), reason: reason.into() }
 }
 
+/// The path of the manifest's outermost object.
+const TOP: &str = "its top level";
+
 fn from_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, ManifestError> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let value = serde_path_to_error::deserialize(&mut deserializer)
-        .map_err(|error| invalid(&error.path().to_string(), error.inner().to_string()))?;
-    deserializer.end().map_err(|error| invalid(".", error.to_string()))?;
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        match error.path().to_string().as_str() {
+            "." => invalid(TOP, error.inner().to_string()),
+            path => invalid(path, error.inner().to_string()),
+        }
+    })?;
+    deserializer.end().map_err(|error| invalid(TOP, error.to_string()))?;
     Ok(value)
 }
 

@@ -121,15 +121,20 @@ pub fn node(node: &proto::Node, instances: &[proto::Instance], look: Look) -> St
     text
 }
 
+/// So many of a thing, in words: `1 CPU`, `2 CPUs`.
+pub fn count(of: usize, thing: &str) -> String {
+    format!("{of} {thing}{}", if of == 1 { "" } else { "s" })
+}
+
 pub fn vm(named: &[proto::Instance], look: Look) -> String {
     let mut text = instances(named, look);
     for instance in named {
         let _ = writeln!(
             text,
-            "\n{}\n  runner      {}\n  takes       {} CPUs, {} MiB memory, {} MiB disk\n  generation  {}\n  owner       {}",
+            "\n{}\n  runner      {}\n  takes       {}, {} MiB memory, {} MiB disk\n  generation  {}\n  owner       {}",
             instance.name,
             instance.runner,
-            instance.vcpus,
+            count(instance.vcpus as usize, "CPU"),
             instance.memory_mib,
             instance.disk_mib,
             instance.generation,
@@ -149,8 +154,10 @@ pub fn explained(reply: &proto::ExplainReply, look: Look) -> String {
         let _ = writeln!(text, "{} is {state}{place}{since}", instance.name);
         let _ = writeln!(
             text,
-            "  it takes {} CPUs, {} MiB memory, {} MiB disk",
-            instance.vcpus, instance.memory_mib, instance.disk_mib
+            "  it takes {}, {} MiB memory, {} MiB disk",
+            count(instance.vcpus as usize, "CPU"),
+            instance.memory_mib,
+            instance.disk_mib
         );
         if instance.node.is_empty() {
             if instance.state == "stopped" {

@@ -165,7 +165,7 @@ async fn nodes_and_vms_are_listed_and_shown_and_unknown_ones_refused() {
     assert_eq!(row(&asked.ok(&["vm", "ls"]), "web-0")[1..3], ["running", "alpha"]);
     for name in ["web", "web-0"] {
         let vm = asked.ok(&["vm", "show", name]);
-        assert!(vm.contains(&runner("web-0")) && vm.contains("1 CPUs, 228 MiB memory, 7 MiB disk"), "{vm}");
+        assert!(vm.contains(&runner("web-0")) && vm.contains("1 CPU, 228 MiB memory, 7 MiB disk"), "{vm}");
     }
     for (verb, hint) in [
         (["node", "show", "beta"], "there is no node \"beta\": see `blixard node ls`"),
