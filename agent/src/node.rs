@@ -123,12 +123,10 @@ pub type Ended = oneshot::Receiver<Result<(), NodeError>>;
 /// Starts the loop on a thread of its own; needs a tokio runtime, which fetches snapshots.
 pub fn start(parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = sync_channel(INBOX);
-    let (revision, revisions) = watch::channel(0);
-    let (leader, leaders) = watch::channel(None);
+    let news = News::default();
     let directory = parts.directory.subscribe();
-    let handle =
-        Handle::new(parts.node, parts.client, inbox.clone(), revisions, leaders, parts.transport.clone(), directory);
-    let node = Node::new(parts, inbox, handle.applied(), revision, leader);
+    let handle = Handle::new(parts.node, parts.client, inbox.clone(), &news, parts.transport.clone(), directory);
+    let node = Node::new(parts, inbox, handle.applied(), news);
     let (end, ended) = oneshot::channel();
     let run = move || {
         // Nobody waits for the end of a node whose agent is gone.
@@ -186,18 +184,21 @@ struct Node {
     stopping_at: Option<u64>,
     /// Nothing is applied any more; the store is to hold what was.
     closing: bool,
+    news: News,
+}
+
+/// What the loop tells everybody who watches.
+#[derive(Default)]
+struct News {
+    /// Grows with every change of the state, the leader or the servers.
     revision: watch::Sender<u64>,
+    /// Grows with every change of what is placed on this node.
+    assignment: watch::Sender<u64>,
     leader: watch::Sender<Option<RaftId>>,
 }
 
 impl Node {
-    fn new(
-        parts: Parts,
-        inbox: SyncSender<Input>,
-        published: Arc<AtomicU64>,
-        revision: watch::Sender<u64>,
-        leader: watch::Sender<Option<RaftId>>,
-    ) -> Self {
+    fn new(parts: Parts, inbox: SyncSender<Input>, published: Arc<AtomicU64>, news: News) -> Self {
         let applied = parts.driver.status().applied;
         let applied_term = Term(parts.store.checkpoint().position.term);
         Self {
@@ -229,8 +230,7 @@ impl Node {
             applied_bytes: 0,
             stopping_at: None,
             closing: false,
-            revision,
-            leader,
+            news,
         }
     }
 
@@ -385,9 +385,9 @@ impl Node {
 
     fn note_soft(&mut self, soft: Soft) {
         let term = self.driver_term();
-        if *self.leader.borrow() != soft.leader {
+        if *self.news.leader.borrow() != soft.leader {
             tracing::info!(term, leader = soft.leader.map_or(0, |leader| leader.0), "the leader has changed");
-            self.leader.send_replace(soft.leader);
+            self.news.leader.send_replace(soft.leader);
         }
         if soft.role == Role::Leader {
             self.liveness.restart(&self.state, self.ticks);
@@ -402,7 +402,7 @@ impl Node {
 
     /// Tells everybody who watches that there is something new to read.
     fn changed(&self) {
-        self.revision.send_modify(|revision| *revision += 1);
+        self.news.revision.send_modify(|revision| *revision += 1);
     }
 
     fn has_stopped(&mut self) -> bool {

@@ -48,14 +48,14 @@ pub async fn work<U: Units>(handle: Handle, units: Arc<U>) {
     }
     tracing::info!("this node is up to date: its units follow its placements from now on");
     let mut worker =
-        Worker { changes: handle.changes(), news: units.changes(), handle, units, attempts: Attempts::default() };
+        Worker { changes: handle.assignments(), news: units.changes(), handle, units, attempts: Attempts::default() };
     worker.run().await;
 }
 
 struct Worker<U> {
     handle: Handle,
     units: Arc<U>,
-    /// The cluster's revisions.
+    /// Revisions of what is placed here.
     changes: watch::Receiver<u64>,
     /// The units'.
     news: watch::Receiver<u64>,
@@ -70,14 +70,14 @@ impl<U: Units> Worker<U> {
         loop {
             self.changes.mark_unchanged();
             self.news.mark_unchanged();
-            match self.units.observe().await {
+            let done = match self.units.observe().await {
                 Ok(observed) => self.step(observed, &permits, &mut changing, &mut reporting).await,
-                Err(error) => {
-                    tracing::warn!(error = crate::error_chain(&error), "units can't be seen");
-                    tokio::time::sleep(PAUSE).await;
-                }
+                Err(error) => Err(crate::error_chain(&error)),
+            };
+            if let Err(error) = &done {
+                tracing::warn!(error, "units are left as they are for now");
             }
-            let resync = Instant::now() + RESYNC;
+            let resync = Instant::now() + if done.is_ok() { RESYNC } else { PAUSE };
             let wake = self.attempts.next_retry().map_or(resync, |retry| retry.min(resync));
             tokio::select! {
                 Some(tried) = changing.join_next() => self.attempts.note(tried.expect("a change doesn't panic")),
@@ -95,14 +95,14 @@ impl<U: Units> Worker<U> {
         permits: &Arc<Semaphore>,
         changing: &mut JoinSet<(String, Outcome)>,
         reporting: &mut JoinSet<()>,
-    ) {
+    ) -> Result<(), String> {
         let node = self.handle.node();
         let known = self.attempts.known();
         let read = self.handle.read(move |state, _| {
             let actions = reconcile::reconcile(node, state, &observed, &known);
             (actions, reconcile::report(node, state, &observed, &known))
         });
-        let Ok((actions, (vms, tasks))) = read.await else { return };
+        let (actions, (vms, tasks)) = read.await.map_err(|error| crate::error_chain(&error))?;
         for attempt in self.attempts.choose(actions) {
             let (units, permits) = (Arc::clone(&self.units), Arc::clone(permits));
             changing.spawn(async move { attempt.make(units.as_ref(), &permits).await });
@@ -118,5 +118,6 @@ impl<U: Units> Worker<U> {
                 }
             });
         }
+        Ok(())
     }
 }

@@ -93,8 +93,8 @@ pub fn report(
     observed: &Observed,
     attempts: &Attempts,
 ) -> (Vec<VmReport>, Vec<TaskReport>) {
-    let all = state.instances().iter().filter_map(|(id, instance)| Some((id, instance.placement.as_ref()?)));
-    let vms = all.filter(|(_, placement)| placement.node == node).filter_map(|(id, placement)| {
+    let all = state.placed_on(node).filter_map(|id| Some((id, state.instances().get(id)?.placement.as_ref()?)));
+    let vms = all.filter_map(|(id, placement)| {
         let vm = observed.vms.get(id);
         let name = id.to_string();
         let message = attempts.failure(&name);
@@ -168,11 +168,11 @@ fn placement_here<'a>(node: NodeId, state: &'a State, id: &InstanceId) -> Option
 }
 
 fn placements_here(node: NodeId, state: &State) -> impl Iterator<Item = (&InstanceId, &Placement)> {
-    state.instances().keys().filter_map(move |id| Some((id, placement_here(node, state, id)?)))
+    state.placed_on(node).filter_map(move |id| Some((id, placement_here(node, state, id)?)))
 }
 
 fn tasks_here(node: NodeId, state: &State) -> impl Iterator<Item = (&TaskId, &Task)> {
-    state.tasks().iter().filter(move |(_, task)| task.node == Some(node) && !task.is_over())
+    state.tasks_on(node).filter_map(|id| state.tasks().get_key_value(&id))
 }
 
 /// One change to this node's units, and why.

@@ -16,13 +16,14 @@ use crate::types::{Generation, Hypervisor, InstanceId, NodeId, NodeName, Resourc
 /// they are applied.
 #[must_use]
 pub fn schedule(state: &State) -> Vec<Command> {
-    let mut rooms = Rooms::new(state);
     let mut decisions = Vec::new();
-    for (id, instance) in state.instances() {
-        let (Some(spec), Some(placement)) = (state.desired(id), &instance.placement) else { continue };
-        if placement.stopping {
-            continue;
-        }
+    if state.unsettled().next().is_none() && state.waiting_tasks().next().is_none() {
+        return decisions;
+    }
+    let mut rooms = Rooms::new(state);
+    let unsettled = || state.unsettled().filter_map(|id| Some((id, state.desired(id)?, state.instances().get(id)?)));
+    for (id, spec, instance) in unsettled() {
+        let Some(placement) = &instance.placement else { continue };
         let generation = placement.unit.generation;
         match rooms.change(state, id, placement, spec) {
             None | Some(Change::Held(_)) => {}
@@ -38,21 +39,18 @@ pub fn schedule(state: &State) -> Vec<Command> {
             }
         }
     }
-    for (id, instance) in state.instances() {
-        let (Some(spec), None) = (state.desired(id), &instance.placement) else { continue };
+    for (id, spec, instance) in unsettled().filter(|(.., instance)| instance.placement.is_none()) {
         if let Some(node) = rooms.choose(state, id, spec) {
             rooms.take(node, spec.request());
-            *rooms.replicas.entry((id.vm.clone(), node)).or_default() += 1;
+            *rooms.replicas(state, &id.vm).entry(node).or_default() += 1;
             decisions.push(Command::Place { instance: id.clone(), node, generation: next(instance.generation) });
         }
     }
-    for (id, task) in state.tasks() {
-        if task.node.is_some() || task.is_over() {
-            continue;
-        }
-        if let Some(node) = rooms.least_full(state, task.spec.request) {
-            rooms.take(node, task.spec.request);
-            decisions.push(Command::PlaceTask { task: *id, node });
+    for id in state.waiting_tasks() {
+        let request = state.tasks().get(&id).expect("a task that waits is there").spec.request;
+        if let Some(node) = rooms.least_full(state, request) {
+            rooms.take(node, request);
+            decisions.push(Command::PlaceTask { task: id, node });
         }
     }
     decisions
@@ -133,31 +131,31 @@ impl fmt::Display for Obstacle {
 /// What is free on each node, and how many replicas of each VM it has: what decisions and explanations are made from.
 pub struct Rooms {
     free: BTreeMap<NodeId, Resources>,
-    replicas: BTreeMap<(VmName, NodeId), u32>,
+    /// Only of the VMs that were asked for.
+    replicas: BTreeMap<VmName, BTreeMap<NodeId, u32>>,
 }
 
 impl Rooms {
     #[must_use]
     pub fn new(state: &State) -> Self {
-        let mut free = BTreeMap::new();
-        for (id, node) in state.nodes() {
-            if let Some(worker) = &node.worker {
-                free.insert(*id, worker.resources);
+        let free = state.nodes().iter().filter_map(|(id, node)| {
+            let worker = node.worker.as_ref()?;
+            Some((*id, worker.resources.saturating_sub(state.used(*id))))
+        });
+        Self { free: free.collect(), replicas: BTreeMap::new() }
+    }
+
+    /// How many replicas of a VM each node has, those just decided included.
+    fn replicas(&mut self, state: &State, vm: &VmName) -> &mut BTreeMap<NodeId, u32> {
+        self.replicas.entry(vm.clone()).or_insert_with(|| {
+            let mut counts = BTreeMap::new();
+            for (_, instance) in state.instances_of(vm) {
+                if let Some(placement) = &instance.placement {
+                    *counts.entry(placement.node).or_default() += 1;
+                }
             }
-        }
-        let mut rooms = Self { free, replicas: BTreeMap::new() };
-        for (id, instance) in state.instances() {
-            if let Some(placement) = &instance.placement {
-                rooms.take(placement.node, placement.reserved);
-                *rooms.replicas.entry((id.vm.clone(), placement.node)).or_default() += 1;
-            }
-        }
-        for task in state.tasks().values().filter(|task| !task.is_over()) {
-            if let Some(node) = task.node {
-                rooms.take(node, task.spec.request);
-            }
-        }
-        rooms
+            counts
+        })
     }
 
     fn take(&mut self, node: NodeId, request: Resources) {
@@ -169,11 +167,11 @@ impl Rooms {
     /// What `spec` asks of a placement; nothing where that is as declared.
     #[must_use]
     pub fn change(&self, state: &State, id: &InstanceId, placement: &Placement, spec: &VmSpec) -> Option<Change> {
-        let unit = spec.unit(id, placement.unit.generation)?;
-        let (request, constraints) = (spec.request(), spec.constraints());
-        if unit == placement.unit && request == placement.request && constraints == placement.constraints {
+        if placement.is_as_declared(id, spec) {
             return None;
         }
+        let unit = spec.unit(id, placement.unit.generation)?;
+        let (request, constraints) = (spec.request(), spec.constraints());
         let node = state.nodes().get(&placement.node)?;
         let worker = node.worker.as_ref()?;
         let growth = placement.reserved.max(request).saturating_sub(placement.reserved);
@@ -215,16 +213,16 @@ impl Rooms {
         state.nodes().iter().map(verdict).collect()
     }
 
-    fn choose(&self, state: &State, id: &InstanceId, spec: &VmSpec) -> Option<NodeId> {
+    fn choose(&mut self, state: &State, id: &InstanceId, spec: &VmSpec) -> Option<NodeId> {
+        self.replicas(state, &id.vm);
+        let replicas = &self.replicas[&id.vm];
         let constraints = spec.constraints();
         let home = state.volumes_on(id);
         let candidates =
             state.nodes().iter().filter(|(node, _)| home.is_none_or(|home| home == **node)).filter(|(node, member)| {
                 self.verdict(state, **node, member, Some(&constraints), spec.request()).is_ok()
             });
-        let rank = |node: NodeId| {
-            (self.replicas.get(&(id.vm.clone(), node)).copied().unwrap_or_default(), self.fullness(state, node), node)
-        };
+        let rank = |node| (replicas.get(&node).copied().unwrap_or_default(), self.fullness(state, node), node);
         candidates.map(|(node, _)| *node).min_by_key(|node| rank(*node))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Deterministic: equal entries make equal states on every server. What `apply` refuses leaves the state as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,7 @@ use crate::types::{
 use crate::unit::VmUnit;
 use sessions::Known;
 
+mod index;
 mod manifests;
 mod nodes;
 mod placements;
@@ -43,6 +44,7 @@ pub struct State {
     manifests: BTreeMap<u64, HeadRecord>,
     held: BTreeMap<NodeId, Held>,
     sessions: sessions::Sessions,
+    index: index::Index,
     /// Rows that the entry being applied has written or removed.
     dirty: rows::Dirty,
 }
@@ -166,6 +168,8 @@ pub struct Outcome {
     pub answer: Answer,
     /// The rows that the store is to write; empty when nothing changed.
     pub changes: Vec<Change>,
+    /// The nodes that have something to do: what is placed on them isn't as it was.
+    pub nodes: BTreeSet<NodeId>,
 }
 
 impl State {
@@ -173,17 +177,23 @@ impl State {
     pub fn apply(&mut self, index: u64, term: Term, entry: &Entry) -> Outcome {
         let Some(request) = &entry.request else {
             let reply = self.carry_out(index, term, entry);
-            return Outcome { answer: Answer { index, reply }, changes: self.take_changes() };
+            return self.outcome(Answer { index, reply });
         };
         match self.sessions.look_up(index, request) {
             Known::Nothing => {
                 let reply = self.carry_out(index, term, entry);
                 self.sessions.record(index, request, reply.clone());
-                Outcome { answer: Answer { index, reply }, changes: self.take_changes() }
+                self.outcome(Answer { index, reply })
             }
-            Known::Outcome(answer) => Outcome { answer, changes: Vec::new() },
-            Known::Expired => Outcome { answer: Answer { index, reply: Reply::Expired }, changes: Vec::new() },
+            Known::Outcome(answer) => self.outcome(answer),
+            Known::Expired => self.outcome(Answer { index, reply: Reply::Expired }),
         }
+    }
+
+    /// What was touched since the last outcome.
+    fn outcome(&mut self, answer: Answer) -> Outcome {
+        let dirty = std::mem::take(&mut self.dirty);
+        Outcome { answer, nodes: self.index(&dirty), changes: self.rows(dirty) }
     }
 
     fn carry_out(&mut self, index: u64, term: Term, entry: &Entry) -> Reply {
@@ -294,15 +304,14 @@ impl State {
         let has_volumes = self.declared(instance).is_some_and(|vm| vm.spec.disk_mib > 0);
         self.instances.get(instance).filter(|_| has_volumes)?.volumes_on
     }
+}
 
-    /// What instances and tasks take of a node, those that are stopping included.
-    pub fn used(&self, node: NodeId) -> Resources {
-        let instances = self.instances.values().filter_map(|instance| instance.placement.as_ref());
-        let of_instances = instances.filter(|placement| placement.node == node).map(|placement| placement.reserved);
-        let tasks = self.tasks.values().filter(|task| task.node == Some(node) && !task.is_over());
-        of_instances
-            .chain(tasks.map(|task| task.spec.request))
-            .fold(Resources::default(), |sum, part| sum.checked_add(part).expect("placements fit in a node"))
+impl Placement {
+    /// Whether it is what `spec` asks for now.
+    pub fn is_as_declared(&self, id: &InstanceId, spec: &VmSpec) -> bool {
+        spec.unit(id, self.unit.generation).is_none_or(|unit| unit == self.unit)
+            && spec.request() == self.request
+            && spec.constraints() == self.constraints
     }
 }
 

@@ -157,8 +157,8 @@ fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instanc
 
 /// Instances that run on as they were, since where their volumes are there is no room for what is declared now.
 fn behind(state: &State, rooms: &Rooms) -> Vec<String> {
-    let placed = state.instances().iter().filter_map(|(id, instance)| Some((id, instance.placement.as_ref()?)));
-    let behind = placed.filter(|(_, placement)| !placement.stopping).filter_map(|(id, placement)| {
+    let behind = state.unsettled().filter_map(|id| {
+        let placement = state.instances().get(id)?.placement.as_ref()?;
         let Change::Held(obstacle) = rooms.change(state, id, placement, state.desired(id)?)? else { return None };
         let node = name_of(state, placement.node);
         Some(format!(

@@ -143,6 +143,9 @@ impl Node {
         let outcome = self.state.apply(index, Term(term), &entry);
         tracing::trace!(index, term, command = ?entry.command, reply = ?outcome.answer.reply, "applied");
         changes.extend(outcome.changes);
+        if outcome.nodes.contains(&self.own) {
+            self.news.assignment.send_modify(|revision| *revision += 1);
+        }
         Ok(outcome.answer)
     }
 

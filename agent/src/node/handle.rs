@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::snapshot::Serve;
-use super::{Attempt, Input, Proposal, Waiting};
+use super::{Attempt, Input, News, Proposal, Waiting};
 use crate::transport::{Directory, ForwardError, SnapshotRows, Transport};
 
 /// How long a proposal or a read waits before it ends in an error.
@@ -69,6 +69,7 @@ pub struct Handle {
     node: NodeId,
     inbox: SyncSender<Input>,
     revisions: watch::Receiver<u64>,
+    assignments: watch::Receiver<u64>,
     leaders: watch::Receiver<Option<RaftId>>,
     transport: Arc<Transport>,
     directory: watch::Receiver<Arc<Directory>>,
@@ -81,13 +82,14 @@ impl Handle {
         node: NodeId,
         client: ClientId,
         inbox: SyncSender<Input>,
-        revisions: watch::Receiver<u64>,
-        leaders: watch::Receiver<Option<RaftId>>,
+        news: &News,
         transport: Arc<Transport>,
         directory: watch::Receiver<Arc<Directory>>,
     ) -> Self {
         let client = Arc::new(Client { id: client, open: Mutex::default() });
-        Self { node, inbox, revisions, leaders, transport, directory, client, applied: Arc::default() }
+        let (revisions, assignments) = (news.revision.subscribe(), news.assignment.subscribe());
+        let leaders = news.leader.subscribe();
+        Self { node, inbox, revisions, assignments, leaders, transport, directory, client, applied: Arc::default() }
     }
 
     /// Where the loop tells what it has applied.
@@ -229,6 +231,11 @@ impl Handle {
     /// A number that grows whenever the state, the leader or the servers have changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.revisions.clone()
+    }
+
+    /// A number that grows whenever what is placed on this node has changed.
+    pub fn assignments(&self) -> watch::Receiver<u64> {
+        self.assignments.clone()
     }
 
     /// Raft's messages from another node; dropped when the inbox is full, since raft sends them again.

@@ -172,6 +172,7 @@ impl Node {
         self.driver.checkpointed(loaded.checkpoint);
         self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
         tracing::info!(index = position.index, "a snapshot is installed");
+        self.news.assignment.send_modify(|revision| *revision += 1);
         self.changed();
         Ok(())
     }

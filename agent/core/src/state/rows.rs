@@ -92,9 +92,8 @@ pub struct RowError {
 }
 
 impl State {
-    /// The rows that were touched since this was last asked.
-    pub(super) fn take_changes(&mut self) -> Vec<Change> {
-        let dirty = std::mem::take(&mut self.dirty);
+    /// The touched rows as they are now.
+    pub(super) fn rows(&self, dirty: Dirty) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut put = |table, key: Vec<u8>, value: Option<Vec<u8>>| changes.push(Change { table, key, value });
         if dirty.cluster {
@@ -166,7 +165,7 @@ impl State {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
         }
-        state.index_runners();
+        state.index_all();
         Ok(state)
     }
 }

@@ -7,6 +7,7 @@ use crate::command::{MAX_MESSAGE_CHARS, ManifestReply, Presence, VmReport};
 use crate::schedule::schedule;
 use crate::types::{Exit, Hypervisor, Labels};
 
+mod index;
 mod requests;
 mod vms;
 
@@ -172,6 +173,8 @@ fn check(fixture: &Fixture, before: &State, command: &Command) {
     vms::the_manifest_has_the_vms_of_the_head_and_no_others(&fixture.state);
     vms::no_instance_is_placed_off_its_volumes(&fixture.state, before);
     vms::only_the_command_line_changes_its_own(&fixture.state, before, command);
+    index::what_is_used_is_the_sum_of_what_is_placed(&fixture.state);
+    index::the_scheduler_sees_whatever_is_not_as_declared(&fixture.state);
     the_rows_are_the_state(fixture);
 }
 

@@ -126,9 +126,7 @@ impl State {
                 self.dirty.instances.insert(id);
             }
         }
-        let (first, last) = (0, u16::MAX);
-        let replica = |replica| InstanceId { vm: name.clone(), replica };
-        let own = self.instances.range(replica(first)..=replica(last)).map(|(id, _)| id);
+        let own = self.instances_of(name).map(|(id, _)| id);
         for id in own.filter(|id| self.desired(id).is_none()).cloned().collect::<Vec<_>>() {
             self.stop_instance(&id, at);
         }

@@ -1,0 +1,161 @@
+//! What follows from the rows, kept so that no decision, report or refusal has to look at all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::State;
+use super::rows::Dirty;
+use crate::types::{InstanceId, NodeId, Resources, TaskId, VmName};
+
+/// Follows from VMs, instances and tasks; brought up to date with every entry.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Index {
+    instances: Ledger<InstanceId>,
+    tasks: Ledger<TaskId>,
+    unsettled: BTreeSet<InstanceId>,
+    waiting: BTreeSet<TaskId>,
+}
+
+/// Who takes what of which node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Ledger<K> {
+    holders: BTreeMap<K, (NodeId, Resources)>,
+    nodes: BTreeMap<NodeId, Account<K>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Account<K> {
+    holders: BTreeSet<K>,
+    used: Resources,
+}
+
+impl<K> Default for Ledger<K> {
+    fn default() -> Self {
+        Self { holders: BTreeMap::new(), nodes: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord + Clone> Ledger<K> {
+    fn set(&mut self, holder: &K, holds: Option<(NodeId, Resources)>) {
+        let before = match holds {
+            Some(holds) => self.holders.insert(holder.clone(), holds),
+            None => self.holders.remove(holder),
+        };
+        if before == holds {
+            return;
+        }
+        if let Some((node, held)) = before {
+            let account = self.nodes.get_mut(&node).expect("it was entered there");
+            account.used = account.used.saturating_sub(held);
+            account.holders.remove(holder);
+            if account.holders.is_empty() {
+                self.nodes.remove(&node);
+            }
+        }
+        if let Some((node, held)) = holds {
+            let empty = || Account { holders: BTreeSet::new(), used: Resources::default() };
+            let account = self.nodes.entry(node).or_insert_with(empty);
+            account.used = account.used.checked_add(held).expect("placements fit in a node");
+            account.holders.insert(holder.clone());
+        }
+    }
+
+    fn node_of(&self, holder: &K) -> Option<NodeId> {
+        self.holders.get(holder).map(|(node, _)| *node)
+    }
+
+    fn used(&self, node: NodeId) -> Resources {
+        self.nodes.get(&node).map(|account| account.used).unwrap_or_default()
+    }
+
+    fn on(&self, node: NodeId) -> impl Iterator<Item = &K> {
+        self.nodes.get(&node).into_iter().flat_map(|account| &account.holders)
+    }
+}
+
+impl State {
+    /// What instances and tasks take of a node, those that are stopping included.
+    pub fn used(&self, node: NodeId) -> Resources {
+        let tasks = self.index.tasks.used(node);
+        self.index.instances.used(node).checked_add(tasks).expect("placements fit in a node")
+    }
+
+    /// The instances that are placed on a node, those that are stopping included.
+    pub fn placed_on(&self, node: NodeId) -> impl Iterator<Item = &InstanceId> {
+        self.index.instances.on(node)
+    }
+
+    /// The tasks that a node was given and that aren't over.
+    pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = TaskId> {
+        self.index.tasks.on(node).copied()
+    }
+
+    /// The instances that are to run and are placed nowhere, or otherwise than declared now.
+    pub fn unsettled(&self) -> impl Iterator<Item = &InstanceId> {
+        self.index.unsettled.iter()
+    }
+
+    /// The tasks that no node was given yet.
+    pub fn waiting_tasks(&self) -> impl Iterator<Item = TaskId> {
+        self.index.waiting.iter().copied()
+    }
+
+    /// The instances of a VM, those that are being removed included.
+    pub fn instances_of(&self, vm: &VmName) -> impl Iterator<Item = (&InstanceId, &super::Instance)> {
+        let replica = |replica| InstanceId { vm: vm.clone(), replica };
+        self.instances.range(replica(0)..=replica(u16::MAX))
+    }
+
+    pub(super) fn index_all(&mut self) {
+        self.index = Index::default();
+        self.index_runners();
+        for id in self.instances.keys().cloned().collect::<Vec<_>>() {
+            self.index_instance(&id);
+        }
+        for id in self.tasks.keys().copied().collect::<Vec<_>>() {
+            self.index_task(id);
+        }
+    }
+
+    /// Follows what an entry has touched, and names the nodes that it is about.
+    pub(super) fn index(&mut self, dirty: &Dirty) -> BTreeSet<NodeId> {
+        let before = self.nodes_of(dirty);
+        for name in &dirty.vms {
+            for id in self.instances_of(name).map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+                self.index_instance(&id);
+            }
+        }
+        dirty.instances.iter().for_each(|id| self.index_instance(id));
+        dirty.tasks.iter().for_each(|id| self.index_task(*id));
+        before.into_iter().chain(self.nodes_of(dirty)).collect()
+    }
+
+    /// Where the touched instances and tasks are, as far as it is indexed.
+    fn nodes_of(&self, dirty: &Dirty) -> BTreeSet<NodeId> {
+        let instances = dirty.instances.iter().filter_map(|id| self.index.instances.node_of(id));
+        instances.chain(dirty.tasks.iter().filter_map(|id| self.index.tasks.node_of(id))).collect()
+    }
+
+    fn index_instance(&mut self, id: &InstanceId) {
+        let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
+        let is_unsettled = self.desired(id).is_some_and(|spec| {
+            placement.is_none_or(|placement| !placement.stopping && !placement.is_as_declared(id, spec))
+        });
+        self.index.instances.set(id, placement.map(|placement| (placement.node, placement.reserved)));
+        set(&mut self.index.unsettled, id, is_unsettled);
+    }
+
+    fn index_task(&mut self, id: TaskId) {
+        let open = self.tasks.get(&id).filter(|task| !task.is_over());
+        let held = open.and_then(|task| Some((task.node?, task.spec.request)));
+        set(&mut self.index.waiting, &id, open.is_some() && held.is_none());
+        self.index.tasks.set(&id, held);
+    }
+}
+
+fn set<K: Ord + Clone>(set: &mut BTreeSet<K>, key: &K, is_in: bool) {
+    if is_in {
+        set.insert(key.clone());
+    } else {
+        set.remove(key);
+    }
+}
