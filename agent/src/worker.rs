@@ -10,7 +10,7 @@ use blixard_core::unit::Observed;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::node::Handle;
+use crate::node::{Handle, ProposeError};
 use crate::units::Units;
 
 mod attempts;
@@ -43,8 +43,16 @@ pub async fn register(handle: &Handle, address: Address, worker: blixard_core::c
 /// It changes nothing before this node has applied everything that was acknowledged before the agent started: an older
 /// state doesn't know all that rightly runs here.
 pub async fn work<U: Units>(handle: Handle, units: Arc<U>) {
-    while let Err(error) = handle.barrier().await {
-        tracing::warn!(error = crate::error_chain(&error), "units are left as they are until the cluster answers");
+    loop {
+        match handle.barrier().await {
+            Ok(()) => break,
+            Err(ProposeError::Stopped) => return,
+            Err(error) => {
+                let error = crate::error_chain(&error);
+                tracing::warn!(error, "units are left as they are until the cluster answers");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
     tracing::info!("this node is up to date: its units follow its placements from now on");
     let mut worker =

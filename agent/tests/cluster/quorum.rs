@@ -42,6 +42,18 @@ async fn without_a_quorum_a_proposal_and_a_read_end_in_clear_errors_and_status_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_waits_for_a_quorum_stops_when_it_is_told_to() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    for agent in start(&hosts).await {
+        agent.stop().await;
+    }
+    // Its worker waits for the cluster, and its registration, too.
+    let alpha = hosts[0].start();
+    alpha.sees("no quorum", |status| !cluster(status).quorum).await;
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_told_to_stop_hands_leadership_over_first() {
     let hosts = Host::blank(["alpha", "beta", "gamma"]);
     let mut agents = start(&hosts).await.map(Some);

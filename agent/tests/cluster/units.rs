@@ -18,9 +18,16 @@ impl FakeUnits {
         });
     }
 
-    fn end_task(&self, name: &str, exit: Exit) {
+    /// A task is said to run before it does.
+    async fn end_task(&self, name: &str, exit: Exit) {
+        let id = name.parse().unwrap();
+        wait_for("the task's unit", async || {
+            let observed = self.held().observed.clone();
+            observed.tasks.contains_key(&id).then_some(()).ok_or_else(|| format!("{observed:?}"))
+        })
+        .await;
         self.change(|held| {
-            let task = held.observed.tasks.get_mut(&name.parse().unwrap()).expect("it runs");
+            let task = held.observed.tasks.get_mut(&id).expect("nothing else ends it");
             task.phase = UnitPhase::Inactive;
             task.last_exit = Some(ExitRecord { generation: Generation(0), exit });
         });
@@ -124,12 +131,12 @@ async fn a_task_runs_once_and_its_exit_status_is_kept() {
         [(&good, Exit::Exited(0), "done", Some(0)), (&bad, Exit::Exited(7), "failed", Some(7))]
     {
         sees_task(&agent, name, "running").await;
-        units.end_task(name, exit);
+        units.end_task(name, exit).await;
         assert_eq!(sees_task(&agent, name, state).await.status, status);
     }
     let killed = run_task(&agent, "sleep", 1).await;
     sees_task(&agent, &killed, "running").await;
-    units.end_task(&killed, Exit::Killed(9));
+    units.end_task(&killed, Exit::Killed(9)).await;
     let task = sees_task(&agent, &killed, "failed").await;
     assert_eq!((&*task.exit, task.status), ("killed by signal 9", None));
     wait_for("the units to be gone", async || {
