@@ -172,7 +172,8 @@ where
     }));
 
     let (directory, directories) = watch::channel(Arc::default());
-    let inward = Arc::new(Inward::new(secret.clone(), data.kept.as_deref().and_then(Seat::cluster_of)));
+    let kept = data.kept.as_deref().and_then(Seat::identity_of);
+    let inward = Arc::new(Inward::new(secret.clone(), kept.map(|identity| identity.cluster)));
     let settings = transport::Settings {
         listen: config.node.listen,
         name: config.name().clone(),

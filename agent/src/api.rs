@@ -112,17 +112,12 @@ impl Api {
         self.handle()?.read(read).await.map_err(|error| to_status(&error))
     }
 
-    /// As fresh as the cluster allows: without a quorum, what this node knows.
-    async fn status(&self) -> Result<proto::StatusReply, Status> {
-        if let Err(error) = self.handle()?.barrier().await {
-            tracing::debug!(%error, "status is of this node alone");
+    /// Waits until what this node reads is as fresh as it is asked to be.
+    async fn await_fresh(&self, freshness: proto::Freshness) -> Result<(), Status> {
+        match freshness {
+            proto::Freshness::Linearizable => self.handle()?.barrier().await.map_err(|error| to_status(&error)),
+            proto::Freshness::Stale => Ok(()),
         }
-        self.read(view::status).await
-    }
-
-    /// Waits until what this node reads holds everything that was acknowledged before.
-    async fn barrier(&self) -> Result<(), Status> {
-        self.handle()?.barrier().await.map_err(|error| to_status(&error))
     }
 
     async fn change_vm(&self, command: Command) -> Result<u64, Status> {
@@ -169,8 +164,28 @@ fn parse_name(name: &str) -> Result<VmName, Status> {
 
 #[tonic::async_trait]
 impl proto::api_server::Api for Api {
-    async fn status(&self, _request: Request<proto::StatusRequest>) -> Result<Response<proto::StatusReply>, Status> {
-        Ok(Response::new(self.status().await?))
+    async fn status(&self, request: Request<proto::StatusRequest>) -> Result<Response<proto::StatusReply>, Status> {
+        let freshness = request.into_inner().freshness();
+        // Most of all when the cluster has no quorum, people want to see what is known of it.
+        let confirmed = match self.await_fresh(freshness).await {
+            Ok(()) => freshness == proto::Freshness::Linearizable,
+            Err(error) => {
+                tracing::debug!(error = error.message(), "status is of this node alone");
+                false
+            }
+        };
+        let expected = confirmed || freshness == proto::Freshness::Stale;
+        let reply = self.read(move |state, standing| {
+            let mut reply = view::status(state, standing);
+            if let Some(cluster) = &mut reply.cluster {
+                cluster.confirmed = confirmed;
+            }
+            if !expected && standing.has_quorum() {
+                reply.problems.push("no quorum has confirmed this in time: it is what this node knows".to_owned());
+            }
+            reply
+        });
+        Ok(Response::new(reply.await?))
     }
 
     type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<proto::StatusReply, Status>> + Send>>;
@@ -190,7 +205,7 @@ impl proto::api_server::Api for Api {
 
     async fn plan(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::PlanReply>, Status> {
         let manifest = parse_manifest(&request.into_inner().json)?;
-        self.barrier().await?;
+        self.await_fresh(proto::Freshness::Linearizable).await?;
         let reply = self.read(move |state, _| {
             let planned = plan::plan(state, &manifest)?;
             let stopped = planned.iter().filter(|planned| planned.action == plan::PlannedAction::Stop).count();
@@ -215,9 +230,9 @@ impl proto::api_server::Api for Api {
 
     async fn list_manifests(
         &self,
-        _request: Request<proto::ListManifestsRequest>,
+        request: Request<proto::ListManifestsRequest>,
     ) -> Result<Response<proto::ListManifestsReply>, Status> {
-        self.barrier().await?;
+        self.await_fresh(request.into_inner().freshness()).await?;
         let reply =
             self.read(|state, _| proto::ListManifestsReply { heads: view::heads(state), held: view::held(state) });
         Ok(Response::new(reply.await?))
@@ -228,7 +243,7 @@ impl proto::api_server::Api for Api {
         request: Request<proto::AcceptManifestRequest>,
     ) -> Result<Response<proto::ApplyReply>, Status> {
         let name = request.into_inner().node;
-        self.barrier().await?;
+        self.await_fresh(proto::Freshness::Linearizable).await?;
         let held: Vec<(NodeId, String)> = self
             .read(|state, _| {
                 let name_of = |node: &NodeId| state.nodes().get(node).map(|member| member.name.to_string());
@@ -257,8 +272,9 @@ impl proto::api_server::Api for Api {
     }
 
     async fn explain(&self, request: Request<proto::ExplainRequest>) -> Result<Response<proto::ExplainReply>, Status> {
-        let name = request.into_inner().vm;
-        self.barrier().await?;
+        let request = request.into_inner();
+        self.await_fresh(request.freshness()).await?;
+        let name = request.vm;
         let wanted = name.clone();
         let instances = self.read(move |state, _| view::explain(state, &wanted)).await?;
         if instances.is_empty() {
@@ -310,9 +326,9 @@ impl proto::api_server::Api for Api {
 
     async fn list_tasks(
         &self,
-        _request: Request<proto::ListTasksRequest>,
+        request: Request<proto::ListTasksRequest>,
     ) -> Result<Response<proto::ListTasksReply>, Status> {
-        self.barrier().await?;
+        self.await_fresh(request.into_inner().freshness()).await?;
         let reply = self.read(|state, _| proto::ListTasksReply { tasks: view::tasks(state) });
         Ok(Response::new(reply.await?))
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::api::proto::Freshness;
 use crate::config::Config;
 use crate::gate::GateArgs;
 
@@ -14,6 +15,8 @@ mod json;
 mod show;
 mod table;
 mod vm;
+
+pub use client::{ConnectError, connect};
 
 /// Runs declared microVMs on a cluster of NixOS hosts, each exactly once.
 #[derive(Parser, Debug)]
@@ -28,6 +31,26 @@ pub struct Cli {
 struct Socket {
     #[arg(long, value_name = "PATH", default_value = "/run/blixard/api.sock")]
     socket: PathBuf,
+}
+
+/// What is read, and from where.
+#[derive(Args, Debug, Clone)]
+struct Reading {
+    /// Show what this host's agent knows, without asking the others: it may be behind
+    #[arg(long)]
+    stale: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Reading {
+    fn freshness(&self) -> Freshness {
+        if self.stale { Freshness::Stale } else { Freshness::Linearizable }
+    }
+
+    fn path(&self) -> &Path {
+        &self.socket.socket
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -58,7 +81,7 @@ enum Verb {
         #[arg(long)]
         watch: bool,
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
     /// List or show nodes
     #[command(subcommand)]
@@ -85,7 +108,7 @@ enum Verb {
         /// A VM, or one instance of it, such as web-0
         vm: String,
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
     /// The manifests that were applied, and those that are held
     #[command(subcommand)]
@@ -103,13 +126,13 @@ enum ListOrShow {
     /// List all
     Ls {
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
     /// Show everything about one
     Show {
         name: String,
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
 }
 
@@ -118,7 +141,7 @@ enum ManifestVerb {
     /// List the manifests that were head, the newest last, and those that are held
     Ls {
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
     /// Make the manifest that a host carries, and that is held, the head
     Accept {
@@ -155,7 +178,7 @@ enum TaskVerb {
     /// List the tasks
     Ls {
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
 }
 
@@ -176,14 +199,14 @@ pub fn run(cli: Cli) -> ExitCode {
 
 async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
     match verb {
-        Verb::Status { json, watch, socket } => ask::status(&socket.socket, json, watch).await,
-        Verb::Node(ListOrShow::Ls { socket }) => ask::list_nodes(&socket.socket).await,
-        Verb::Node(ListOrShow::Show { name, socket }) => ask::show_node(&socket.socket, &name).await,
+        Verb::Status { json, watch, reading } => ask::status(&reading, json, watch).await,
+        Verb::Node(ListOrShow::Ls { reading }) => ask::list_nodes(&reading).await,
+        Verb::Node(ListOrShow::Show { name, reading }) => ask::show_node(&reading, &name).await,
         Verb::Vm(verb) => vm::ask(verb).await,
         Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
         Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,
-        Verb::Explain { vm, socket } => ask::explain(&socket.socket, &vm).await,
-        Verb::Manifest(ManifestVerb::Ls { socket }) => ask::list_manifests(&socket.socket).await,
+        Verb::Explain { vm, reading } => ask::explain(&reading, &vm).await,
+        Verb::Manifest(ManifestVerb::Ls { reading }) => ask::list_manifests(&reading).await,
         Verb::Manifest(ManifestVerb::Accept { node, socket }) => {
             ask::accept_manifest(&socket.socket, node.unwrap_or_default()).await
         }
@@ -191,7 +214,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Task(TaskVerb::Run { cpu, memory, command, socket }) => {
             ask::run_task(&socket.socket, command, cpu, memory).await
         }
-        Verb::Task(TaskVerb::Ls { socket }) => ask::list_tasks(&socket.socket).await,
+        Verb::Task(TaskVerb::Ls { reading }) => ask::list_tasks(&reading).await,
         Verb::Agent { .. } | Verb::Gate(_) | Verb::CheckConfig { .. } | Verb::CheckManifest { .. } => {
             unreachable!("these ask no agent")
         }

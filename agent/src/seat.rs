@@ -101,10 +101,10 @@ impl Seat {
         Ok(seat)
     }
 
-    /// The cluster of a seat that was kept; nothing for a blank host, or where it can't be read.
-    pub fn cluster_of(kept: &[u8]) -> Option<ClusterId> {
+    /// The identity of a seat that was kept; nothing for a blank host, or where it can't be read.
+    pub fn identity_of(kept: &[u8]) -> Option<NodeIdentity> {
         match postcard::from_bytes(kept).ok()? {
-            Kept::Seated(seated) => Some(seated.identity.cluster),
+            Kept::Seated(seated) => Some(seated.identity),
             Kept::Asking { .. } => None,
         }
     }

@@ -36,6 +36,7 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         servers: u32::try_from(standing.voters.len()).unwrap_or(u32::MAX),
         applied: standing.applied,
         answered_by: name_of(state, standing.node),
+        confirmed: false,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_stream::StreamExt as _;
 
 use super::client::{ConnectError, connect};
 use super::show::{self, Look};
-use super::{json, table};
+use super::{Reading, json, table};
 use crate::api::proto;
 use crate::config::ConfigError;
 
@@ -66,9 +66,9 @@ pub fn read_manifest(path: &Path) -> Result<(Vec<u8>, Manifest), AskError> {
     Ok((json, manifest))
 }
 
-pub async fn status(socket: &Path, as_json: bool, watch: bool) -> Asked {
-    let mut client = connect(socket).await.map_err(AskError::Connect)?;
-    let request = proto::StatusRequest {};
+pub async fn status(reading: &Reading, as_json: bool, watch: bool) -> Asked {
+    let mut client = connect(reading.path()).await.map_err(AskError::Connect)?;
+    let request = proto::StatusRequest { freshness: reading.freshness().into() };
     if !watch {
         let reply = client.status(request).await.map_err(AskError::Refused)?.into_inner();
         let code = exit_code(&reply);
@@ -84,7 +84,7 @@ pub async fn status(socket: &Path, as_json: bool, watch: bool) -> Asked {
             return Ok(code);
         }
     }
-    Err(AskError::Ended { path: socket.to_owned() })
+    Err(AskError::Ended { path: reading.path().to_owned() })
 }
 
 fn status_text(reply: proto::StatusReply, as_json: bool) -> String {
@@ -100,20 +100,21 @@ fn exit_code(reply: &proto::StatusReply) -> ExitCode {
     if reply.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-pub async fn list_nodes(socket: &Path) -> Asked {
-    print(&show::nodes(&get_status(socket).await?.nodes, look()))
+pub async fn list_nodes(reading: &Reading) -> Asked {
+    print(&show::nodes(&get_status(reading).await?.nodes, look()))
 }
 
-pub async fn show_node(socket: &Path, name: &str) -> Asked {
-    let reply = get_status(socket).await?;
+pub async fn show_node(reading: &Reading, name: &str) -> Asked {
+    let reply = get_status(reading).await?;
     let node = reply.nodes.iter().find(|node| node.name == name);
     let node = node.ok_or_else(|| AskError::Unknown { kind: "node", name: name.to_owned() })?;
     print(&show::node(node, &reply.instances, look()))
 }
 
-pub async fn get_status(socket: &Path) -> Result<proto::StatusReply, AskError> {
-    let mut client = connect(socket).await.map_err(AskError::Connect)?;
-    let reply = client.status(proto::StatusRequest {}).await.map_err(AskError::Refused)?;
+pub async fn get_status(reading: &Reading) -> Result<proto::StatusReply, AskError> {
+    let mut client = connect(reading.path()).await.map_err(AskError::Connect)?;
+    let request = proto::StatusRequest { freshness: reading.freshness().into() };
+    let reply = client.status(request).await.map_err(AskError::Refused)?;
     Ok(reply.into_inner())
 }
 
@@ -133,16 +134,17 @@ pub async fn plan(socket: &Path, file: &Path) -> Asked {
     print(&show::plan(&reply, look()))
 }
 
-pub async fn explain(socket: &Path, vm: &str) -> Asked {
-    let mut client = connect(socket).await.map_err(AskError::Connect)?;
-    let request = proto::ExplainRequest { vm: vm.to_owned() };
+pub async fn explain(reading: &Reading, vm: &str) -> Asked {
+    let mut client = connect(reading.path()).await.map_err(AskError::Connect)?;
+    let request = proto::ExplainRequest { vm: vm.to_owned(), freshness: reading.freshness().into() };
     let reply = client.explain(request).await.map_err(AskError::Refused)?.into_inner();
     print(&show::explained(&reply, look()))
 }
 
-pub async fn list_manifests(socket: &Path) -> Asked {
-    let mut client = connect(socket).await.map_err(AskError::Connect)?;
-    let reply = client.list_manifests(proto::ListManifestsRequest {}).await.map_err(AskError::Refused)?;
+pub async fn list_manifests(reading: &Reading) -> Asked {
+    let mut client = connect(reading.path()).await.map_err(AskError::Connect)?;
+    let request = proto::ListManifestsRequest { freshness: reading.freshness().into() };
+    let reply = client.list_manifests(request).await.map_err(AskError::Refused)?;
     print(&show::manifests(&reply.into_inner(), look()))
 }
 
@@ -167,9 +169,10 @@ pub async fn run_task(socket: &Path, command: Vec<String>, cpus: u32, memory_mib
     print(&format!("{}\n", reply.task))
 }
 
-pub async fn list_tasks(socket: &Path) -> Asked {
-    let mut client = connect(socket).await.map_err(AskError::Connect)?;
-    let reply = client.list_tasks(proto::ListTasksRequest {}).await.map_err(AskError::Refused)?.into_inner();
+pub async fn list_tasks(reading: &Reading) -> Asked {
+    let mut client = connect(reading.path()).await.map_err(AskError::Connect)?;
+    let request = proto::ListTasksRequest { freshness: reading.freshness().into() };
+    let reply = client.list_tasks(request).await.map_err(AskError::Refused)?.into_inner();
     print(&show::tasks(&reply, look()))
 }
 

@@ -32,6 +32,8 @@ struct Cluster {
     applied: u64,
     /// The node that answered.
     answered_by: String,
+    /// A quorum has confirmed that nothing newer was acknowledged before.
+    confirmed: bool,
 }
 
 #[derive(Serialize)]
@@ -114,6 +116,7 @@ impl From<proto::StatusReply> for Status {
                 servers: cluster.servers,
                 applied: cluster.applied,
                 answered_by: cluster.answered_by,
+                confirmed: cluster.confirmed,
             },
             nodes: reply.nodes.into_iter().map(Node::from).collect(),
             vms: reply.instances.into_iter().map(Vm::from).collect(),

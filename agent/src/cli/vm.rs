@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::ask::{AskError, Asked, get_status, look, print};
 use super::client::connect;
-use super::{Socket, show};
+use super::{Reading, Socket, show};
 use crate::api::proto;
 
 #[derive(Subcommand, Debug)]
@@ -17,14 +17,14 @@ pub enum VmVerb {
     /// List all
     Ls {
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
     /// Show everything about one
     Show {
         /// A VM, or one instance of it, such as web-0
         name: String,
         #[command(flatten)]
-        socket: Socket,
+        reading: Reading,
     },
     /// Make a VM that no manifest declares, and that no manifest touches
     Create(CreateArgs),
@@ -125,8 +125,8 @@ impl CreateArgs {
 
 pub async fn ask(verb: VmVerb) -> Asked {
     match verb {
-        VmVerb::Ls { socket } => list(&socket.socket).await,
-        VmVerb::Show { name, socket } => show(&socket.socket, &name).await,
+        VmVerb::Ls { reading } => list(&reading).await,
+        VmVerb::Show { name, reading } => show(&reading, &name).await,
         VmVerb::Create(args) => create(&args).await,
         VmVerb::Start { name, socket } => set_running(&socket.socket, &name, true).await,
         VmVerb::Stop { name, socket } => set_running(&socket.socket, &name, false).await,
@@ -134,12 +134,12 @@ pub async fn ask(verb: VmVerb) -> Asked {
     }
 }
 
-async fn list(socket: &Path) -> Asked {
-    print(&show::instances(&get_status(socket).await?.instances, look()))
+async fn list(reading: &Reading) -> Asked {
+    print(&show::instances(&get_status(reading).await?.instances, look()))
 }
 
-async fn show(socket: &Path, name: &str) -> Asked {
-    let instances = get_status(socket).await?.instances;
+async fn show(reading: &Reading, name: &str) -> Asked {
+    let instances = get_status(reading).await?.instances;
     let named: Vec<_> = instances.into_iter().filter(|vm| vm.vm == name || vm.name == name).collect();
     if named.is_empty() {
         return Err(AskError::Unknown { kind: "vm", name: name.to_owned() });

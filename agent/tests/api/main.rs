@@ -36,7 +36,7 @@ async fn what_is_no_manifest_is_an_invalid_argument_with_its_json_path() {
             assert!(refused.message().contains(told), "{told}: {refused}");
         }
     }
-    let heads = client.list_manifests(proto::ListManifestsRequest {}).await.unwrap().into_inner().heads;
+    let heads = client.list_manifests(proto::ListManifestsRequest::default()).await.unwrap().into_inner().heads;
     assert_eq!(heads, [], "nothing of it was applied");
 }
 
@@ -65,7 +65,7 @@ async fn whoever_watches_is_told_again_after_a_change_and_until_the_agent_stops(
     let agent = alpha.start();
     agent.is_healthy().await;
     let mut client = agent.client().await;
-    let mut watched = client.watch_status(proto::StatusRequest {}).await.unwrap().into_inner();
+    let mut watched = client.watch_status(proto::StatusRequest::default()).await.unwrap().into_inner();
     let first = watched.next().await.expect("one at once").unwrap();
     assert_eq!(first.instances, []);
     client.apply(request(manifest(&[("web", "")]))).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_host_that_is_no_member_yet_says_for_what_it_waits() {
     let agent = beta.start();
     let mut client = agent.client().await;
     let refused = wait_for("the servers that are missing", async || {
-        let refused = client.status(proto::StatusRequest {}).await.unwrap_err();
+        let refused = client.status(proto::StatusRequest::default()).await.unwrap_err();
         let told = refused.message();
         if told.contains("alpha") && told.contains("gamma") { Ok(refused) } else { Err(told.to_owned()) }
     })
@@ -116,7 +116,8 @@ async fn what_is_not_there_is_not_found_and_what_cannot_be_done_says_why() {
     let agent = alpha.start();
     agent.is_healthy().await;
     let mut client = agent.client().await;
-    let refused = client.explain(proto::ExplainRequest { vm: "nope".to_owned() }).await.unwrap_err();
+    let refused =
+        client.explain(proto::ExplainRequest { vm: "nope".to_owned(), ..Default::default() }).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     assert!(refused.message().contains("nope") && refused.message().contains("vm ls"), "{refused}");
 

@@ -178,6 +178,30 @@ async fn nodes_and_vms_are_listed_and_shown_and_unknown_ones_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whatever_reads_may_be_asked_for_what_the_host_knows_without_the_others() {
+    let asked = Asked::start().await;
+    asked.ok(&["apply", &asked.manifest(&[("web", "")])]);
+    asked.agent.is_healthy().await;
+    for verb in [
+        &["node", "ls"] as &[_],
+        &["node", "show", "alpha"],
+        &["vm", "ls"],
+        &["vm", "show", "web"],
+        &["explain", "web"],
+        &["manifest", "ls"],
+        &["task", "ls"],
+    ] {
+        asked.ok(&[verb, &["--stale"]].concat());
+    }
+    let confirmed = |arguments: &[&str]| {
+        let status: serde_json::Value = serde_json::from_str(&asked.ok(arguments)).unwrap();
+        status["cluster"]["confirmed"].as_bool().unwrap()
+    };
+    assert!(confirmed(&["status", "--json"]));
+    assert!(!confirmed(&["status", "--json", "--stale"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_is_what_apply_then_does_and_explain_says_why() {
     let asked = Asked::start().await;
     asked.ok(&["apply", &asked.manifest(&[("web", ""), ("db", "")])]);

@@ -103,7 +103,7 @@ async fn a_second_agent_on_the_same_data_is_refused_and_the_first_goes_on() {
     assert!(refused.contains(&alpha.dir.path().join("data/raft").display().to_string()), "{refused}");
     // It has not taken the socket away, either.
     assert_eq!(cluster(&agent.is_healthy().await).id, id);
-    agent.client().await.status(StatusRequest {}).await.unwrap();
+    agent.client().await.status(StatusRequest::default()).await.unwrap();
     alpha.cpus = 5;
     agent.stop().await;
     assert_eq!(cluster(&alpha.start().is_healthy().await).id, id);

@@ -16,7 +16,7 @@ async fn three_blank_hosts_become_one_cluster_whatever_order_they_start_in() {
             let agent = hosts[at].start();
             // Each has found out what it is to do before the next one comes.
             let mut client = agent.client().await;
-            let _ = client.status(proto::StatusRequest {}).await;
+            let _ = client.status(proto::StatusRequest::default()).await;
             agents.push(agent);
         }
         let mut ids = Vec::new();
@@ -62,7 +62,7 @@ async fn a_proposal_on_any_node_is_answered_with_its_outcome() {
         assert_eq!(apply(agent, json).await.unwrap().result, "equal");
         // Acknowledged here is known everywhere.
         for other in &agents {
-            let heads = other.client().await.list_manifests(proto::ListManifestsRequest {}).await.unwrap();
+            let heads = other.client().await.list_manifests(proto::ListManifestsRequest::default()).await.unwrap();
             assert_eq!(heads.into_inner().heads.last().unwrap().hash, applied.hash);
         }
         // So is what comes of going back, which only the state knows.

@@ -23,15 +23,26 @@ async fn without_a_quorum_a_proposal_and_a_read_end_in_clear_errors_and_status_s
     let refused = apply(&alpha, manifest(&[("web", "")])).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     assert!(refused.message().contains("majority") && refused.message().contains("nothing was changed"), "{refused}");
-    let explain = proto::ExplainRequest { vm: "web".to_owned() };
+    let explain = proto::ExplainRequest { vm: "web".to_owned(), ..Default::default() };
     let refused = alpha.client().await.explain(explain).await.unwrap_err();
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
     assert!(refused.message().contains("no quorum"), "{refused}");
     assert!(begin.elapsed() < 4 * PATIENCE, "{:?}", begin.elapsed());
+    assert!(!cluster(&status).confirmed, "nobody could confirm it");
+
+    // What this node knows is answered all the same, for those who want that.
+    let (mut client, freshness) = (alpha.client().await, proto::Freshness::Stale.into());
+    let explain = proto::ExplainRequest { vm: "web".to_owned(), freshness };
+    assert_eq!(client.explain(explain).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(client.list_tasks(proto::ListTasksRequest { freshness }).await.unwrap().into_inner().tasks, []);
+    let manifests = client.list_manifests(proto::ListManifestsRequest { freshness }).await.unwrap();
+    assert_eq!(manifests.into_inner().heads, []);
+    let known = client.status(proto::StatusRequest { freshness }).await.unwrap().into_inner();
+    assert_eq!((known.nodes.len(), cluster(&known).confirmed), (3, false));
 
     // One more makes a majority; what was refused has never taken effect.
     let beta = hosts[1].start();
-    let status = beta.sees("a quorum", |status| cluster(status).quorum).await;
+    let status = beta.sees("a quorum", |status| cluster(status).quorum && cluster(status).confirmed).await;
     assert_eq!(status.instances, []);
     assert_eq!(apply(&beta, manifest(&[("web", "")])).await.unwrap().result, "applied");
     let gamma = hosts[2].start();
@@ -64,7 +75,7 @@ async fn a_leader_that_is_told_to_stop_hands_leadership_over_first() {
     // By then somebody has stood for election because it was asked to, and not because it missed a leader.
     let mut terms = Vec::new();
     for agent in agents.iter().flatten() {
-        let mut watched = agent.client().await.watch_status(proto::StatusRequest {}).await.unwrap();
+        let mut watched = agent.client().await.watch_status(proto::StatusRequest::default()).await.unwrap();
         let status = watched.get_mut().message().await.unwrap().unwrap();
         terms.push(cluster(&status).term);
     }

@@ -11,7 +11,7 @@ use super::{cluster, node, sees_whole, start};
 /// What a host that is no member waits for, once it says all of that.
 async fn waits_for(api: &Api, words: &[&str]) -> String {
     let mut client = api.client().await;
-    wait_for(&format!("{words:?}"), async || match client.status(StatusRequest {}).await {
+    wait_for(&format!("{words:?}"), async || match client.status(StatusRequest::default()).await {
         Ok(reply) => panic!("it became a member: {:?}", reply.into_inner()),
         Err(status) if status.code() != Code::Unavailable => panic!("{status}"),
         Err(status) if words.iter().all(|word| status.message().contains(word)) => Ok(status.message().to_owned()),
@@ -92,7 +92,7 @@ async fn a_host_with_another_secret_neither_founds_nor_joins_and_names_the_secre
     let agent = gamma.start();
     waits_for(&agent, &["cluster.secret_file", "alpha"]).await;
     agent.stop().await;
-    assert_eq!(alpha.client().await.status(StatusRequest {}).await.unwrap().into_inner().nodes.len(), 2);
+    assert_eq!(alpha.client().await.status(StatusRequest::default()).await.unwrap().into_inner().nodes.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

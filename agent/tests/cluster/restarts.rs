@@ -44,7 +44,8 @@ async fn what_was_acknowledged_is_there_after_all_agents_were_killed_at_once() {
         for host in &hosts {
             let status = sees_whole(&host.api(), 3).await;
             ids.push((cluster(&status).id.clone(), status.nodes.iter().map(|node| node.id).collect::<Vec<_>>()));
-            let heads = host.api().client().await.list_manifests(super::proto::ListManifestsRequest {}).await.unwrap();
+            let heads =
+                host.api().client().await.list_manifests(super::proto::ListManifestsRequest::default()).await.unwrap();
             let heads: Vec<_> = heads.into_inner().heads.into_iter().map(|head| head.hash).collect();
             assert_eq!(heads, acknowledged);
         }
@@ -121,7 +122,7 @@ async fn a_host_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapsh
     let gamma = hosts[2].start();
     let status = sees_running(&gamma, 1).await;
     assert_eq!(status.nodes.iter().filter(|node| node.alive).count(), 3);
-    let heads = gamma.client().await.list_manifests(super::proto::ListManifestsRequest {}).await.unwrap();
+    let heads = gamma.client().await.list_manifests(super::proto::ListManifestsRequest::default()).await.unwrap();
     assert_eq!(heads.into_inner().heads.last().unwrap().hash, head);
     assert!(!has_its_first_segment(&hosts[2]), "it was brought there entry by entry");
 

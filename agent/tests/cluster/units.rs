@@ -114,7 +114,8 @@ async fn run_task(api: &Api, command: &str, cpus: u32) -> String {
 async fn sees_task(api: &Api, name: &str, state: &str) -> Task {
     let mut client = api.client().await;
     wait_for(&format!("{name} to be {state}"), async || {
-        let tasks = client.list_tasks(ListTasksRequest {}).await.map_err(|status| status.message().to_owned())?;
+        let tasks =
+            client.list_tasks(ListTasksRequest::default()).await.map_err(|status| status.message().to_owned())?;
         let task = tasks.into_inner().tasks.into_iter().find(|task| task.name == name);
         task.clone().filter(|task| task.state == state).ok_or_else(|| format!("{task:?}"))
     })

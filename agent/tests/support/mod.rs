@@ -10,11 +10,9 @@ use blixard::agent::{AgentError, Told};
 use blixard::api::proto;
 use blixard::api::proto::api_client::ApiClient;
 use blixard::config::Config;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 mod units;
 
@@ -150,13 +148,7 @@ impl Api {
     /// A client of its API socket, as soon as that is there.
     pub async fn client(&self) -> ApiClient<Channel> {
         wait_for("the API socket", async || {
-            let path = self.socket.clone();
-            let connect = tower::service_fn(move |_| {
-                let path = path.clone();
-                async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-            });
-            let channel = Endpoint::from_static("http://agent").connect_with_connector(connect).await;
-            channel.map(ApiClient::new).map_err(|error| blixard::error_chain(&error))
+            blixard::cli::connect(&self.socket).await.map_err(|error| blixard::error_chain(&error))
         })
         .await
     }
@@ -164,7 +156,7 @@ impl Api {
     /// What its status shows, once it shows what `wanted` looks for.
     pub async fn sees(&self, what: &str, wanted: impl Fn(&proto::StatusReply) -> bool) -> proto::StatusReply {
         let mut client = self.client().await;
-        wait_for(what, async || match client.status(proto::StatusRequest {}).await {
+        wait_for(what, async || match client.status(proto::StatusRequest::default()).await {
             Ok(reply) if wanted(reply.get_ref()) => Ok(reply.into_inner()),
             Ok(reply) => Err(format!("{:#?}", reply.into_inner())),
             Err(status) => Err(status.message().to_owned()),

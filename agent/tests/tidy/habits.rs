@@ -31,6 +31,7 @@ const EMPTY_FOLDERS: &[&str] = &["common", "utils", "abstractions", "patterns"];
 
 /// Who may sleep in a test, and why: each looks again until a condition holds or its time is up.
 const MAY_SLEEP: &[(&str, &str)] = &[
+    ("agent/benches/consensus/slow.rs", "it is what makes a disk slow"),
     ("tests/prelude.py", "wait_for, which scenarios wait by"),
     ("tests/rig/driver.py", "retry, which the NixOS test driver gives a script"),
     ("tests/rig/demo.py", "waits until guests answer, and shows what it waits for"),
@@ -92,7 +93,7 @@ pub fn orphans(sources: &[Source]) -> Vec<String> {
         path.ends_with("src/lib.rs")
             || path.ends_with("src/main.rs")
             || path.ends_with("build.rs")
-            || path.split_once("tests/").is_some_and(|(before, test)| {
+            || path.split_once("tests/").or(path.split_once("benches/")).is_some_and(|(before, test)| {
                 !before.contains("src/")
                     && (!test.contains('/') || test.matches('/').count() == 1 && test.ends_with("/main.rs"))
             })

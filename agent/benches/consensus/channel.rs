@@ -1,0 +1,42 @@
+//! One HTTP/2 connection over TLS, made the same way to both systems.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+
+/// A new connection.
+pub async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Channel {
+    let connect = tower::service_fn(move |_| {
+        let tls = TlsConnector::from(config.clone());
+        async move {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            let name = ServerName::from(address.ip());
+            Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
+        }
+    });
+    let channel = Endpoint::from_static("http://member").connect_with_connector(connect).await;
+    channel.unwrap_or_else(|error| panic!("cannot connect to {address}: {}", blixard::error_chain(&error)))
+}
+
+/// One call.
+pub async fn call<Q, R>(channel: &Channel, path: &'static str, request: Q) -> Result<R, String>
+where
+    Q: Message + 'static,
+    R: Message + Default + 'static,
+{
+    let mut client = Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| blixard::error_chain(&error))?;
+    let codec = tonic_prost::ProstCodec::<Q, R>::default();
+    let reply = client.unary(tonic::Request::new(request), PathAndQuery::from_static(path), codec).await;
+    reply.map(tonic::Response::into_inner).map_err(|status| status.to_string())
+}
