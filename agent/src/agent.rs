@@ -29,9 +29,11 @@ use crate::worker::offer::Occasion;
 use crate::{telemetry, worker};
 
 mod inbound;
+mod servers;
 mod watchdog;
 
 use inbound::Inward;
+use servers::ServerThread;
 
 /// Longest that a runner's download may take.
 const REALISE: Duration = Duration::from_secs(1800);
@@ -180,8 +182,9 @@ where
         servers: config.servers().to_vec(),
         secret: secret.clone(),
     };
-    let transport = Transport::start(settings, inward.clone(), directories).await.map_err(AgentError::Transport)?;
-    let transport = Arc::new(transport);
+    let servers = ServerThread::start();
+    let transport = servers.run(Transport::start(settings, inward.clone(), directories)).await;
+    let transport = Arc::new(transport.map_err(AgentError::Transport)?);
     // Whoever waits for this unit mustn't wait for the other hosts.
     notify(&[NotifyState::Ready]);
     let beat = watchdog::start();
@@ -194,7 +197,8 @@ where
         () = stopped(&mut told) => return Ok(()),
     };
     transport.become_member(&seat.identity).map_err(AgentError::Transport)?;
-    let (handle, ended) = start_node(&config, &seat, data, transport.clone(), directory)?;
+    let parts = node_parts(&config, &seat, data, transport.clone(), directory)?;
+    let (handle, ended) = servers.run(async { node::start(parts) }).await;
     inward.open(handle.clone(), seat.identity.cluster);
     watchdog::follow(beat, handle.clone());
     tracing::info!(node = %seat.identity.node, cluster = %seat.identity.cluster, "this host is a member");
@@ -209,14 +213,14 @@ where
     result
 }
 
-/// The event loop, with what lies on disk.
-fn start_node(
+/// What the event loop is made of, with what lies on disk.
+fn node_parts(
     config: &Config,
     seat: &Seat,
     data: Data,
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
-) -> Result<(Handle, Ended), AgentError> {
+) -> Result<Parts, AgentError> {
     let Data { dir, log, recovered, store, store_path, state, .. } = data;
     directory.send_replace(Arc::new(if state.cluster().is_some() {
         node::directory_of(&state)
@@ -228,7 +232,7 @@ fn start_node(
         .map_err(|source| AgentError::Resume { path: dir, source })?;
     let unfounded = seat.founding.clone().filter(|_| state.cluster().is_none());
     let founding = unfounded.map(|command| Founding { command, servers: config.servers().len() });
-    Ok(node::start(Parts {
+    Ok(Parts {
         node: seat.identity.node,
         client: ClientId(u128::from_be_bytes(identity::random())),
         raft: seat.raft,
@@ -240,7 +244,7 @@ fn start_node(
         transport,
         directory,
         founding,
-    }))
+    })
 }
 
 /// Does what the agent is told, from when this host is a member until it is told to stop or can't go on.
@@ -369,9 +373,7 @@ fn offer(config: &Config, handle: &Handle, occasion: Occasion, offering: &mut to
 async fn stop(handle: &Handle, ended: &mut node::Ended) -> Result<(), AgentError> {
     notify(&[NotifyState::Stopping]);
     tracing::info!("the agent stops; VMs run on");
-    let handle = handle.clone();
-    // Waits for a place in the inbox, so not on a thread that others need.
-    let _ = tokio::task::spawn_blocking(move || handle.stop()).await;
+    handle.stop().await;
     ended.await.expect("the loop says how it ended").map_err(AgentError::Node)
 }
 

@@ -1,13 +1,13 @@
 //! The event loop: the only place where the core meets disk and network. It owns raft, the log, the store and the state.
 //!
-//! It runs on a thread of its own; others hold a [`Handle`] and send it messages. Its inbox is bounded: what doesn't fit
-//! is dropped (raft's messages) or refused (requests).
+//! It is one task, best on the thread that has the connections to the other servers: what a message causes is then done
+//! without waking another thread, which takes longer than the work. Others hold a [`Handle`] and send it messages. Its
+//! inbox is bounded: what doesn't fit is dropped (raft's messages) or refused (requests).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use blixard_core::command::{Answer, Command, Entry, Request};
@@ -15,7 +15,9 @@ use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Ro
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
 use blixard_core::types::{ClientId, NodeId, RaftId, Term, Timestamp};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::log::Log;
 use crate::store::{Incoming, Store};
@@ -38,10 +40,10 @@ const INBOX: usize = 4096;
 const BATCH: usize = 1024;
 /// A worker that the leader hasn't heard for this long does not answer.
 const SILENT_TICKS: u64 = 300;
+/// Ticks that are made up for after a pause.
+const MAX_TICKS_AT_ONCE: u128 = 10;
 /// How long a leader that stops waits for another to take over.
 const HAND_OVER_TICKS: u64 = 100;
-/// Ticks that are made up for after a pause; more would only start elections.
-const MAX_TICKS_AT_ONCE: u32 = 10;
 
 /// What the loop is made of.
 pub struct Parts {
@@ -120,19 +122,18 @@ enum Attempt {
 /// How the loop ended; nothing is sent while it runs.
 pub type Ended = oneshot::Receiver<Result<(), NodeError>>;
 
-/// Starts the loop on a thread of its own; needs a tokio runtime, which fetches snapshots.
+/// Starts the loop on the current tokio runtime, which it may keep from other work for as long as a short write takes.
 pub fn start(parts: Parts) -> (Handle, Ended) {
-    let (inbox, inputs) = sync_channel(INBOX);
+    let (inbox, inputs) = channel(INBOX);
     let news = News::default();
     let directory = parts.directory.subscribe();
     let handle = Handle::new(parts.node, parts.client, inbox.clone(), &news, parts.transport.clone(), directory);
     let node = Node::new(parts, inbox, handle.applied(), news);
     let (end, ended) = oneshot::channel();
-    let run = move || {
+    tokio::spawn(async move {
         // Nobody waits for the end of a node whose agent is gone.
-        let _ = end.send(node.run(&inputs));
-    };
-    std::thread::Builder::new().name("raft".to_owned()).spawn(run).expect("the system has a thread to spare at start");
+        let _ = end.send(node.run(inputs).await);
+    });
     (handle, ended)
 }
 
@@ -157,8 +158,7 @@ struct Node {
     installing: Option<Install>,
     state: State,
     store_path: PathBuf,
-    inbox: SyncSender<Input>,
-    runtime: tokio::runtime::Handle,
+    inbox: Sender<Input>,
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
     founding: Option<Founding>,
@@ -198,7 +198,7 @@ struct News {
 }
 
 impl Node {
-    fn new(parts: Parts, inbox: SyncSender<Input>, published: Arc<AtomicU64>, news: News) -> Self {
+    fn new(parts: Parts, inbox: Sender<Input>, published: Arc<AtomicU64>, news: News) -> Self {
         let applied = parts.driver.status().applied;
         let applied_term = Term(parts.store.checkpoint().position.term);
         Self {
@@ -211,7 +211,6 @@ impl Node {
             installing: None,
             store_path: parts.store_path,
             inbox,
-            runtime: tokio::runtime::Handle::current(),
             state: parts.state,
             transport: parts.transport,
             directory: parts.directory,
@@ -234,38 +233,40 @@ impl Node {
         }
     }
 
-    fn run(mut self, inputs: &Receiver<Input>) -> Result<(), NodeError> {
+    async fn run(mut self, mut inputs: Receiver<Input>) -> Result<(), NodeError> {
         self.begin()?;
         self.driver.campaign_if_alone();
         self.turns()?;
-        let mut next_tick = Instant::now() + TICK;
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut last_tick = ticks.tick().await;
         loop {
-            let now = Instant::now();
-            match inputs.recv_timeout(next_tick.saturating_duration_since(now)) {
-                Ok(input) => {
+            tokio::select! {
+                biased;
+                // It doesn't end: this node has a sender, too.
+                Some(input) = inputs.recv() => {
                     self.take(input)?;
-                    inputs.try_iter().take(BATCH).try_for_each(|input| self.take(input))?;
+                    for _ in 1..BATCH {
+                        let Ok(input) = inputs.try_recv() else { break };
+                        self.take(input)?;
+                    }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => self.stopping_at = self.stopping_at.or(Some(self.ticks)),
-            }
-            let now = Instant::now();
-            let due = now.saturating_duration_since(next_tick).as_millis() / TICK.as_millis();
-            if now >= next_tick {
-                for _ in 0..u32::try_from(due + 1).unwrap_or(u32::MAX).min(MAX_TICKS_AT_ONCE) {
-                    self.tick();
+                tick = ticks.tick() => {
+                    for _ in 0..ticks_between(last_tick, tick) {
+                        self.tick();
+                    }
+                    last_tick = tick;
                 }
-                next_tick = now + TICK;
             }
             self.turns()?;
             self.lead();
             self.turns()?;
-            self.expire(now);
-            self.expire_offers();
-            self.checkpoint_if_due();
             self.closing |= self.has_stopped();
-            if self.closing && self.is_checkpointed() {
-                return Ok(());
+            if self.closing {
+                self.checkpoint_if_due();
+                if self.is_checkpointed() {
+                    return Ok(());
+                }
             }
         }
     }
@@ -311,6 +312,9 @@ impl Node {
     fn tick(&mut self) {
         self.ticks += 1;
         self.driver.tick();
+        self.expire(Instant::now());
+        self.expire_offers();
+        self.checkpoint_if_due();
     }
 
     fn propose(&mut self, Proposal { command, request, waiting }: Proposal) {
@@ -384,7 +388,7 @@ impl Node {
     }
 
     fn note_soft(&mut self, soft: Soft) {
-        let term = self.driver_term();
+        let term = self.driver.term();
         if *self.news.leader.borrow() != soft.leader {
             tracing::info!(term, leader = soft.leader.map_or(0, |leader| leader.0), "the leader has changed");
             self.news.leader.send_replace(soft.leader);
@@ -394,10 +398,6 @@ impl Node {
             self.lead = lead::Lead::new();
         }
         self.changed();
-    }
-
-    fn driver_term(&self) -> u64 {
-        self.driver.status().term
     }
 
     /// Tells everybody who watches that there is something new to read.
@@ -439,6 +439,11 @@ impl<T> Waiting<T> {
     fn fail(self, attempt: Attempt) {
         let _ = self.answer.send(Err(attempt));
     }
+}
+
+/// How many ticks are due after one that was skipped over; few, since more would only start elections.
+fn ticks_between(last: tokio::time::Instant, now: tokio::time::Instant) -> u128 {
+    (now.saturating_duration_since(last).as_millis() / TICK.as_millis()).clamp(1, MAX_TICKS_AT_ONCE)
 }
 
 /// The wall clock, as a leader stamps it into an entry.

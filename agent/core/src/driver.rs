@@ -380,6 +380,10 @@ impl Driver {
         Membership::from_raft(&self.raw.raft.prs().conf().to_conf_state())
     }
 
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
     pub fn status(&self) -> Status {
         let raft = &self.raw.raft;
         let mut peers: Vec<Peer> = match self.soft().role {

@@ -70,7 +70,8 @@ impl Node {
 
     /// Writes what waits; whether it is on disk already.
     fn write(&mut self) -> Result<bool, NodeError> {
-        let durable = self.writer.write()?;
+        // Others' proposals can go to the followers while the first is written here.
+        let durable = self.writer.write(self.proposals.len() > 1)?;
         let is_done = durable.is_some();
         self.written(durable);
         Ok(is_done)

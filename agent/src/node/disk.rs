@@ -6,7 +6,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Sender, SyncSender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use blixard_core::driver::{Checkpoint, CommitOnDisk, Durable, Write};
@@ -16,8 +16,13 @@ use super::{Input, NodeError};
 use crate::log::{Log, LogError};
 use crate::store::{Reader, Store, StoreError};
 
+/// The inbox of the loop that has them.
+type Inbox = tokio::sync::mpsc::Sender<Input>;
+
 /// A disk that syncs faster than this is waited for: a handover to another thread and back takes about as long.
-const FAST_SYNC: Duration = Duration::from_micros(200);
+const FAST_SYNC: Duration = Duration::from_micros(250);
+/// The same where the loop would have nothing to do meanwhile.
+const SHORT_SYNC: Duration = Duration::from_millis(5);
 
 /// The log, and what is to be written to it.
 pub(super) struct Writer {
@@ -44,14 +49,14 @@ pub(super) struct Written {
 }
 
 impl Writer {
-    pub(super) fn new(log: Log, inbox: SyncSender<Input>) -> Self {
+    pub(super) fn new(log: Log, inbox: Inbox) -> Self {
         let (thread, jobs) = channel::<LogJob>();
         let work = move || {
             for LogJob { mut log, writes, release_before } in jobs {
                 let begun = Instant::now();
                 let result = log.release_before(release_before).and_then(|()| Write::write_all(writes, &mut log));
                 let written = Written { log, took: begun.elapsed(), result };
-                if inbox.send(Input::Written(Box::new(written))).is_err() {
+                if inbox.blocking_send(Input::Written(Box::new(written))).is_err() {
                     return;
                 }
             }
@@ -74,13 +79,16 @@ impl Writer {
     }
 
     /// Writes what waits, or hands it over where that takes long; what is on disk by now.
-    pub(super) fn write(&mut self) -> Result<Option<Durable>, NodeError> {
+    ///
+    /// `is_busy`: there is something to go on with meanwhile.
+    pub(super) fn write(&mut self, is_busy: bool) -> Result<Option<Durable>, NodeError> {
         if self.waiting.is_empty() {
             return Ok(None);
         }
         let Some(mut log) = self.log.take() else { return Ok(None) };
         let (writes, release_before) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.release_before));
-        if self.pace > FAST_SYNC || release_before > 0 {
+        let patience = if is_busy { FAST_SYNC } else { SHORT_SYNC };
+        if self.pace > patience || release_before > 0 {
             self.thread.send(LogJob { log, writes, release_before }).expect("the log's thread waits for jobs");
             return Ok(None);
         }
@@ -120,12 +128,12 @@ pub(super) struct Kept {
 }
 
 impl Keeper {
-    pub(super) fn new(store: Store, inbox: SyncSender<Input>) -> Self {
+    pub(super) fn new(store: Store, inbox: Inbox) -> Self {
         let (thread, jobs) = channel::<StoreJob>();
         let work = move || {
             for StoreJob { mut store, changes, checkpoint, commit } in jobs {
                 let result = store.commit(&changes, &checkpoint, commit).and_then(|()| store.reader());
-                if inbox.send(Input::Kept(Box::new(Kept { store, result }))).is_err() {
+                if inbox.blocking_send(Input::Kept(Box::new(Kept { store, result }))).is_err() {
                     return;
                 }
             }

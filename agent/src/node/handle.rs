@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +9,8 @@ use blixard_core::command::{self, Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{Message, Position};
 use blixard_core::state::{State, WINDOW};
 use blixard_core::types::{ClientId, NodeId, RaftId, Term, Timestamp};
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -67,7 +68,7 @@ pub enum ProposeError {
 #[derive(Clone)]
 pub struct Handle {
     node: NodeId,
-    inbox: SyncSender<Input>,
+    inbox: Sender<Input>,
     revisions: watch::Receiver<u64>,
     assignments: watch::Receiver<u64>,
     leaders: watch::Receiver<Option<RaftId>>,
@@ -81,7 +82,7 @@ impl Handle {
     pub(super) fn new(
         node: NodeId,
         client: ClientId,
-        inbox: SyncSender<Input>,
+        inbox: Sender<Input>,
         news: &News,
         transport: Arc<Transport>,
         directory: watch::Receiver<Arc<Directory>>,
@@ -267,15 +268,15 @@ impl Handle {
     }
 
     /// Asks the loop to hand leadership over and end.
-    pub fn stop(&self) {
+    pub async fn stop(&self) {
         // A full inbox is being worked off: this is the one message that waits for its place.
-        let _ = self.inbox.send(Input::Stop);
+        let _ = self.inbox.send(Input::Stop).await;
     }
 
     fn send(&self, input: Input) -> Result<(), ProposeError> {
         self.inbox.try_send(input).map_err(|error| match error {
             TrySendError::Full(_) => ProposeError::Busy,
-            TrySendError::Disconnected(_) => ProposeError::Stopped,
+            TrySendError::Closed(_) => ProposeError::Stopped,
         })
     }
 }

@@ -38,9 +38,8 @@ impl Node {
         if self.driver.soft().role != Role::Leader || self.lead.handing_over {
             return;
         }
-        let status = self.driver.status();
         // Before it has applied an entry of its own term it may not know what the last leader did.
-        if self.applied_term != Term(status.term) {
+        if self.applied_term != Term(self.driver.term()) {
             return;
         }
         self.lead
@@ -61,7 +60,7 @@ impl Node {
                 tracing::info!(?decision, "a worker's status changes");
                 self.decide(decision);
             }
-            if let Some(change) = membership::next_change(&self.state, &status) {
+            if let Some(change) = membership::next_change(&self.state, &self.driver.status()) {
                 // Refused while another is under way, or the learner falls behind: it is tried again.
                 if let Err(error) = self.driver.propose_membership(change, Vec::new()) {
                     tracing::debug!(%change, %error, "a change of the servers waits");
@@ -92,7 +91,7 @@ impl Node {
     }
 
     fn decide(&mut self, command: Command) {
-        let term = Term(self.driver_term());
+        let term = Term(self.driver.term());
         let (answer, answered) = oneshot::channel();
         // Decided anew after that; a decision that commits late is checked by `apply` all the same.
         let deadline = Instant::now() + Duration::from_secs(5);

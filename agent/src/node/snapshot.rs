@@ -126,10 +126,11 @@ impl Node {
         }
         self.snapshots.incoming = None;
         let (path, transport, inbox) = (self.store_path.clone(), self.transport.clone(), self.inbox.clone());
-        let fetch = self.runtime.spawn(async move {
+        let fetch = tokio::spawn(async move {
             let incoming = fetch(path, &transport, from, checkpoint).await;
             // The loop may have ended.
-            blocking(move || drop(inbox.send(Input::Fetched(Box::new((message, incoming)))))).await;
+            // The node may have ended.
+            let _ = inbox.send(Input::Fetched(Box::new((message, incoming)))).await;
         });
         self.snapshots.fetching = Some((position, fetch.abort_handle()));
     }
