@@ -184,6 +184,8 @@ struct Node {
     stopping_at: Option<u64>,
     /// Nothing is applied any more; the store is to hold what was.
     closing: bool,
+    /// Messages were handed to the transport since this task last let others run.
+    has_sent: bool,
     news: News,
 }
 
@@ -229,6 +231,7 @@ impl Node {
             applied_bytes: 0,
             stopping_at: None,
             closing: false,
+            has_sent: false,
             news,
         }
     }
@@ -236,7 +239,7 @@ impl Node {
     async fn run(mut self, mut inputs: Receiver<Input>) -> Result<(), NodeError> {
         self.begin()?;
         self.driver.campaign_if_alone();
-        self.turns()?;
+        self.turns().await?;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut last_tick = ticks.tick().await;
@@ -258,9 +261,9 @@ impl Node {
                     last_tick = tick;
                 }
             }
-            self.turns()?;
+            self.turns().await?;
             self.lead();
-            self.turns()?;
+            self.turns().await?;
             self.closing |= self.has_stopped();
             if self.closing {
                 self.checkpoint_if_due();

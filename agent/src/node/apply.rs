@@ -32,13 +32,13 @@ pub enum NodeError {
 impl Node {
     /// Does all that raft wants done, in raft's order: written before it is acknowledged, acknowledged before it is
     /// applied.
-    pub(super) fn turns(&mut self) -> Result<(), NodeError> {
+    pub(super) async fn turns(&mut self) -> Result<(), NodeError> {
         self.ask_for_reads();
         loop {
             if let Some(install) = self.installing.take() {
                 if !self.writer.is_idle() || !self.keeper.is_idle() {
                     self.installing = Some(install);
-                    return self.write().map(|_| ());
+                    return self.write().await.map(|_| ());
                 }
                 self.install(install)?;
             }
@@ -62,16 +62,21 @@ impl Node {
                     break;
                 }
             }
-            if !self.write()? && self.installing.is_none() {
+            if !self.write().await? && self.installing.is_none() {
                 return Ok(());
             }
         }
     }
 
     /// Writes what waits; whether it is on disk already.
-    fn write(&mut self) -> Result<bool, NodeError> {
+    async fn write(&mut self) -> Result<bool, NodeError> {
         // Others' proposals can go to the followers while the first is written here.
-        let durable = self.writer.write(self.proposals.len() > 1)?;
+        let is_busy = self.proposals.len() > 1;
+        if self.writer.will_block(is_busy) && std::mem::take(&mut self.has_sent) {
+            // The followers write at the same time: what was handed to the transport leaves before.
+            tokio::task::yield_now().await;
+        }
+        let durable = self.writer.write(is_busy)?;
         let is_done = durable.is_some();
         self.written(durable);
         Ok(is_done)
@@ -87,6 +92,7 @@ impl Node {
 
     fn send(&mut self, messages: Vec<Message>) {
         self.offer_snapshots(&messages);
+        self.has_sent |= !messages.is_empty();
         self.transport.send(messages);
     }
 

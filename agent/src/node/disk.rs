@@ -22,7 +22,7 @@ type Inbox = tokio::sync::mpsc::Sender<Input>;
 /// A disk that syncs faster than this is waited for: a handover to another thread and back takes about as long.
 const FAST_SYNC: Duration = Duration::from_micros(250);
 /// The same where the loop would have nothing to do meanwhile.
-const SHORT_SYNC: Duration = Duration::from_millis(5);
+const SHORT_SYNC: Duration = Duration::from_millis(1);
 
 /// The log, and what is to be written to it.
 pub(super) struct Writer {
@@ -78,6 +78,16 @@ impl Writer {
         self.log.is_some() && self.waiting.is_empty()
     }
 
+    /// Whether [`Self::write`] would keep the loop from other work.
+    pub(super) fn will_block(&self, is_busy: bool) -> bool {
+        self.log.is_some() && !self.waiting.is_empty() && self.is_short(is_busy)
+    }
+
+    /// Whether what waits is written faster than it is handed over.
+    fn is_short(&self, is_busy: bool) -> bool {
+        self.release_before == 0 && self.pace <= if is_busy { FAST_SYNC } else { SHORT_SYNC }
+    }
+
     /// Writes what waits, or hands it over where that takes long; what is on disk by now.
     ///
     /// `is_busy`: there is something to go on with meanwhile.
@@ -86,9 +96,9 @@ impl Writer {
             return Ok(None);
         }
         let Some(mut log) = self.log.take() else { return Ok(None) };
+        let is_short = self.is_short(is_busy);
         let (writes, release_before) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.release_before));
-        let patience = if is_busy { FAST_SYNC } else { SHORT_SYNC };
-        if self.pace > patience || release_before > 0 {
+        if !is_short {
             self.thread.send(LogJob { log, writes, release_before }).expect("the log's thread waits for jobs");
             return Ok(None);
         }
