@@ -216,7 +216,7 @@ impl Writer for Client {
 
 /// A VM that is written, and not run.
 fn put(key: u32) -> Change {
-    let runner = format!("/nix/store/0c6kzph7l0dcbfmjap64f0czdafn3b7x-microvm-qemu-vm{key}-0");
+    let runner = format!("/nix/store/0c6kzph7l0dcbfmjap64f0czdafn3b7x-microvm-qemu-vm{key:05}-0");
     let spec = VmSpec {
         runners: vec![runner.parse().expect("a store path")],
         system: "x86_64-linux".to_owned(),
@@ -226,10 +226,10 @@ fn put(key: u32) -> Change {
         memory_overhead_mib: None,
         disk_mib: 0,
         kvm: true,
-        requires: Labels::from([("payload".to_owned(), "x".repeat(126))]),
+        requires: Labels::from([("payload".to_owned(), "x".repeat(120))]),
         restart: RestartPolicy::Always,
         notifies: false,
     };
-    let name = format!("vm{key}").parse().expect("a label");
+    let name = format!("vm{key:05}").parse().expect("a label");
     Change::PutVm { name, spec, running: false, must: None }
 }
