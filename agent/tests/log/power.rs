@@ -1,14 +1,13 @@
 //! A disk that can lose its power: it keeps a live and a durable image, and counts every operation that writes.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use blixard::log::{Disk, DiskFile};
 
-const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
 /// A small generator of our own, so that no update of a crate changes what a seed means.
 pub struct Random(pub u64);
@@ -81,7 +80,7 @@ fn apply(names: &mut BTreeMap<String, usize>, naming: &Naming) {
 }
 
 #[derive(Clone, Default)]
-pub struct Power(Rc<RefCell<Image>>);
+pub struct Power(Arc<Mutex<Image>>);
 
 pub struct PowerFile {
     disk: Power,
@@ -89,18 +88,27 @@ pub struct PowerFile {
 }
 
 impl Power {
+    fn image(&self) -> MutexGuard<'_, Image> {
+        self.0.lock().unwrap()
+    }
+
     /// After so many more writes, the power is gone.
     pub fn cut_after(&self, writes: usize) {
-        self.0.borrow_mut().writes_left = Some(writes);
+        self.image().writes_left = Some(writes);
+    }
+
+    /// Counts one write of something else that is on this power, or fails it when the power is gone.
+    pub fn spend(&self) -> io::Result<()> {
+        self.image().spend()
     }
 
     pub fn writes(&self) -> usize {
-        self.0.borrow().writes
+        self.image().writes
     }
 
     /// What the disk holds when power is back: all that was synced, and of the rest whatever `random` leaves of it.
     pub fn back(&self, random: &mut Random) -> Self {
-        let image = self.0.borrow();
+        let image = self.image();
         let mut names = image.durable.clone();
         for naming in &image.unsynced[..random.below(image.unsynced.len() + 1)] {
             apply(&mut names, naming);
@@ -108,7 +116,7 @@ impl Power {
         let contents: Vec<Content> = image.contents.iter().map(|content| survivor(content, random)).collect();
         let salt = image.salt;
         let image = Image { contents, live: names.clone(), durable: names, salt, ..Image::default() };
-        Self(Rc::new(RefCell::new(image)))
+        Self(Arc::new(Mutex::new(image)))
     }
 }
 
@@ -136,14 +144,14 @@ impl Disk for Power {
     type File = PowerFile;
 
     fn names(&self) -> io::Result<Vec<String>> {
-        Ok(self.0.borrow().live.keys().cloned().collect())
+        Ok(self.image().live.keys().cloned().collect())
     }
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        let image = self.0.borrow();
+        let image = self.image();
         Ok(image.contents[image.live[name]].live.clone())
     }
     fn create(&self, name: &str) -> io::Result<PowerFile> {
-        let mut image = self.0.borrow_mut();
+        let mut image = self.image();
         image.spend()?;
         let content = image.contents.len();
         image.contents.push(Content::default());
@@ -151,19 +159,17 @@ impl Disk for Power {
         Ok(PowerFile { disk: self.clone(), content })
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut image = self.0.borrow_mut();
-        image.spend()?;
-        image.name(Naming::Rename(from.to_owned(), to.to_owned()));
+        self.spend()?;
+        self.image().name(Naming::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        let mut image = self.0.borrow_mut();
-        image.spend()?;
-        image.name(Naming::Remove(name.to_owned()));
+        self.spend()?;
+        self.image().name(Naming::Remove(name.to_owned()));
         Ok(())
     }
     fn sync(&self) -> io::Result<()> {
-        let mut image = self.0.borrow_mut();
+        let mut image = self.image();
         image.spend()?;
         image.durable = image.live.clone();
         image.unsynced.clear();
@@ -173,7 +179,7 @@ impl Disk for Power {
         PathBuf::from("/power").join(name)
     }
     fn salt(&self) -> u64 {
-        let mut image = self.0.borrow_mut();
+        let mut image = self.image();
         image.salt += 1;
         image.salt
     }
@@ -181,13 +187,13 @@ impl Disk for Power {
 
 impl DiskFile for PowerFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut image = self.disk.0.borrow_mut();
+        let mut image = self.disk.image();
         // When the power goes here, what it leaves of the bytes is for `survivor` to say.
         image.contents[self.content].live.extend(bytes);
         image.spend()
     }
     fn sync(&mut self) -> io::Result<()> {
-        let mut image = self.disk.0.borrow_mut();
+        let mut image = self.disk.image();
         image.spend()?;
         let content = &mut image.contents[self.content];
         content.durable = content.live.clone();

@@ -1,5 +1,11 @@
 //! The store on a real file, beside the log that it must not get ahead of.
 
+#[path = "../log/power.rs"]
+mod power;
+
+mod pages;
+mod together;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

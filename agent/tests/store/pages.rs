@@ -1,0 +1,109 @@
+//! The store's file on a disk that can lose its power, together with the log's disk: they count their writes as one.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use redb::StorageBackend;
+
+use super::power::{Power, Random, SECTOR};
+
+#[derive(Default, Debug)]
+struct Image {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    /// What `live` has and `durable` doesn't, in order.
+    unsynced: Vec<Change>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Length(usize),
+    Bytes(usize, Vec<u8>),
+}
+
+/// All clones are the same file.
+#[derive(Clone)]
+pub struct Pages {
+    image: Arc<Mutex<Image>>,
+    power: Power,
+}
+
+impl Pages {
+    pub fn new(power: &Power) -> Self {
+        Self { image: Arc::default(), power: power.clone() }
+    }
+
+    fn image(&self) -> MutexGuard<'_, Image> {
+        self.image.lock().unwrap()
+    }
+
+    /// What the file holds when power is back: all that was synced, and of the rest any sectors in any order.
+    pub fn back(&self, power: &Power, random: &mut Random) -> Self {
+        let image = self.image();
+        let mut bytes = image.durable.clone();
+        let keeps = random.below(4);
+        for change in &image.unsynced {
+            match change {
+                Change::Length(length) if keeps > 0 => bytes.resize(*length, 0),
+                Change::Bytes(offset, data) if keeps > 0 => {
+                    let end = offset + data.len();
+                    bytes.resize(bytes.len().max(end), 0);
+                    for sector in offset / SECTOR..end.div_ceil(SECTOR) {
+                        let (from, to) = ((sector * SECTOR).max(*offset), ((sector + 1) * SECTOR).min(end));
+                        if keeps == 3 || random.below(2) == 0 {
+                            bytes[from..to].copy_from_slice(&data[from - offset..to - offset]);
+                        }
+                    }
+                }
+                Change::Length(_) | Change::Bytes(..) => {}
+            }
+        }
+        let image = Image { live: bytes.clone(), durable: bytes, unsynced: Vec::new() };
+        Self { image: Arc::new(Mutex::new(image)), power: power.clone() }
+    }
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pages")
+    }
+}
+
+impl StorageBackend for Pages {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.image().live.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let image = self.image();
+        let from = usize::try_from(offset).unwrap();
+        let bytes = image.live.get(from..from + out.len());
+        out.copy_from_slice(bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut image = self.image();
+        let len = usize::try_from(len).unwrap();
+        image.unsynced.push(Change::Length(len));
+        image.live.resize(len, 0);
+        self.power.spend()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.power.spend()?;
+        let image = &mut *self.image();
+        image.durable.clone_from(&image.live);
+        image.unsynced.clear();
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut image = self.image();
+        let from = usize::try_from(offset).unwrap();
+        image.unsynced.push(Change::Bytes(from, data.to_vec()));
+        image.live[from..from + data.len()].copy_from_slice(data);
+        // When the power goes here, what it leaves of the bytes is for `back` to say.
+        self.power.spend()
+    }
+}
