@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use blixard_core::driver::{Driver, Membership, Recovered, Settings, StartError};
 use blixard_core::state::{RowError, State};
-use blixard_core::types::ClientId;
+use blixard_core::types::{ClientId, Level};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -97,6 +97,22 @@ pub fn run(config: &Path) -> ExitCode {
     }
 }
 
+/// What an agent does that is not a person's to configure; tests run others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Traits {
+    /// The newest level of `apply` that it understands.
+    pub understands: Level,
+    /// How often the servers compare their states, in ticks of [`node::TICK`], if anything has changed.
+    pub check_ticks: u64,
+}
+
+impl Default for Traits {
+    /// Those of this build.
+    fn default() -> Self {
+        Self { understands: Level::NEWEST, check_ticks: 60_000 }
+    }
+}
+
 /// What an agent is told while it runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Told {
@@ -109,7 +125,7 @@ pub enum Told {
 async fn as_service(path: &Path) -> Result<(), AgentError> {
     let config = Config::load(path).map_err(AgentError::Config)?;
     let told = signals().map_err(AgentError::Signals)?;
-    serve(config, systemd, told).await
+    serve(config, Traits::default(), systemd, told).await
 }
 
 /// Signals as what they tell the agent.
@@ -152,6 +168,7 @@ async fn systemd(config: Config) -> Result<Systemd<NixCommand>, UnitsError> {
 /// What keeps it from running, or has stopped it.
 pub async fn serve<U, C>(
     config: Config,
+    traits: Traits,
     connect: impl FnOnce(Config) -> C,
     mut told: mpsc::Receiver<Told>,
 ) -> Result<(), AgentError>
@@ -191,13 +208,13 @@ where
 
     let tell = |reason| _ = stage.send_replace(Stage::Waiting(reason));
     let seat = tokio::select! {
-        seat = Seat::take(&config, &secret, &mut data.store, data.kept.take(), tell) => {
+        seat = Seat::take(&config, &secret, &mut data.store, data.kept.take(), traits.understands, tell) => {
             seat.map_err(AgentError::Seat)?
         }
         () = stopped(&mut told) => return Ok(()),
     };
     transport.become_member(&seat.identity).map_err(AgentError::Transport)?;
-    let parts = node_parts(&config, &seat, data, transport.clone(), directory)?;
+    let parts = node_parts(&config, traits, &seat, data, transport.clone(), directory)?;
     let (handle, ended) = servers.run(async { node::start(parts) }).await;
     inward.open(handle.clone(), seat.identity.cluster);
     watchdog::follow(beat, handle.clone());
@@ -216,6 +233,7 @@ where
 /// What the event loop is made of, with what lies on disk.
 fn node_parts(
     config: &Config,
+    traits: Traits,
     seat: &Seat,
     data: Data,
     transport: Arc<Transport>,
@@ -244,6 +262,8 @@ fn node_parts(
         transport,
         directory,
         founding,
+        understands: traits.understands,
+        check_ticks: traits.check_ticks,
     })
 }
 

@@ -14,7 +14,7 @@ use blixard_core::command::{Answer, Command, Entry, Request};
 use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
-use blixard_core::types::{ClientId, NodeId, RaftId, Term, Timestamp};
+use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -24,6 +24,7 @@ use crate::store::{Incoming, Store};
 use crate::transport::{Directory, Member, Transport};
 
 mod apply;
+mod check;
 mod disk;
 mod handle;
 mod lead;
@@ -61,6 +62,10 @@ pub struct Parts {
     pub directory: watch::Sender<Arc<Directory>>,
     /// On the node that founds the cluster, until it has.
     pub founding: Option<Founding>,
+    /// The newest level of `apply` that this agent understands.
+    pub understands: Level,
+    /// How often the servers compare their states, if anything has changed.
+    pub check_ticks: u64,
 }
 
 /// What the founder of a cluster begins with.
@@ -127,8 +132,16 @@ pub fn start(parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = channel(INBOX);
     let news = News::default();
     let directory = parts.directory.subscribe();
-    let handle = Handle::new(parts.node, parts.client, inbox.clone(), &news, parts.transport.clone(), directory);
-    let node = Node::new(parts, inbox, handle.applied(), news);
+    let handle = Handle::new(
+        parts.node,
+        parts.understands,
+        parts.client,
+        inbox.clone(),
+        &news,
+        parts.transport.clone(),
+        directory,
+    );
+    let node = Node::new(parts, inbox, handle.clone(), news);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         // Nobody waits for the end of a node whose agent is gone.
@@ -159,9 +172,15 @@ struct Node {
     state: State,
     store_path: PathBuf,
     inbox: Sender<Input>,
+    /// For what it asks of itself as others do.
+    handle: Handle,
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
     founding: Option<Founding>,
+    understands: Level,
+    check_ticks: u64,
+    /// Index of the entry after which the state is to be hashed.
+    marked: u64,
     applied: u64,
     /// `applied`, for the handles to read.
     published: Arc<AtomicU64>,
@@ -200,7 +219,7 @@ struct News {
 }
 
 impl Node {
-    fn new(parts: Parts, inbox: Sender<Input>, published: Arc<AtomicU64>, news: News) -> Self {
+    fn new(parts: Parts, inbox: Sender<Input>, handle: Handle, news: News) -> Self {
         let applied = parts.driver.status().applied;
         let applied_term = Term(parts.store.checkpoint().position.term);
         Self {
@@ -213,18 +232,22 @@ impl Node {
             installing: None,
             store_path: parts.store_path,
             inbox,
+            published: handle.applied(),
+            handle,
             state: parts.state,
             transport: parts.transport,
             directory: parts.directory,
             founding: parts.founding,
+            understands: parts.understands,
+            check_ticks: parts.check_ticks,
+            marked: 0,
             applied,
-            published,
             applied_term,
             proposals: Proposals::default(),
             asked: None,
             unasked: Vec::new(),
             unserved: BTreeMap::new(),
-            lead: lead::Lead::new(),
+            lead: lead::Lead::new(parts.check_ticks),
             liveness: Liveness::default(),
             ticks: 0,
             checkpointed_at: 0,
@@ -398,7 +421,7 @@ impl Node {
         }
         if soft.role == Role::Leader {
             self.liveness.restart(&self.state, self.ticks);
-            self.lead = lead::Lead::new();
+            self.lead = lead::Lead::new(self.ticks + self.check_ticks);
         }
         self.changed();
     }

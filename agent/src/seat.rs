@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blixard_core::command::{Command, NewNode};
-use blixard_core::types::{ClusterId, NodeId, RaftId};
+use blixard_core::types::{ClusterId, Level, NodeId, RaftId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -80,6 +80,7 @@ impl Seat {
         secret: &ClusterSecret,
         store: &mut Store,
         kept: Option<Vec<u8>>,
+        understands: Level,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
         let path = || config.node.data_dir.clone();
@@ -96,7 +97,7 @@ impl Seat {
                 key
             }
         };
-        let seat = Self::ask(config, secret, &key, tell).await?;
+        let seat = Self::ask(config, secret, &key, understands, tell).await?;
         keep(store, &Kept::Seated(Box::new(Seated::new(config, &seat))))?;
         Ok(seat)
     }
@@ -113,18 +114,19 @@ impl Seat {
         config: &Config,
         secret: &ClusterSecret,
         key: &NodeKey,
+        understands: Level,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
         let mut told = String::new();
         loop {
             let answers = ask_all(config.servers(), secret, config.name()).await;
             let waiting = match decide(&answers).map_err(SeatError::TwoClusters)? {
-                Decision::Found => return Self::found(config, secret, key),
+                Decision::Found => return Self::found(config, secret, key, understands),
                 Decision::Wait(reason) => reason,
                 Decision::Join(servers) => {
                     let mut failures = Vec::new();
                     for server in servers {
-                        match join(&server, secret, config.own(), key).await {
+                        match join(&server, secret, config.own(), key, understands).await {
                             Ok(joined) => {
                                 let (identity, raft) = (joined.identity, joined.raft);
                                 return Ok(Self { identity, raft, members: joined.members, founding: None });
@@ -144,7 +146,7 @@ impl Seat {
         }
     }
 
-    fn found(config: &Config, secret: &ClusterSecret, key: &NodeKey) -> Result<Self, SeatError> {
+    fn found(config: &Config, secret: &ClusterSecret, key: &NodeKey, understands: Level) -> Result<Self, SeatError> {
         let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
         let (cluster, node, raft) = (authority.cluster(), NodeId(1), FOUNDER);
         let request = key.request().map_err(SeatError::Identity)?;
@@ -155,6 +157,7 @@ impl Seat {
             name: own.name.clone(),
             address: own.address.clone(),
             key: Authority::key_of(&request).map_err(SeatError::Found)?,
+            understands,
         };
         let member = Member { name: own.name.clone(), address: own.address.clone(), raft };
         tracing::info!(%cluster, "this host founds the cluster");

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{Address, ClusterId, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{Address, ClusterId, Level, NodeId, NodeName, RaftId, Server};
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -109,6 +109,8 @@ pub struct Candidate {
     pub address: Address,
     /// Its public key, as `Authority::issue` takes it.
     pub request: Vec<u8>,
+    /// The newest level that its agent understands.
+    pub understands: Level,
 }
 
 /// What a new member is given.

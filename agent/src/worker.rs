@@ -27,7 +27,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Tells the cluster what this host has to give, until it has heard it.
 pub async fn register(handle: &Handle, address: Address, worker: blixard_core::command::Worker) {
-    let command = Command::RegisterWorker { node: handle.node(), address, worker };
+    let (node, understands) = (handle.node(), handle.understands());
+    let command = Command::RegisterWorker { node, address, understands, worker };
     loop {
         match handle.propose(command.clone()).await.map(|answer| answer.reply) {
             Ok(Reply::Refused(why)) => tracing::warn!(error = why, "this host could not register as a worker"),

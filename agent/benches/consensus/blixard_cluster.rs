@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blixard::agent::Told;
+use blixard::agent::{Told, Traits};
 use blixard::api::proto::{StatusReply, StatusRequest};
 use blixard::cli;
 use blixard::config::Config;
@@ -82,7 +82,7 @@ pub fn be_member(config: &str) {
             terminate.recv().await;
             let _ = tell.send(Told::Stop).await;
         });
-        let served = blixard::agent::serve(config, async |_| Ok(NoUnits::default()), told).await;
+        let served = blixard::agent::serve(config, Traits::default(), async |_| Ok(NoUnits::default()), told).await;
         served.unwrap_or_else(|error| panic!("the agent ends: {}", blixard::error_chain(&error)));
     });
 }

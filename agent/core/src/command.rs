@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
-    Address, ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, NodeId, NodeName, RaftId,
-    Resources, TaskId, Term, Timestamp, VmName,
+    Address, ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId, NodeName,
+    RaftId, Resources, TaskId, Term, Timestamp, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -55,6 +55,8 @@ pub enum Command {
     RegisterWorker {
         node: NodeId,
         address: Address,
+        /// The newest level that its agent understands.
+        understands: Level,
         worker: Worker,
     },
     /// A manifest, by a host that carries it or by a person.
@@ -114,6 +116,18 @@ pub enum Command {
     RemoveVm {
         name: VmName,
     },
+    /// Decision: from the next entry on, `apply` does what this level says.
+    RaiseLevel {
+        level: Level,
+    },
+    /// Decision: all servers hash their state as it is after this entry.
+    CheckState,
+    /// What a server's state was after the entry `at`, a [`Command::CheckState`]: a SHA-256 of its rows.
+    StateHash {
+        node: NodeId,
+        at: u64,
+        hash: Hash,
+    },
 }
 
 /// Whether a VM has to be there already: of two that create the same one, the second is refused.
@@ -131,6 +145,8 @@ pub struct NewNode {
     pub address: Address,
     /// SHA-256 of its public key (SPKI, DER): a reinstalled host has another one.
     pub key: Hash,
+    /// The newest level that its agent understands.
+    pub understands: Level,
 }
 
 /// What a node offers to instances: what the machine has less the reserve for the host itself.
@@ -269,6 +285,7 @@ impl Command {
         match self {
             Self::RegisterWorker { node, .. }
             | Self::Report { node, .. }
+            | Self::StateHash { node, .. }
             | Self::OfferManifest { from: Origin::Host { node, .. }, .. } => Some(*node),
             _ => None,
         }
@@ -282,6 +299,8 @@ impl Command {
                 | Self::Place { .. }
                 | Self::Unplace { .. }
                 | Self::PlaceTask { .. }
+                | Self::RaiseLevel { .. }
+                | Self::CheckState
                 | Self::Found { .. }
         )
     }

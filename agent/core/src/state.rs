@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{Constraints, Manifest, VmSpec};
 use crate::types::{
-    Address, ClusterId, Generation, Hash, InstanceId, NodeId, NodeName, RaftId, Resources, StorePath, TaskId, Term,
-    Timestamp, VmName,
+    Address, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, StorePath, TaskId,
+    Term, Timestamp, VmName,
 };
 use crate::unit::VmUnit;
 use sessions::Known;
 
+mod check;
 mod index;
+mod level;
 mod manifests;
 mod nodes;
 mod placements;
@@ -24,6 +26,7 @@ mod sessions;
 mod tasks;
 mod vms;
 
+pub use check::{Check, Diverged};
 pub use rows::{Change, RowError, Table};
 pub use sessions::WINDOW;
 pub use vms::{Conflict, MAX_VMS};
@@ -43,6 +46,8 @@ pub struct State {
     /// By the number of the log entry that made it head.
     manifests: BTreeMap<u64, HeadRecord>,
     held: BTreeMap<NodeId, Held>,
+    /// The last comparison of the servers' states.
+    check: Option<Check>,
     sessions: sessions::Sessions,
     index: index::Index,
     /// Rows that the entry being applied has written or removed.
@@ -57,6 +62,8 @@ pub struct Cluster {
     /// The authority's key, sealed with the cluster secret.
     pub sealed_ca_key: Vec<u8>,
     pub founded_at: Timestamp,
+    /// What `apply` does.
+    pub level: Level,
 }
 
 /// The last id given out of each kind; ids start at 1 and are never reused.
@@ -76,6 +83,8 @@ pub struct Node {
     pub key: Hash,
     pub raft: RaftId,
     pub joined_at: Timestamp,
+    /// The newest level that its agent understood when it last said so.
+    pub understands: Level,
     /// Nothing until it has registered; nothing is placed on it before.
     pub worker: Option<Worker>,
 }
@@ -220,7 +229,9 @@ impl State {
                 self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
             }
             Command::Admit(node) => self.admit(node, at),
-            Command::RegisterWorker { node, address, worker } => self.register_worker(*node, address, worker, at),
+            Command::RegisterWorker { node, address, understands, worker } => {
+                self.register_worker(*node, address, *understands, worker, at)
+            }
             Command::SetWorkerAlive { node, alive } => self.set_worker_alive(*node, *alive, at),
             Command::OfferManifest { manifest, from } => self.offer_manifest(index, manifest, from, at),
             Command::AcceptManifest { node } => self.accept_manifest(index, *node, at),
@@ -233,6 +244,9 @@ impl State {
             Command::PutVm { name, spec, running, must } => self.put_vm(name, spec, *running, *must, at),
             Command::SetVmRunning { name, running } => self.set_vm_running(name, *running, at),
             Command::RemoveVm { name } => self.remove_vm(name, at),
+            Command::RaiseLevel { level } => self.raise_level(*level),
+            Command::CheckState => Ok(self.begin_check(index)),
+            Command::StateHash { node, at, hash } => self.enter_hash(*node, *at, *hash),
         }
     }
 
@@ -252,6 +266,7 @@ impl State {
             ca_certificate: ca_certificate.to_vec(),
             sealed_ca_key: sealed_ca_key.to_vec(),
             founded_at: at,
+            level: first.understands,
         });
         self.dirty.cluster = true;
         self.admit(first, at)

@@ -109,6 +109,16 @@ number_newtype!(
     Generation
 );
 number_newtype!(
+    /// What `apply` does with each command, and which rows it writes: equal on all servers, since all do it at the one
+    /// level that the state says. An agent does all levels up to its own newest.
+    Level
+);
+
+impl Level {
+    /// The newest that this agent understands.
+    pub const NEWEST: Self = Self(1);
+}
+number_newtype!(
     /// Raft's term: who decides in it is one leader at most.
     Term
 );

@@ -32,7 +32,7 @@ impl Inward {
     async fn issue(&self, candidate: Candidate) -> Result<Admission, String> {
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         let key = Authority::key_of(&candidate.request).map_err(|error| crate::error_chain(&error))?;
-        let new = NewNode { name: candidate.name, address: candidate.address, key };
+        let new = NewNode { name: candidate.name, address: candidate.address, key, understands: candidate.understands };
         let answer = handle.propose(Command::Admit(new)).await.map_err(|error| crate::error_chain(&error))?;
         let (node, raft) = match answer.reply {
             Reply::Admitted { node, raft } => (node, raft),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
-use blixard_core::state::{Instance, Node, Owner, Placement, State, Task};
+use blixard_core::state::{Diverged, Instance, Node, Owner, Placement, State, Task};
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, VmName};
 
 use super::proto;
@@ -33,10 +33,13 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         leader: leader.map(|(_, node)| node.name.to_string()).unwrap_or_default(),
         term: standing.term.0,
         quorum: standing.has_quorum(),
-        servers: u32::try_from(standing.voters.len()).unwrap_or(u32::MAX),
+        servers: count(standing.voters.len()),
         applied: standing.applied,
         answered_by: name_of(state, standing.node),
         confirmed: false,
+        feature_level: state.level().unwrap_or_default().0,
+        checked_at: state.check().map_or(0, |check| check.at),
+        checked_equal: state.check().map_or(0, |check| count(check.equal())),
     }
 }
 
@@ -71,6 +74,10 @@ fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto:
         since: status.map_or(0, |status| status.since.0),
         worker,
     }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "a message's field is an Option")]
@@ -169,6 +176,21 @@ fn behind(state: &State, rooms: &Rooms) -> Vec<String> {
     behind.collect()
 }
 
+/// Servers whose state wasn't that of the majority.
+fn diverged(state: &State) -> Vec<String> {
+    let diverged = state.check().into_iter().flat_map(|check| &check.diverged).map(|(node, diverged)| {
+        let Diverged { at, own, other, .. } = diverged;
+        format!(
+            "{node} has stopped: its state after log entry {at} was {own}, and that of the majority {other}; its disk, \
+             its memory or its agent has a fault",
+            node = name_of(state, *node),
+            own = own.short(),
+            other = other.short()
+        )
+    });
+    diverged.collect()
+}
+
 /// Why nothing was chosen, a few words a node.
 fn pending_reason(state: &State, verdicts: &[(NodeId, Option<Obstacle>)]) -> String {
     if verdicts.iter().any(|(_, obstacle)| obstacle.is_none()) {
@@ -208,6 +230,7 @@ fn problems(
         }
     }
     problems.extend(behind(state, rooms));
+    problems.extend(diverged(state));
     for node in state.held().keys() {
         let node = name_of(state, *node);
         problems.push(format!(

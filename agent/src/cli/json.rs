@@ -34,6 +34,12 @@ struct Cluster {
     answered_by: String,
     /// A quorum has confirmed that nothing newer was acknowledged before.
     confirmed: bool,
+    /// What the servers do with each command; raised once every node's agent understands the next one.
+    feature_level: u64,
+    /// Log entry after which the servers' states were last compared; null before the first time.
+    checked_at: Option<u64>,
+    /// How many servers had the same state then.
+    checked_equal: u32,
 }
 
 #[derive(Serialize)]
@@ -117,6 +123,9 @@ impl From<proto::StatusReply> for Status {
                 applied: cluster.applied,
                 answered_by: cluster.answered_by,
                 confirmed: cluster.confirmed,
+                feature_level: cluster.feature_level,
+                checked_at: (cluster.checked_at != 0).then_some(cluster.checked_at),
+                checked_equal: cluster.checked_equal,
             },
             nodes: reply.nodes.into_iter().map(Node::from).collect(),
             vms: reply.instances.into_iter().map(Vm::from).collect(),

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use blixard_core::command::{Answer, DecodeError, Entry, Reply};
 use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Message, Position, ProposeError};
-use blixard_core::state::{Change, RowError, Table};
-use blixard_core::types::Term;
+use blixard_core::state::{Change, Diverged, RowError, Table};
+use blixard_core::types::{Level, Term};
 
 use super::{Attempt, Node};
 use crate::log::LogError;
@@ -27,6 +27,23 @@ pub enum NodeError {
     Decode { index: u64, source: DecodeError },
     #[error("cannot go on from the leader's snapshot")]
     Rows(#[source] RowError),
+    #[error(
+        "cannot go on: the cluster is at feature level {level}, and this agent understands {understands} at most: the \
+         cluster's data was written by a newer agent; upgrade this one"
+    )]
+    TooOld { level: Level, understands: Level },
+    #[error("cannot go on")]
+    Diverged(#[source] Diverged),
+}
+
+/// What a batch of entries has changed.
+#[derive(Default)]
+struct Changed {
+    /// What the keeper hasn't heard of yet.
+    rows: Vec<Change>,
+    anything: bool,
+    /// Who is a member, or where.
+    members: bool,
 }
 
 impl Node {
@@ -37,6 +54,7 @@ impl Node {
         loop {
             if let Some(install) = self.installing.take() {
                 if !self.writer.is_idle() || !self.keeper.is_idle() {
+                    self.begin_checkpoint();
                     self.installing = Some(install);
                     return self.write().await.map(|_| ());
                 }
@@ -98,7 +116,7 @@ impl Node {
 
     fn apply(&mut self, committed: Vec<Committed>) -> Result<(), NodeError> {
         let Some(last) = committed.last().map(|entry| entry.position) else { return Ok(()) };
-        let (mut changes, mut answers) = (Vec::new(), Vec::new());
+        let (mut changed, mut answers) = (Changed::default(), Vec::new());
         let servers = self.driver.membership();
         self.applied_bytes += committed.iter().map(Committed::bytes).sum::<usize>();
         for entry in committed {
@@ -106,7 +124,7 @@ impl Node {
             let done = Answer { index, reply: Reply::Done };
             let answer = match &entry.content {
                 Content::Nothing => done,
-                Content::Command(bytes) => self.apply_command(index, entry.position.term, bytes, &mut changes)?,
+                Content::Command(bytes) => self.apply_command(entry.position, bytes, &mut changed)?,
                 Content::Membership { change, .. } => match self.driver.apply_membership(index, *change) {
                     Ok(_) => {
                         tracing::info!(index, change = %change, "the servers have changed");
@@ -122,14 +140,14 @@ impl Node {
         self.set_applied(last);
         let servers = Some(self.driver.membership()).filter(|now| *now != servers);
         self.driver.applied(self.applied);
-        if changes.iter().any(|change| change.table == Table::Nodes) {
+        if changed.members {
             self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
         }
-        if servers.is_some() || !changes.is_empty() {
+        if servers.is_some() || changed.anything {
             self.lead.dirty = true;
             self.changed();
         }
-        self.keeper.add(changes);
+        self.keeper.add(changed.rows);
         for (waiting, fate, answer) in answers {
             match fate {
                 Fate::Applied => waiting.answer(answer),
@@ -139,17 +157,23 @@ impl Node {
         Ok(())
     }
 
-    fn apply_command(
-        &mut self,
-        index: u64,
-        term: u64,
-        bytes: &[u8],
-        changes: &mut Vec<Change>,
-    ) -> Result<Answer, NodeError> {
+    fn apply_command(&mut self, position: Position, bytes: &[u8], changed: &mut Changed) -> Result<Answer, NodeError> {
+        let Position { index, term } = position;
         let entry = Entry::decode(bytes).map_err(|source| NodeError::Decode { index, source })?;
         let outcome = self.state.apply(index, Term(term), &entry);
         tracing::trace!(index, term, command = ?entry.command, reply = ?outcome.answer.reply, "applied");
-        changes.extend(outcome.changes);
+        let touches = |table| outcome.changes.iter().any(|change| change.table == table);
+        let (is_checked, is_judged) = (touches(Table::Check), touches(Table::Cluster) || touches(Table::WorkerStatus));
+        changed.members |= touches(Table::Nodes);
+        changed.anything |= !outcome.changes.is_empty();
+        changed.rows.extend(outcome.changes);
+        if is_checked || is_judged {
+            self.judge()?;
+        }
+        if is_checked && self.state.check().is_some_and(|check| check.at == index) {
+            self.keeper.add(std::mem::take(&mut changed.rows));
+            self.mark(position);
+        }
         if outcome.nodes.contains(&self.own) {
             self.news.assignment.send_modify(|revision| *revision += 1);
         }
@@ -162,9 +186,13 @@ impl Node {
         let due = self.ticks.saturating_sub(self.checkpointed_at) >= CHECKPOINT_TICKS
             || self.applied_bytes >= CHECKPOINT_BYTES
             || self.driver.wants_checkpoint()
+            || self.keeper.has_cut()
             || self.closing;
         if is_behind && due {
-            self.checkpoint();
+            if !self.keeper.has_cut() && self.keeper.is_idle() {
+                self.cut_checkpoint();
+            }
+            self.begin_checkpoint();
         }
     }
 
@@ -176,19 +204,22 @@ impl Node {
             self.driver.checkpointed(reader.checkpoint().clone());
             self.snapshots.latest = Some(Arc::new(reader));
         }
-        Ok(())
+        self.judge()
     }
 
-    /// Begins a checkpoint of everything applied so far, unless one is under way.
-    pub(super) fn checkpoint(&mut self) {
-        if !self.keeper.is_idle() || self.installing.is_some() {
-            return;
-        }
+    /// Makes a checkpoint of everything applied so far.
+    pub(super) fn cut_checkpoint(&mut self) {
         (self.checkpointed_at, self.applied_bytes) = (self.ticks, 0);
         self.keeper.add(vec![self.state.sessions_row()]);
-        self.keeper.begin(Checkpoint { position: self.position(), membership: self.driver.membership() });
-        let record = self.driver.record_commit();
-        self.writer.add(record);
+        self.keeper.cut(Checkpoint { position: self.position(), membership: self.driver.membership() });
+    }
+
+    /// Begins to write the checkpoint that was made, unless one is under way.
+    fn begin_checkpoint(&mut self) {
+        if self.keeper.begin() {
+            let record = self.driver.record_commit();
+            self.writer.add(record);
+        }
     }
 
     /// The store holds a checkpoint: the log may forget what is before it.
@@ -196,7 +227,9 @@ impl Node {
         let reader = self.keeper.back(kept)?;
         let needed = self.driver.checkpointed(reader.checkpoint().clone());
         self.writer.release_before(needed);
-        self.snapshots.latest = Some(Arc::new(reader));
+        let reader = Arc::new(reader);
+        self.hash_if_marked(&reader);
+        self.snapshots.latest = Some(reader);
         Ok(())
     }
 

@@ -119,6 +119,8 @@ impl Writer {
 pub(super) struct Keeper {
     store: Option<Store>,
     pending: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+    /// What was pending when a checkpoint was made of it, until the store is here to take it.
+    cut: Option<(Checkpoint, Vec<Change>)>,
     /// What the next checkpoint holds, once the log holds its commit index.
     next: Option<(Checkpoint, Vec<Change>)>,
     thread: Sender<StoreJob>,
@@ -149,7 +151,7 @@ impl Keeper {
             }
         };
         spawn("store", work);
-        Self { store: Some(store), pending: BTreeMap::new(), next: None, thread }
+        Self { store: Some(store), pending: BTreeMap::new(), cut: None, next: None, thread }
     }
 
     /// Rows that an entry has written; a later one replaces an earlier one of the same key.
@@ -158,15 +160,27 @@ impl Keeper {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.store.is_some() && self.next.is_none()
+        self.store.is_some() && self.next.is_none() && self.cut.is_none()
     }
 
-    /// Begins a checkpoint of everything added so far; [`Self::recorded`] goes on with it.
-    pub(super) fn begin(&mut self, checkpoint: Checkpoint) {
-        assert!(self.is_idle(), "one checkpoint at a time");
+    /// Makes a checkpoint of everything added so far; [`Self::begin`] begins to write it.
+    pub(super) fn cut(&mut self, checkpoint: Checkpoint) {
+        assert!(self.cut.is_none(), "one cut at a time");
         let rows = std::mem::take(&mut self.pending).into_iter();
-        let changes = rows.map(|((table, key), value)| Change { table, key, value }).collect();
-        self.next = Some((checkpoint, changes));
+        self.cut = Some((checkpoint, rows.map(|((table, key), value)| Change { table, key, value }).collect()));
+    }
+
+    pub(super) fn has_cut(&self) -> bool {
+        self.cut.is_some()
+    }
+
+    /// Begins with the checkpoint that was cut, where the one before is done; [`Self::recorded`] goes on with it.
+    pub(super) fn begin(&mut self) -> bool {
+        if self.store.is_none() || self.next.is_some() {
+            return false;
+        }
+        self.next = self.cut.take();
+        self.next.is_some()
     }
 
     /// Hears which commit index the log holds: the checkpoint that waited for it goes to the store.
@@ -193,6 +207,7 @@ impl Keeper {
     /// Forgets the rows that a snapshot replaces.
     pub(super) fn forget_pending(&mut self) {
         self.pending.clear();
+        self.cut = None;
     }
 }
 

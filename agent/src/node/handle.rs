@@ -8,7 +8,7 @@ use std::time::Duration;
 use blixard_core::command::{self, Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{Message, Position};
 use blixard_core::state::{State, WINDOW};
-use blixard_core::types::{ClientId, NodeId, RaftId, Term, Timestamp};
+use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{oneshot, watch};
@@ -68,6 +68,7 @@ pub enum ProposeError {
 #[derive(Clone)]
 pub struct Handle {
     node: NodeId,
+    understands: Level,
     inbox: Sender<Input>,
     revisions: watch::Receiver<u64>,
     assignments: watch::Receiver<u64>,
@@ -81,6 +82,7 @@ pub struct Handle {
 impl Handle {
     pub(super) fn new(
         node: NodeId,
+        understands: Level,
         client: ClientId,
         inbox: Sender<Input>,
         news: &News,
@@ -90,7 +92,18 @@ impl Handle {
         let client = Arc::new(Client { id: client, open: Mutex::default() });
         let (revisions, assignments) = (news.revision.subscribe(), news.assignment.subscribe());
         let leaders = news.leader.subscribe();
-        Self { node, inbox, revisions, assignments, leaders, transport, directory, client, applied: Arc::default() }
+        Self {
+            node,
+            understands,
+            inbox,
+            revisions,
+            assignments,
+            leaders,
+            transport,
+            directory,
+            client,
+            applied: Arc::default(),
+        }
     }
 
     /// Where the loop tells what it has applied.
@@ -100,6 +113,11 @@ impl Handle {
 
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// The newest level that this agent understands.
+    pub fn understands(&self) -> Level {
+        self.understands
     }
 
     /// Proposes on whichever node leads, and answers with what `apply` answered there.

@@ -24,12 +24,14 @@ pub(super) struct Lead {
     /// Decisions that aren't applied yet: the next ones have to see what they did.
     undecided: Vec<oneshot::Receiver<Result<Answer, super::Attempt>>>,
     looked_at: u64,
+    /// When the states are to be compared next, in ticks.
+    check_at: u64,
 }
 
 impl Lead {
     /// What the leader before didn't get to is to be looked at.
-    pub fn new() -> Self {
-        Self { dirty: true, handing_over: false, undecided: Vec::new(), looked_at: 0 }
+    pub fn new(check_at: u64) -> Self {
+        Self { dirty: true, handing_over: false, undecided: Vec::new(), looked_at: 0, check_at }
     }
 }
 
@@ -67,6 +69,17 @@ impl Node {
                 }
             }
         }
+        if let Some(level) = self.state.next_level() {
+            tracing::info!(%level, "every node understands a newer feature level");
+            self.decide(Command::RaiseLevel { level });
+            return;
+        }
+        if self.ticks >= self.lead.check_at {
+            self.lead.check_at = self.ticks + self.check_ticks;
+            if self.has_changed_since_check() {
+                self.decide(Command::CheckState);
+            }
+        }
         if self.awaits_servers() {
             return;
         }
@@ -76,6 +89,12 @@ impl Node {
                 self.decide(decision);
             }
         }
+    }
+
+    /// Whether there were entries other than the last check's own.
+    fn has_changed_since_check(&self) -> bool {
+        let check = self.state.check();
+        self.applied > check.map_or(0, |check| check.at + check.hashes.len() as u64)
     }
 
     /// The founder gives the other servers time to join, or it would place everything on itself.

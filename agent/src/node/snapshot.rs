@@ -128,7 +128,6 @@ impl Node {
         let (path, transport, inbox) = (self.store_path.clone(), self.transport.clone(), self.inbox.clone());
         let fetch = tokio::spawn(async move {
             let incoming = fetch(path, &transport, from, checkpoint).await;
-            // The loop may have ended.
             // The node may have ended.
             let _ = inbox.send(Input::Fetched(Box::new((message, incoming)))).await;
         });
@@ -175,7 +174,7 @@ impl Node {
         tracing::info!(index = position.index, "a snapshot is installed");
         self.news.assignment.send_modify(|revision| *revision += 1);
         self.changed();
-        Ok(())
+        self.judge()
     }
 }
 
@@ -227,7 +226,7 @@ async fn fetch(
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("it doesn't panic, and nobody ends it")
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use blixard_core::driver::Checkpoint;
 use blixard_core::state::Table;
+use blixard_core::types::Hash;
 use redb::{Durability, ReadTransaction, ReadableTableMetadata};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub struct Reader {
     checkpoint: Checkpoint,
     path: PathBuf,
 }
+
+/// Rows that are hashed at once, in bytes. It is part of what the hash is of.
+const HASHED_BYTES: usize = 256 << 10;
 
 /// A row's place: its table's in [`Table::ALL`], and its key.
 type Place = (u8, Vec<u8>);
@@ -61,6 +65,22 @@ impl Reader {
         let after: Option<Place> = postcard::from_bytes(after).ok();
         self.read(after.as_ref(), bytes)
             .map_err(|source| StoreError::Read { path: self.path.clone(), source: Box::new(source) })
+    }
+
+    /// A SHA-256 of all rows: of equal ones, in any store, it is equal.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn hash(&self) -> Result<Hash, StoreError> {
+        let (mut hash, mut after) = (String::new(), Vec::new());
+        loop {
+            let (chunk, next) = self.chunk(&after, HASHED_BYTES)?;
+            hash = Hash::of(&[hash.as_bytes(), &chunk].concat()).to_string();
+            match next {
+                Some(next) => after = next,
+                None => return Ok(hash.parse().expect("it was written from one")),
+            }
+        }
     }
 
     fn read(&self, after: Option<&Place>, bytes: usize) -> Result<(Vec<u8>, Option<Vec<u8>>), redb::Error> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{ClusterId, Hash, InvalidValue, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
 use futures_util::future::join_all;
 use hyper_util::rt::TokioIo;
 use tonic::transport::Channel;
@@ -112,7 +112,13 @@ pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName)
 /// # Errors
 /// Nothing is left half-done on this side after any of them. After `TimedOut` the cluster may know this host already;
 /// asking again with the same `key` gets the same node id.
-pub async fn join(server: &Server, secret: &ClusterSecret, own: &Server, key: &NodeKey) -> Result<Joined, JoinError> {
+pub async fn join(
+    server: &Server,
+    secret: &ClusterSecret,
+    own: &Server,
+    key: &NodeKey,
+    understands: Level,
+) -> Result<Joined, JoinError> {
     let asked = |source| JoinError::Ask { server: server.clone(), source };
     let unusable = |source| JoinError::Identity { server: server.clone(), source };
     let Greeted { mut client, transcript, standing, tasks: _tasks } =
@@ -120,7 +126,8 @@ pub async fn join(server: &Server, secret: &ClusterSecret, own: &Server, key: &N
     let Standing::Member(cluster) = standing else { return Err(JoinError::Blank { server: server.clone() }) };
     let request = key.request().map_err(unusable)?;
     let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
-    let admit = AdmitRequest { name: own.name.to_string(), address: own.address.to_string(), request, proof };
+    let (name, address) = (own.name.to_string(), own.address.to_string());
+    let admit = AdmitRequest { name, address, request, proof, understands: understands.0 };
     // The server has its own, shorter limit, and says more when it is reached.
     let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {
         Ok(Ok(reply)) => reply.into_inner(),

@@ -4,7 +4,9 @@
 mod support;
 
 mod damage;
+mod equality;
 mod forming;
+mod levels;
 mod manifests;
 mod quorum;
 mod refusals;

@@ -2,6 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
+use blixard::agent::Traits;
 use blixard::api::proto::StatusReply;
 use blixard::config::Config;
 use tokio::sync::mpsc;
@@ -91,7 +92,7 @@ async fn the_agent_that_another_test_kills() {
     let Some(config) = std::env::var_os(CHILD) else { return };
     let (_tell, told) = mpsc::channel(1);
     let config = Config::load(config.as_ref()).unwrap();
-    blixard::agent::serve(config, async |_| Ok(FakeUnits::default()), told).await.unwrap();
+    blixard::agent::serve(config, Traits::default(), async |_| Ok(FakeUnits::default()), told).await.unwrap();
 }
 
 /// Whether the log of a host still begins where it once began.

@@ -8,7 +8,7 @@ use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Checkpoint, Content, Driver, Membership, Position, Recovered, Settings, Write};
 use blixard_core::manifest::VmSpec;
 use blixard_core::state::{Change, State};
-use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, RaftId, RestartPolicy, Term, Timestamp};
+use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, Level, RaftId, RestartPolicy, Term, Timestamp};
 
 use super::pages::Pages;
 use super::power::{Power, Random};
@@ -161,6 +161,7 @@ fn command(number: u64) -> Entry {
                 name: "alpha".parse().unwrap(),
                 address: "10.0.0.1:7420".parse().unwrap(),
                 key: Hash::of(b"alpha"),
+                understands: Level::NEWEST,
             },
         },
         number if number % 7 == 6 => Command::RemoveVm { name: format!("vm{}", number - 1).parse().unwrap() },

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use blixard::agent::{AgentError, Told};
+use blixard::agent::{AgentError, Told, Traits};
 use blixard::api::proto;
 use blixard::api::proto::api_client::ApiClient;
 use blixard::config::Config;
@@ -46,6 +46,7 @@ pub struct Host {
     pub zone: &'static str,
     pub cpus: u32,
     pub authority: bool,
+    pub traits: Traits,
     pub units: FakeUnits,
 }
 
@@ -64,6 +65,7 @@ impl Host {
             zone: "a",
             cpus: 4,
             authority: false,
+            traits: Traits::default(),
             units: FakeUnits::default(),
         })
     }
@@ -102,7 +104,7 @@ impl Host {
     pub fn start(&self) -> Agent {
         let (tell, told) = mpsc::channel(4);
         let units = self.units.clone();
-        let running = tokio::spawn(blixard::agent::serve(self.config(), async |_| Ok(units), told));
+        let running = tokio::spawn(blixard::agent::serve(self.config(), self.traits, async |_| Ok(units), told));
         Agent { tell, running, api: self.api() }
     }
 }

@@ -2,13 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::command::{TaskSpec, Worker};
-use crate::state::tests::{Fixture, address, id, vm, worker};
+use crate::state::tests::{Fixture, id, register, vm, worker};
 use crate::types::TaskId;
 
 fn give(fixture: &mut Fixture, node: u64, change: impl FnOnce(&mut Worker)) {
     let mut offered = worker();
     change(&mut offered);
-    fixture.say(Command::RegisterWorker { node: NodeId(node), address: address(node), worker: offered });
+    fixture.say(register(node, offered));
 }
 
 fn obstacles(fixture: &Fixture, instance: &str) -> Vec<String> {

@@ -2,13 +2,14 @@
 
 use super::{Node, Refusal, State, WorkerStatus, refuse};
 use crate::command::{NewNode, Reply, Worker};
-use crate::types::{Address, NodeId, RaftId, Timestamp};
+use crate::types::{Address, Level, NodeId, RaftId, Timestamp};
 
 /// Most members, so that no joiner can fill the memory.
 const MAX_NODES: usize = 10_000;
 
 impl State {
     pub(super) fn admit(&mut self, new: &NewNode, at: Timestamp) -> Result<Reply, Refusal> {
+        self.check_level(&new.name, new.understands)?;
         if let Some((node, known)) = self.node_named(&new.name) {
             if known.key == new.key {
                 let reply = Reply::Admitted { node, raft: known.raft };
@@ -38,6 +39,7 @@ impl State {
                 key: new.key,
                 raft,
                 joined_at: at,
+                understands: new.understands,
                 worker: None,
             },
         );
@@ -51,12 +53,16 @@ impl State {
         &mut self,
         node: NodeId,
         address: &Address,
+        understands: Level,
         worker: &Worker,
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
-        let member = self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))?;
-        if member.address != *address {
+        let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
+        self.check_level(&member.name, understands)?;
+        let member = self.nodes.get_mut(&node).expect("it was there just now");
+        if (&member.address, member.understands) != (address, understands) {
             member.address.clone_from(address);
+            member.understands = understands;
             self.dirty.nodes.insert(node);
         }
         if member.worker.as_ref() != Some(worker) {
@@ -87,4 +93,32 @@ impl State {
 
 pub(super) fn not_a_member(node: NodeId) -> Refusal {
     Refusal(format!("node {node} is not a member of this cluster"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Fixture, address, joiner, register, worker};
+    use super::*;
+    use crate::command::Command;
+    use crate::types::{Hash, Resources};
+
+    #[test]
+    fn a_name_that_is_taken_is_refused_to_another_host() {
+        let mut fixture = Fixture::of_nodes(2);
+        let same = fixture.say(Command::Admit(joiner(2)));
+        assert_eq!(same, Reply::Admitted { node: NodeId(2), raft: RaftId(2) }, "the same host asks again");
+        let other = NewNode { key: Hash::of(b"another key"), ..joiner(2) };
+        let Reply::Refused(why) = fixture.say(Command::Admit(other)) else { panic!("it was admitted") };
+        assert!(why.contains("node2") && why.contains("taken"), "{why}");
+    }
+
+    #[test]
+    fn a_changed_capacity_is_taken_over() {
+        let mut fixture = Fixture::of_nodes(1);
+        let larger = Worker { resources: Resources { cpus: 8, ..worker().resources }, ..worker() };
+        let Command::RegisterWorker { node, understands, worker, .. } = register(1, larger) else { unreachable!() };
+        fixture.say(Command::RegisterWorker { node, address: address(9), understands, worker: worker.clone() });
+        let member = &fixture.state.nodes()[&node];
+        assert_eq!((&member.worker, &member.address), (&Some(worker), &address(9)), "a changed address, too");
+    }
 }

