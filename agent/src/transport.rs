@@ -57,9 +57,9 @@ mod proto {
 /// What this node does about what others ask of it; the node room implements it.
 #[tonic::async_trait]
 pub trait Inbound: Send + Sync + 'static {
-    /// Raft messages of one frame, in order, each through the gate; must not block: a full queue drops them.
+    /// Raft messages of one frame, in order, all of them from whom they say; must not block: a full queue drops them.
     ///
-    /// The gate can't see the log: a heartbeat whose `commit` is above this node's last index is the driver's to drop.
+    /// What else they say may be anything: the driver judges it.
     fn step(&self, messages: Vec<Message>);
     /// Messages to `peer` were lost: its connection failed, or its queue is full. Must not block.
     fn unreachable(&self, peer: RaftId);

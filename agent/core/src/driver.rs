@@ -29,7 +29,7 @@ pub mod wire;
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{HardState, MessageType};
+use raft::eraftpb::HardState;
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 pub use gate::RefusedMessage;
@@ -199,9 +199,6 @@ impl Driver {
 
     fn admitted(&mut self, message: Message) -> Result<(), RefusedMessage> {
         let from = message.from;
-        if self.installing.is_some() && message.msg_type == i32::from(MessageType::MsgTimeoutNow) {
-            return Err(RefusedMessage::Shape { from, reason: "this server is installing a snapshot and can't lead" });
-        }
         let stepped = self.raw.step(message);
         self.pin_election_timeout();
         stepped.map_err(|source| RefusedMessage::Step { from, source })
@@ -287,6 +284,14 @@ impl Driver {
             self.raw.campaign().expect("a local message is always taken");
             self.pin_election_timeout();
         }
+    }
+
+    /// Whether the leader's announcement of a snapshot is one to fetch it on.
+    ///
+    /// # Errors
+    /// Where [`Self::step_snapshot`] would refuse it now.
+    pub fn check_snapshot(&self, announcement: &Message) -> Result<(), RefusedMessage> {
+        gate::admit_snapshot(announcement, &self.raw.raft)
     }
 
     /// Takes the leader's announcement of a snapshot, whose rows are spooled and verified by now.

@@ -111,6 +111,10 @@ impl Node {
     /// Begins to fetch what the leader has announced; raft hears of it once it is here and whole.
     pub(super) fn fetch_snapshot(&mut self, message: Message) {
         let Some(checkpoint) = announced(&message) else { return };
+        if let Err(error) = self.driver.check_snapshot(&message) {
+            tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused");
+            return;
+        }
         let position = checkpoint.position;
         let fetching = self.snapshots.fetching.as_ref();
         let is_fetching = fetching.is_some_and(|(at, _)| *at == position);

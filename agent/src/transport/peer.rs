@@ -49,7 +49,7 @@ impl PeerService {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftEnd>, Status> {
-        let (peer, own, cluster) = self.authenticate(&request)?;
+        let (peer, _, cluster) = self.authenticate(&request)?;
         let mut frames = request.into_inner();
         let refuse = |reason: &str| self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
         loop {
@@ -64,7 +64,7 @@ impl Peer for PeerService {
                 }
             };
             let directory = self.shared.directory.borrow().clone();
-            match gate::open(&frame, cluster, own, peer, &directory) {
+            match gate::open(&frame, cluster, peer, &directory) {
                 Ok(messages) => self.shared.inbound.step(messages),
                 Err(error) => {
                     refuse(&error.to_string());
@@ -119,12 +119,7 @@ fn status_of(error: &Refused) -> Status {
         Refused::Cluster { .. } | Refused::Sender { .. } | Refused::From { .. } | Refused::Stranger { .. } => {
             Code::PermissionDenied
         }
-        Refused::To { .. } | Refused::NotReady { .. } => Code::FailedPrecondition,
-        Refused::TooMany { .. }
-        | Refused::TooLarge { .. }
-        | Refused::Undecodable
-        | Refused::Kind { .. }
-        | Refused::Malformed { .. } => Code::InvalidArgument,
+        Refused::TooMany { .. } | Refused::TooLarge { .. } | Refused::Undecodable => Code::InvalidArgument,
     };
     Status::new(code, error.to_string())
 }

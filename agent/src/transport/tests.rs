@@ -3,6 +3,5 @@
 mod joining;
 mod limits;
 mod members;
-mod raft_traffic;
 mod rig;
 mod snapshots;

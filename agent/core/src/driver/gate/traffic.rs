@@ -1,29 +1,28 @@
 //! What three real Rafts send each other passes the gate: elections, appends, conflicts, reads, transfers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use blixard_core::driver::wire;
-use blixard_core::types::ClusterId;
 use raft::eraftpb::{Message, MessageType};
 use raft::storage::MemStorage;
 use raft::{Config, RawNode, StateRole};
 
-use super::super::proto::RaftFrame;
-use super::super::*;
-use super::rig::{list, node, raft as raft_id};
+use crate::driver::wire;
 
 struct Group {
     nodes: Vec<RawNode<MemStorage>>,
-    directory: Directory,
     away: Option<usize>,
     seen: BTreeSet<i32>,
     reads: usize,
 }
 
+fn raft_id(at: usize) -> u64 {
+    11 + at as u64
+}
+
 impl Group {
     fn new() -> Self {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let voters: Vec<u64> = (0..3).map(|at| raft_id(at).0).collect();
+        let voters: Vec<u64> = (0..3).map(raft_id).collect();
         let start = |at: usize| {
             let config = Config {
                 id: voters[at],
@@ -37,11 +36,7 @@ impl Group {
             let storage = MemStorage::new_with_conf_state((voters.clone(), vec![]));
             RawNode::new(&config, storage, &logger).unwrap()
         };
-        let member = |(at, server): (usize, Server)| {
-            (node(at), Member { name: server.name, address: server.address, raft: raft_id(at) })
-        };
-        let directory = Directory(list().into_iter().enumerate().map(member).collect::<BTreeMap<_, _>>());
-        Self { nodes: (0..3).map(start).collect(), directory, away: None, seen: BTreeSet::new(), reads: 0 }
+        Self { nodes: (0..3).map(start).collect(), away: None, seen: BTreeSet::new(), reads: 0 }
     }
 
     /// What `at` has to send, its log written and its state applied first.
@@ -77,17 +72,12 @@ impl Group {
                 return;
             }
             for (from, message) in sent {
-                let to = (0..3).find(|at| raft_id(*at).0 == message.to).unwrap();
-                let cluster = ClusterId::from_bytes([1; 16]);
-                let messages = vec![wire::encode_message(&message)];
-                let frame = RaftFrame { cluster: cluster.to_string(), sender: node(from).0, messages };
-                let opened = gate::open(&frame, cluster, node(to), node(from), &self.directory)
-                    .unwrap_or_else(|error| panic!("{error}: {message:?}"));
+                let to = (0..3).find(|at| raft_id(*at) == message.to).unwrap();
+                let message = wire::decode_message(&wire::encode_message(&message)).unwrap();
                 self.seen.insert(message.msg_type);
                 if self.away.is_none_or(|away| away != from && away != to) {
-                    for message in opened {
-                        let _ = self.nodes[to].step(message);
-                    }
+                    super::admit(&message, &self.nodes[to].raft).unwrap_or_else(|error| panic!("{error}: {message:?}"));
+                    let _ = self.nodes[to].step(message);
                 }
             }
         }
@@ -129,7 +119,7 @@ fn all_that_raft_sends_in_a_stormy_life_passes_the_gate() {
         group.settle();
         group.away = None;
         let leader = group.leader();
-        group.nodes[leader].transfer_leader(raft_id((leader + 1) % 3).0);
+        group.nodes[leader].transfer_leader(raft_id((leader + 1) % 3));
         group.settle();
     }
     let ends: BTreeSet<u64> = group.nodes.iter().map(|node| node.raft.raft_log.committed).collect();
