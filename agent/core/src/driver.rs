@@ -180,7 +180,7 @@ impl Driver {
     /// Lets one tick pass.
     pub fn tick(&mut self) {
         // Who votes alone becomes leader at once, and raft wants everything from before on disk by then.
-        let is_early = self.is_alone() && self.in_flight.is_some() && self.soft().role != Role::Leader;
+        let is_early = self.is_alone() && self.is_writing() && self.soft().role != Role::Leader;
         if is_early || self.installing.is_some() {
             return;
         }
@@ -280,7 +280,7 @@ impl Driver {
 
     /// Becomes leader without waiting for a timeout, where no other voter could object; elsewhere nothing happens.
     pub fn campaign_if_alone(&mut self) {
-        if self.is_alone() && self.in_flight.is_none() {
+        if self.is_alone() && !self.is_writing() {
             self.raw.campaign().expect("a local message is always taken");
             self.pin_election_timeout();
         }
@@ -421,6 +421,11 @@ impl Driver {
 
     fn is_alone(&self) -> bool {
         self.membership().voters.iter().eq([&self.settings.id])
+    }
+
+    /// Whether something isn't on disk yet, be it that no turn has handed it out.
+    fn is_writing(&self) -> bool {
+        self.in_flight.is_some() || !gate::is_persisted(&self.raw.raft)
     }
 
     fn is_caught_up_learner(&self, id: RaftId) -> bool {

@@ -227,7 +227,8 @@ fn fits_log<S: Storage>(kind: MessageType, message: &Message, raft: &Raft<S>) ->
     }
 }
 
-fn is_persisted<S: Storage>(raft: &Raft<S>) -> bool {
+/// Whether the whole log is on disk.
+pub(super) fn is_persisted<S: Storage>(raft: &Raft<S>) -> bool {
     raft.raft_log.persisted >= raft.raft_log.last_index()
 }
 

@@ -1,0 +1,146 @@
+//! Bytes that become entries and manifests, or don't; and what a state makes of an entry that nobody meant to write.
+
+use blixard_core::command::{
+    Command, Entry, InstancePhase, NewNode, Origin, Presence, Reply, Request, TaskPhase, TaskReport, TaskSpec,
+    VmReport, Worker,
+};
+use blixard_core::manifest::Manifest;
+use blixard_core::state::State;
+use blixard_core::types::{
+    ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, NodeId, Resources, TaskId, Term, Timestamp,
+};
+
+use super::bytes::Bytes;
+
+const TERM: Term = Term(1);
+const MOST_ENTRIES: u64 = 100;
+const MANIFEST: &str = r#"{ "version": 1, "vms": {
+    "web": { "runners": ["/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-web-0", "/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-web-1"],
+        "system": "x86_64-linux", "hypervisor": "qemu", "vcpus": 1, "memoryMiB": 96, "restart": "always" },
+    "db": { "runners": ["/nix/store/bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-db"], "system": "x86_64-linux", "hypervisor": "firecracker",
+        "vcpus": 2, "memoryMiB": 512, "memoryOverheadMiB": 12, "diskMiB": 100, "kvm": false, "requires": { "disk": "ssd" },
+        "notifies": true } } }"#;
+
+/// A log whose entries are damaged on their way: what can be read at all does no harm.
+///
+/// # Panics
+/// When something is not as it has to be.
+pub fn entries(bytes: &[u8]) {
+    let mut bytes = Bytes::new(bytes);
+    let mut state = State::default();
+    let samples = samples();
+    for index in 1..=MOST_ENTRIES {
+        // What makes a cluster comes first, so that there is something to harm.
+        let founding = usize::try_from(index - 1).ok().filter(|place| *place < 5);
+        let place = founding.unwrap_or_else(|| bytes.below(samples.len()));
+        let mut encoded = samples[place].encode();
+        if founding.is_none() && bytes.happens(160) {
+            bytes.damage(&mut encoded);
+        }
+        if bytes.happens(4) {
+            encoded = bytes.take(255).to_vec();
+        }
+        if let Ok(entry) = Entry::decode(&encoded) {
+            assert_eq!(Entry::decode(&entry.encode()).expect("it was encoded just now"), entry);
+            what_is_refused_leaves_the_state_as_it_was(&mut state, index, &entry);
+        }
+        if bytes.is_empty() && founding.is_none() {
+            break;
+        }
+    }
+}
+
+fn what_is_refused_leaves_the_state_as_it_was(state: &mut State, index: u64, entry: &Entry) {
+    let before = state.clone();
+    let outcome = state.apply(index, TERM, entry);
+    // That it was refused is kept for who asks again.
+    if entry.request.is_none() && matches!(outcome.answer.reply, Reply::Refused(_)) {
+        assert!(*state == before && outcome.changes.is_empty(), "{entry:?}");
+    }
+}
+
+/// A manifest that is damaged, or made of bytes.
+///
+/// # Panics
+/// When something is not as it has to be.
+pub fn manifest(bytes: &[u8]) {
+    let mut damaged = MANIFEST.as_bytes().to_vec();
+    Bytes::new(bytes).damage(&mut damaged);
+    for json in [bytes, &damaged] {
+        if let Ok(manifest) = Manifest::parse(json) {
+            manifest.validate().expect("it was parsed");
+            let has_unit = |id| manifest.vms.values().any(|spec| spec.unit(&id, Generation(1)).is_some());
+            assert!(manifest.instances().all(has_unit), "{json:?}");
+            let entry = Entry { command: offer(manifest), ..entry(Command::AcceptManifest { node: NodeId(1) }) };
+            assert_eq!(Entry::decode(&entry.encode()).expect("it was encoded just now"), entry);
+        }
+    }
+}
+
+fn offer(manifest: Manifest) -> Command {
+    Command::OfferManifest { manifest, from: Origin::Host { node: NodeId(1), activated: true, authority: false } }
+}
+
+fn entry(command: Command) -> Entry {
+    let decided_in = command.is_decision().then_some(TERM);
+    Entry { at: Timestamp(1_700_000_000_000), decided_in, request: None, command }
+}
+
+fn new_node(id: u64) -> NewNode {
+    let address = format!("10.0.0.{id}:7420").parse().expect("an address");
+    NewNode { name: format!("node{id}").parse().expect("a name"), address, key: Hash::of(&[7]) }
+}
+
+/// One entry of each kind; the first ones found a cluster with a worker, which has something to run.
+fn samples() -> Vec<Entry> {
+    let node = NodeId(1);
+    let generation = Generation(1);
+    let instance = || "web-0".parse().expect("an instance");
+    let name = || "cli".parse().expect("a name");
+    let manifest = Manifest::parse(MANIFEST.as_bytes()).expect("it is valid");
+    let spec = manifest.vms.values().next().expect("it declares two").clone();
+    let resources = Resources { cpus: 4, memory_mib: 4096, disk_mib: 4096 };
+    let worker = Worker {
+        resources,
+        system: "x86_64-linux".to_owned(),
+        kvm: true,
+        hypervisors: Hypervisor::ALL.to_vec(),
+        labels: Labels::new(),
+    };
+    let report = |phase| VmReport { instance: instance(), generation, phase, restarts: 1, message: "so".to_owned() };
+    let task = TaskId(1);
+    let commands = [
+        Command::Found {
+            cluster: ClusterId::from_bytes([7; 16]),
+            ca_certificate: vec![1],
+            sealed_ca_key: vec![2],
+            first: new_node(1),
+        },
+        Command::RegisterWorker { node, address: new_node(1).address, worker },
+        offer(manifest),
+        Command::Place { instance: instance(), node, generation },
+        Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request: resources }),
+        Command::Admit(new_node(2)),
+        Command::AcceptManifest { node },
+        Command::RollBackManifest { from: "me".to_owned() },
+        Command::Report { node, vms: vec![report(InstancePhase::Running)], tasks: vec![] },
+        Command::Report { node, vms: vec![report(InstancePhase::Ended(Exit::Exited(1)))], tasks: vec![] },
+        Command::Report {
+            node,
+            vms: vec![report(InstancePhase::Stopped)],
+            tasks: vec![TaskReport { task, phase: TaskPhase::Running, message: String::new() }],
+        },
+        Command::SetWorkerAlive { node, alive: true },
+        Command::Unplace { instance: instance(), generation },
+        Command::PlaceTask { task, node },
+        Command::PutVm { name: name(), spec, running: true, must: Some(Presence::Absent) },
+        Command::SetVmRunning { name: name(), running: false },
+        Command::RemoveVm { name: name() },
+    ];
+    let mut samples: Vec<Entry> = commands.into_iter().map(entry).collect();
+    let request = Request { client: ClientId(3), sequence: 2, answered: 1, until: 40 };
+    let asked =
+        samples.iter().skip(5).map(|entry| Entry { request: Some(request), ..entry.clone() }).collect::<Vec<_>>();
+    samples.extend(asked);
+    samples
+}
