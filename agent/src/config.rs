@@ -242,6 +242,8 @@ fn default_listen() -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GOOD: &str = r#"
@@ -293,6 +295,15 @@ secret_file = "/run/secret"
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err(to);
             assert!(error.contains(line) && error.contains(key), "{to}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_to_a_file_is_parsed_without_a_panic(at in 0..GOOD.len(), length in 0..20_usize, text in ".{0,20}") {
+            let mut config = GOOD.to_owned();
+            config.replace_range(at..(at + length).min(GOOD.len()), &text);
+            let _ = parse(&config);
         }
     }
 }

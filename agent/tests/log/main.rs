@@ -1,5 +1,6 @@
 //! The raft log on a real directory, and on a disk that loses its power.
 
+mod anything;
 mod power;
 
 use std::fs;

@@ -10,7 +10,7 @@ use raft::{INVALID_ID, INVALID_INDEX, Raft, StateRole, Storage};
 use super::membership::{self, UnreadableEntry};
 
 /// Highest term and index that is believed; what is above can only be an attempt to make a sum overflow.
-const MAX_NUMBER: u64 = u64::MAX / 2;
+pub(super) const MAX_NUMBER: u64 = u64::MAX / 2;
 /// A term this far ahead of ours can't be the fruit of elections: one a millisecond for a year.
 const MAX_TERM_LEAP: u64 = 1 << 35;
 /// Most entries of a message: more than fit in the largest one when each is as small as one can be.

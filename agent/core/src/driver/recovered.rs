@@ -3,8 +3,8 @@
 use raft::eraftpb::{Entry, HardState};
 use serde::{Deserialize, Serialize};
 
-use super::Settings;
 use super::membership::{self, Membership, UnreadableEntry};
+use super::{Settings, gate};
 use crate::types::RaftId;
 
 /// A place in the log; entries at equal positions are equal.
@@ -55,6 +55,8 @@ pub enum StartError {
         "cannot start server {id}: its log has index {index}, term {term} where something else must stand: it is damaged"
     )]
     BrokenSequence { id: RaftId, index: u64, term: u64 },
+    #[error("cannot start server {id}: its log says {number} where a term or an index must stand: it is damaged")]
+    ImpossibleNumber { id: RaftId, number: u64 },
     #[error("cannot start server {id}: it holds an entry that it cannot read")]
     ReadEntry {
         id: RaftId,
@@ -80,6 +82,10 @@ impl Recovered {
         let (base, commit, applied) = (self.base.index, self.hard_state.commit, self.applied);
         if self.membership.voters.is_empty() {
             return Err(StartError::NoMembership { id });
+        }
+        let numbers = [base, self.base.term, self.hard_state.term, commit];
+        if let Some(&number) = numbers.iter().find(|number| **number > gate::MAX_NUMBER) {
+            return Err(StartError::ImpossibleNumber { id, number });
         }
         let mut last = self.base;
         for entry in &self.entries {
@@ -143,6 +149,18 @@ mod tests {
         {
             let error = start(recovered(0, 0, 0, entries)).err().unwrap();
             assert!(matches!(error, StartError::BrokenSequence { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_refused() {
+        let base = Position { index: u64::MAX, term: 1 };
+        let far = Recovered { base, applied: u64::MAX, ..recovered(0, 0, 0, vec![]) };
+        let late =
+            Recovered { hard_state: HardState { term: u64::MAX, vote: 0, commit: 0 }, ..recovered(0, 0, 0, vec![]) };
+        for recovered in [far, late] {
+            let error = start(recovered).err().unwrap();
+            assert!(matches!(error, StartError::ImpossibleNumber { number: u64::MAX, .. }), "{error}");
         }
     }
 
