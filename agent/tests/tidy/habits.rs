@@ -93,6 +93,8 @@ pub fn orphans(sources: &[Source]) -> Vec<String> {
         path.ends_with("src/lib.rs")
             || path.ends_with("src/main.rs")
             || path.ends_with("build.rs")
+            // Each is a program of the fuzzer's, named in fuzz/Cargo.toml.
+            || path.starts_with("fuzz/targets/")
             || path.split_once("tests/").or(path.split_once("benches/")).is_some_and(|(before, test)| {
                 !before.contains("src/")
                     && (!test.contains('/') || test.matches('/').count() == 1 && test.ends_with("/main.rs"))

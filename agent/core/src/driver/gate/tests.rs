@@ -422,6 +422,23 @@ fn a_server_that_still_writes_wins_no_election() {
     assert_eq!(driver.soft().role, Role::Leader);
 }
 
+#[test]
+fn a_server_that_votes_alone_does_not_stand_before_it_has_written() {
+    let membership = Membership { voters: [RaftId(11)].into(), learners: [RaftId(12)].into() };
+    let hard_state = HardState { term: 5, ..HardState::default() };
+    let recovered = Recovered { membership, hard_state, ..Recovered::default() };
+    let mut driver = Driver::new(Settings::new(RaftId(11), 0), recovered).unwrap();
+    let first = Message { entries: vec![entry(1, 5)], ..message(MessageType::MsgAppend) };
+    driver.step(first).unwrap();
+    // No turn has handed the entry out yet.
+    (0..100).for_each(|_| driver.tick());
+    driver.campaign_if_alone();
+    assert_eq!(driver.soft().role, Role::Follower);
+    persist(&mut driver);
+    (0..100).for_each(|_| driver.tick());
+    assert_eq!(driver.soft().role, Role::Leader);
+}
+
 proptest! {
     #[test]
     fn any_numbers_at_all_are_judged_without_a_panic(

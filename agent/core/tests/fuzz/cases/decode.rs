@@ -86,7 +86,7 @@ fn entry(command: Command) -> Entry {
     Entry { at: Timestamp(1_700_000_000_000), decided_in, request: None, command }
 }
 
-fn new_node(id: u64) -> NewNode {
+fn joiner(id: u64) -> NewNode {
     let address = format!("10.0.0.{id}:7420").parse().expect("an address");
     NewNode { name: format!("node{id}").parse().expect("a name"), address, key: Hash::of(&[7]) }
 }
@@ -114,13 +114,13 @@ fn samples() -> Vec<Entry> {
             cluster: ClusterId::from_bytes([7; 16]),
             ca_certificate: vec![1],
             sealed_ca_key: vec![2],
-            first: new_node(1),
+            first: joiner(1),
         },
-        Command::RegisterWorker { node, address: new_node(1).address, worker },
+        Command::RegisterWorker { node, address: joiner(1).address, worker },
         offer(manifest),
         Command::Place { instance: instance(), node, generation },
         Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request: resources }),
-        Command::Admit(new_node(2)),
+        Command::Admit(joiner(2)),
         Command::AcceptManifest { node },
         Command::RollBackManifest { from: "me".to_owned() },
         Command::Report { node, vms: vec![report(InstancePhase::Running)], tasks: vec![] },
