@@ -20,6 +20,8 @@ use crate::transport::{Directory, ForwardError, SnapshotRows, Transport};
 
 /// How long a proposal or a read waits before it ends in an error.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// The index of what the leader's agent refused, and not the state: entries are counted from 1.
+const BY_NO_ENTRY: u64 = 0;
 
 /// Where this node stands among the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +52,10 @@ pub enum ProposeError {
          each other"
     )]
     NoLeader { seconds: u64 },
-    #[error("the cluster did not answer within {seconds} s: the outcome is unknown, so look before you try again")]
+    #[error(
+        "no answer came within {seconds} s, or before this agent stopped: the outcome is unknown, so look before you try \
+         again"
+    )]
     OutcomeUnknown { seconds: u64 },
     #[error(
         "no quorum confirmed the read within {seconds} s: a majority of the servers has to be up and reach each other"
@@ -138,11 +143,17 @@ impl Handle {
         let mut may_be_done = false;
         loop {
             let leader = *leaders.borrow_and_update();
-            let attempt = match self.propose_here(command.clone(), Some(asked.request), deadline).await? {
-                Err(Attempt::NotLeader(Some(leader))) => self.forward(leader, &encoded, deadline).await,
-                attempt => attempt,
+            let attempt = match self.propose_here(command.clone(), Some(asked.request), deadline).await {
+                Ok(Err(Attempt::NotLeader(Some(leader)))) => self.forward(leader, &encoded, deadline).await,
+                Ok(attempt) => attempt,
+                // That nothing comes of this attempt says nothing of those before it.
+                Err(_) if may_be_done => return Err(ProposeError::OutcomeUnknown { seconds }),
+                Err(error) => return Err(error),
             };
             match attempt {
+                Ok(Answer { index: BY_NO_ENTRY, .. }) if may_be_done => {
+                    return Err(ProposeError::OutcomeUnknown { seconds });
+                }
                 Ok(Answer { reply: Reply::Expired, .. }) => return Err(ProposeError::OutcomeUnknown { seconds }),
                 Ok(answer) => return Ok(answer),
                 Err(Attempt::Unknown) => may_be_done = true,
@@ -172,6 +183,8 @@ impl Handle {
             Ok(Err(Attempt::NotLeader(_) | Attempt::Lost)) => {
                 Err(ForwardError::NotLeader { to: self.node, leader: None })
             }
+            // Another will lead.
+            Err(ProposeError::Stopped) => Err(ForwardError::NotLeader { to: self.node, leader: None }),
             Err(error) => Err(ForwardError::Refused { to: self.node, reason: error.to_string() }),
         }
     }
@@ -197,7 +210,9 @@ impl Handle {
             Ok(answer) => postcard::from_bytes(&answer).map_err(|_| Attempt::Unknown),
             Err(ForwardError::OutcomeUnknown { .. }) => Err(Attempt::Unknown),
             Err(ForwardError::NotLeader { .. } | ForwardError::Unreachable { .. }) => Err(Attempt::NotLeader(None)),
-            Err(ForwardError::Refused { reason, .. }) => Ok(Answer { index: 0, reply: Reply::Refused(reason) }),
+            Err(ForwardError::Refused { reason, .. }) => {
+                Ok(Answer { index: BY_NO_ENTRY, reply: Reply::Refused(reason) })
+            }
         }
     }
 

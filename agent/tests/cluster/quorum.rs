@@ -65,6 +65,29 @@ async fn an_agent_that_waits_for_a_quorum_stops_when_it_is_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_under_way_when_its_agent_stops_has_an_unknown_outcome() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let mut agents = start(&hosts).await.map(Some);
+    let at = leader(&sees_whole(agents[0].as_ref().unwrap(), 3).await, &hosts);
+    let [alone, first, second] = [at, (at + 1) % 3, (at + 2) % 3].map(|at| agents[at].take().unwrap());
+    let mut client = alone.client().await;
+    tokio::join!(first.stop(), second.stop());
+    // It still leads, for it hasn't missed the others yet: this is in its log, and nobody else's.
+    let change = tokio::spawn(async move {
+        let request = proto::ManifestRequest { json: manifest(&[("web", "")]), from: "a test".to_owned() };
+        client.apply(request).await
+    });
+    let stale = proto::StatusRequest { freshness: proto::Freshness::Stale.into() };
+    assert!(alone.client().await.status(stale).await.is_ok(), "the change came before this");
+    alone.stop().await;
+    let told = change.await.unwrap().unwrap_err();
+    let [alpha, _beta, _gamma] = start(&hosts).await;
+    let status = alpha.sees("a quorum", |status| cluster(status).confirmed).await;
+    let is_done = instance(&status, "web-0").is_some();
+    assert!(told.code() == Code::DeadlineExceeded || !is_done, "it was told {told}, and it is done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_told_to_stop_hands_leadership_over_first() {
     let hosts = Host::blank(["alpha", "beta", "gamma"]);
     let mut agents = start(&hosts).await.map(Some);
