@@ -57,7 +57,7 @@ pub struct Replay {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("cannot use the raft log in {}: create it and let the agent's user write to it", path.display())]
+    #[error("cannot use the raft log in {}: see that the agent's user may write there, and that the disk works and has room", path.display())]
     OpenDirectory {
         path: PathBuf,
         #[source]
@@ -71,7 +71,7 @@ pub enum LogError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot write the raft log file {}: the agent stops; see that the disk works and has room, then start it again", path.display())]
+    #[error("cannot write the raft log file {}: see that the disk works, is writable and has room, then start the agent again", path.display())]
     WriteSegment {
         path: PathBuf,
         #[source]

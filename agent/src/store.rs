@@ -55,13 +55,13 @@ pub struct Loaded {
 pub enum StoreError {
     #[error("cannot create the store {}: it is there already; move it away if this server shall begin anew", path.display())]
     CreateOverExisting { path: PathBuf },
-    #[error("cannot create the store {}: see that its directory is there and the agent's user may write to it", path.display())]
+    #[error("cannot create the store {}: see that the agent's user may write to its directory, and that the disk works and has room", path.display())]
     Create {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("cannot open the store {}: see that the agent's user may read and write it", path.display())]
+    #[error("cannot open the store {}: see that the agent's user may read and write it, and that the disk works and has room", path.display())]
     Open {
         path: PathBuf,
         #[source]
@@ -92,7 +92,7 @@ pub enum StoreError {
         #[source]
         source: Box<redb::Error>,
     },
-    #[error("cannot write to the store {}: the agent stops; see that the disk works and has room, then start it again", path.display())]
+    #[error("cannot write to the store {}: see that the disk works, is writable and has room, then start the agent again", path.display())]
     Write {
         path: PathBuf,
         #[source]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use blixard::log::{Directory, Log, LogError, Replay};
 use blixard_core::driver::{LogStore, Position};
-use power::{Power, Random};
+use power::{Fault, Power, Random};
 use raft::eraftpb::{Entry, HardState};
 
 fn entry(index: u64, term: u64) -> Entry {
@@ -218,11 +218,35 @@ fn after_a_failed_write_nothing_is_written_any_more() {
     let power = Power::default();
     let (mut log, _) = Log::open_on(power.clone(), 1_000).unwrap();
     log.write(&entries(1..=1, 1), Some(&hard_state(1, 0))).unwrap();
-    power.cut_after(1);
+    power.fail_after(1, Fault::Once(libc::EIO));
     assert!(matches!(log.write(&entries(2..=2, 1), None), Err(LogError::WriteSegment { .. })));
-    power.cut_after(1_000);
     assert!(matches!(log.write(&entries(2..=2, 1), None), Err(LogError::WriteAfterFailure)));
     assert!(matches!(log.release_before(1), Err(LogError::WriteAfterFailure)));
+}
+
+#[test]
+fn a_full_disk_is_named_wherever_a_segment_meets_it_and_nothing_is_lost_by_it() {
+    let mut met = 0;
+    for failing in 0.. {
+        let power = Power::default();
+        let (mut log, _) = Log::open_on(power.clone(), 500).unwrap();
+        power.fail_after(failing, Fault::Lasting(libc::ENOSPC));
+        let refused = (1..=20).find_map(|index| Some((index, log.write(&[entry(index, 1)], None).err()?)));
+        let Some((refused, error)) = refused else { break };
+        let told = blixard::error_chain(&error);
+        assert!(told.contains("/power/") && told.contains("has room") && told.contains("No space left"), "{told}");
+        // It can't be opened either before there is room, since it is written anew.
+        drop(log);
+        let error = Log::open_on(power.clone(), 500).err().expect("the disk is still full");
+        assert!(matches!(error, LogError::WriteSegment { .. }), "{error}");
+        power.fail_after(usize::MAX, Fault::PowerCut);
+        let (_, replay) = Log::open_on(power, 500).unwrap();
+        let kept = replay.entries.len() as u64;
+        assert!(kept == refused - 1 || kept == refused, "{kept} entries, and the write of {refused} was refused");
+        assert_eq!(replay.entries, entries(1..=kept, 1), "at write {failing}");
+        met += 1;
+    }
+    assert!(met > 50, "{met}");
 }
 
 /// What a log must hold, as far as it was acknowledged, and as far as it was asked.

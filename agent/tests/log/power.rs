@@ -1,4 +1,4 @@
-//! A disk that can lose its power: it keeps a live and a durable image, and counts every operation that writes.
+//! A disk that can lose its power, or fail: it keeps a live and a durable image, and counts every operation that writes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,17 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use blixard::log::{Disk, DiskFile};
 
+#[path = "../support/random.rs"]
+mod random;
+
+pub use random::Random;
+
 pub const SECTOR: usize = 512;
-
-/// A small generator of our own, so that no update of a crate changes what a seed means.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from((self.0 >> 33) % bound as u64).unwrap()
-    }
-}
 
 #[derive(Default, Clone)]
 struct Content {
@@ -39,22 +34,41 @@ struct Image {
     durable: BTreeMap<String, usize>,
     /// What `live` has and `durable` doesn't, in order.
     unsynced: Vec<Naming>,
-    writes_left: Option<usize>,
+    /// How many more writes succeed, and what comes then.
+    ahead: Option<(usize, Fault)>,
     writes: usize,
     salt: u64,
 }
 
+/// What becomes of a write.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// It and all after it fail, with the power.
+    PowerCut,
+    /// It and all after it fail, with this error of the operating system.
+    Lasting(i32),
+    /// It fails, with this error, and none after it.
+    Once(i32),
+}
+
 impl Image {
-    /// Counts one write, or fails it when the power is gone.
+    /// Counts one write, or fails it.
     fn spend(&mut self) -> io::Result<()> {
         self.writes += 1;
-        match &mut self.writes_left {
-            Some(0) => Err(io::Error::other("the power is gone")),
-            Some(left) => {
+        match &mut self.ahead {
+            None => Ok(()),
+            Some((0, fault)) => Err(match *fault {
+                Fault::PowerCut => io::Error::other("the power is gone"),
+                Fault::Lasting(error) => io::Error::from_raw_os_error(error),
+                Fault::Once(error) => {
+                    self.ahead = None;
+                    io::Error::from_raw_os_error(error)
+                }
+            }),
+            Some((left, _)) => {
                 *left -= 1;
                 Ok(())
             }
-            None => Ok(()),
         }
     }
 
@@ -94,10 +108,15 @@ impl Power {
 
     /// After so many more writes, the power is gone.
     pub fn cut_after(&self, writes: usize) {
-        self.image().writes_left = Some(writes);
+        self.fail_after(writes, Fault::PowerCut);
     }
 
-    /// Counts one write of something else that is on this power, or fails it when the power is gone.
+    /// After so many more writes, one fails.
+    pub fn fail_after(&self, writes: usize, fault: Fault) {
+        self.image().ahead = Some((writes, fault));
+    }
+
+    /// Counts one write of something else that is on this power, or fails it.
     pub fn spend(&self) -> io::Result<()> {
         self.image().spend()
     }
@@ -190,7 +209,13 @@ impl DiskFile for PowerFile {
         let mut image = self.disk.image();
         // When the power goes here, what it leaves of the bytes is for `survivor` to say.
         image.contents[self.content].live.extend(bytes);
-        image.spend()
+        let spent = image.spend();
+        if spent.as_ref().is_err_and(|error| error.raw_os_error().is_some()) {
+            // A full disk takes a part.
+            let live = &mut image.contents[self.content].live;
+            live.truncate(live.len() - bytes.len().div_ceil(2));
+        }
+        spent
     }
     fn sync(&mut self) -> io::Result<()> {
         let mut image = self.disk.image();

@@ -3,6 +3,7 @@
 #[path = "../log/power.rs"]
 mod power;
 
+mod failing;
 mod pages;
 mod together;
 

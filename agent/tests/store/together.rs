@@ -21,17 +21,17 @@ const COMMANDS: u64 = 40;
 const CHECKPOINT_EVERY: u64 = 5;
 
 /// The disk of one server.
-struct Machine {
-    power: Power,
+pub struct Machine {
+    pub power: Power,
     pages: Pages,
 }
 
 /// One run of a server that is a cluster by itself, without its threads.
-struct Server {
+pub struct Server {
     driver: Driver,
     log: Log<Power>,
     store: Store,
-    state: State,
+    pub state: State,
     applied: Position,
     pending: Vec<Change>,
     checkpointed: u64,
@@ -39,7 +39,7 @@ struct Server {
 
 /// What clients know: how often one was answered.
 #[derive(Default, Clone, Copy, Debug)]
-struct Acknowledged(u64);
+pub struct Acknowledged(pub u64);
 
 impl Machine {
     fn new() -> Self {
@@ -49,14 +49,14 @@ impl Machine {
         Self { power, pages }
     }
 
-    fn back(&self, random: &mut Random) -> Self {
+    pub fn back(&self, random: &mut Random) -> Self {
         let power = self.power.back(random);
         let pages = self.pages.back(&power, random);
         Self { power, pages }
     }
 
     /// Starts the server, as the agent does.
-    fn start(&self) -> Result<Server, String> {
+    pub fn start(&self) -> Result<Server, String> {
         let (mut log, mut replay) = Log::open_on(self.power.clone(), SEGMENT).map_err(told)?;
         let store = Store::open_on(self.pages.clone(), Path::new("state.redb")).map_err(told)?;
         let loaded = store.load().map_err(told)?;
@@ -137,7 +137,7 @@ impl Server {
     }
 
     /// Goes on with the history from this command until the power goes.
-    fn work(&mut self, from: u64, acknowledged: &mut Acknowledged) -> Result<(), String> {
+    pub fn work(&mut self, from: u64, acknowledged: &mut Acknowledged) -> Result<(), String> {
         for number in from..=COMMANDS {
             self.propose(number)?;
             acknowledged.0 = number;
@@ -189,7 +189,7 @@ fn command(number: u64) -> Entry {
 }
 
 /// The state after each command.
-fn states() -> Vec<State> {
+pub fn states() -> Vec<State> {
     let mut state = State::default();
     let after = |number| {
         state.apply(number + 1, Term(1), &command(number));
@@ -199,7 +199,7 @@ fn states() -> Vec<State> {
 }
 
 /// A server that was founded, and how many writes that took.
-fn founded() -> (Machine, Server) {
+pub fn founded() -> (Machine, Server) {
     let machine = Machine::new();
     let mut server = machine.start().unwrap();
     server.propose(0).unwrap();
