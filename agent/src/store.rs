@@ -17,6 +17,7 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, TableDefinition,
     WriteTransaction,
 };
+use rustix::fs::Advice;
 
 pub use snapshot::{ChunkError, Incoming, Reader};
 
@@ -152,6 +153,8 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
+        // After a failed sync the system's cache may show what the disk doesn't hold; so what is read comes from there.
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| failed(error.into()))?;
         let mut magic = Vec::new();
         file.by_ref().take(REDB_MAGIC.len() as u64).read_to_end(&mut magic).map_err(failed)?;
         if magic != REDB_MAGIC {

@@ -76,7 +76,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("rcgen", &["identity"]),
     ("redb", &["store"]),
     ("ring", &["identity"]),
-    ("rustix", &["cli", "gate", "probe"]),
+    ("rustix", &["cli", "gate", "probe", "store"]),
     ("rustls", &["identity", "transport"]),
     ("sd-notify", &["agent", "gate"]),
     ("serde", EVERY_ROOM),
