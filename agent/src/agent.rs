@@ -17,7 +17,7 @@ use crate::api::{self, ApiError, Stage};
 use crate::config::{Config, ConfigError};
 use crate::gate::files::Account;
 use crate::identity::{self, ClusterSecret, SecretError};
-use crate::log::{Log, LogError, Replay};
+use crate::log::{self, Log, LogError, Replay};
 use crate::nix::NixCommand;
 use crate::node::{self, Ended, Founding, Handle, NodeError, Parts};
 use crate::probe::{self, ProbeError};
@@ -29,12 +29,15 @@ use crate::worker::offer::Occasion;
 use crate::{telemetry, worker};
 
 mod inbound;
+mod pause;
 mod servers;
 mod watchdog;
 
 use inbound::Inward;
 use servers::ServerThread;
 
+/// The exit status of an agent that can't go on from its disk: `EX_IOERR` of `sysexits.h`.
+const EXIT_DISK: u8 = 74;
 /// Longest that a runner's download may take.
 const REALISE: Duration = Duration::from_secs(1800);
 
@@ -45,7 +48,9 @@ pub enum AgentError {
     Config(#[source] ConfigError),
     #[error("cannot start")]
     Secret(#[source] SecretError),
-    #[error("cannot use the directory {path}: let root write to it, or set another in the configuration")]
+    #[error(
+        "cannot use the directory {path}: let root write to it, see that its disk works and has room, or set another in the configuration"
+    )]
     MakeDir { path: PathBuf, source: std::io::Error },
     #[error("cannot open the log")]
     OpenLog(#[source] LogError),
@@ -70,14 +75,36 @@ pub enum AgentError {
     Transport(#[source] TransportError),
     #[error("cannot serve the command line")]
     Api(#[source] ApiError),
-    #[error("this node has stopped")]
-    Node(#[source] NodeError),
+    #[error(transparent)]
+    Node(NodeError),
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
 }
 
-/// Runs until a signal or an error ends it; what it logs last says which.
-pub fn run(config: &Path) -> ExitCode {
+impl AgentError {
+    /// Starting again makes no difference before a person has seen to the disk, or to what is on it.
+    fn is_of_disk(&self) -> bool {
+        match self {
+            // Whoever holds the lock is a whole agent, and has the socket.
+            Self::OpenLog(LogError::Locked { .. }) | Self::OpenStore(StoreError::Locked { .. }) => false,
+            Self::MakeDir { .. }
+            | Self::OpenLog(_)
+            | Self::OpenStore(_)
+            | Self::StoreMissing { .. }
+            | Self::Load { .. }
+            | Self::Resume { .. }
+            | Self::Seat(SeatError::Keep(_) | SeatError::Decode { .. })
+            | Self::Node(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Runs until a signal or an error ends it; what it logs last says which. `connect` is called once this host is a member.
+pub fn run<U: Units, C>(config: &Path, connect: impl FnOnce(Config) -> C) -> ExitCode
+where
+    C: Future<Output = Result<U, UnitsError>>,
+{
     telemetry::start();
     // A node with a broken invariant must not go on with half of its threads.
     let print = std::panic::take_hook();
@@ -88,13 +115,7 @@ pub fn run(config: &Path) -> ExitCode {
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("the system has threads to spare at start");
-    match runtime.block_on(as_service(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = crate::error_chain(&error), "the agent ends");
-            ExitCode::FAILURE
-        }
-    }
+    runtime.block_on(as_service(config, connect))
 }
 
 /// What an agent does that is not a person's to configure; tests run others.
@@ -122,13 +143,34 @@ pub enum Told {
     Reload,
 }
 
-async fn as_service(path: &Path) -> Result<(), AgentError> {
-    let config = Config::load(path).map_err(AgentError::Config)?;
-    let told = signals().map_err(AgentError::Signals)?;
-    serve(config, Traits::default(), systemd, told).await
+async fn as_service<U: Units, C>(path: &Path, connect: impl FnOnce(Config) -> C) -> ExitCode
+where
+    C: Future<Output = Result<U, UnitsError>>,
+{
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => return failed(&AgentError::Config(error)),
+    };
+    let mut told = match signals() {
+        Ok(told) => told,
+        Err(error) => return failed(&AgentError::Signals(error)),
+    };
+    let run_dir = config.node.run_dir.clone();
+    let Err(error) = serve(config, Traits::default(), connect, &mut told).await else { return ExitCode::SUCCESS };
+    let status = failed(&error);
+    if error.is_of_disk() {
+        pause::pause(&run_dir, crate::error_chain(&error), &mut told).await;
+    }
+    status
 }
 
-/// Signals as what they tell the agent.
+/// Logs what ends the agent, and returns the exit status for it.
+fn failed(error: &AgentError) -> ExitCode {
+    tracing::error!(error = crate::error_chain(error), "the agent ends");
+    if error.is_of_disk() { ExitCode::from(EXIT_DISK) } else { ExitCode::FAILURE }
+}
+
+/// Signals as what they tell the agent; nothing is told after [`Told::Stop`].
 fn signals() -> Result<mpsc::Receiver<Told>, std::io::Error> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -140,7 +182,7 @@ fn signals() -> Result<mpsc::Receiver<Told>, std::io::Error> {
                 _ = interrupt.recv() => Told::Stop,
                 _ = hang_up.recv() => Told::Reload,
             };
-            if tell.send(news).await.is_err() {
+            if tell.send(news).await.is_err() || news == Told::Stop {
                 return;
             }
         }
@@ -149,7 +191,10 @@ fn signals() -> Result<mpsc::Receiver<Told>, std::io::Error> {
 }
 
 /// This host's units, as `config` wants them run.
-async fn systemd(config: Config) -> Result<Systemd<NixCommand>, UnitsError> {
+///
+/// # Errors
+/// When its systemd can't be reached, or lets nobody subscribe.
+pub async fn systemd(config: Config) -> Result<Systemd<NixCommand>, UnitsError> {
     let account = |user: &str, group: &str| Account { user: user.to_owned(), group: group.to_owned() };
     let settings = units::Settings {
         run_dir: config.node.run_dir.clone(),
@@ -170,7 +215,7 @@ pub async fn serve<U, C>(
     config: Config,
     traits: Traits,
     connect: impl FnOnce(Config) -> C,
-    mut told: mpsc::Receiver<Told>,
+    told: &mut mpsc::Receiver<Told>,
 ) -> Result<(), AgentError>
 where
     U: Units,
@@ -211,7 +256,7 @@ where
         seat = Seat::take(&config, &secret, &mut data.store, data.kept.take(), traits.understands, tell) => {
             seat.map_err(AgentError::Seat)?
         }
-        () = stopped(&mut told) => return Ok(()),
+        () = stopped(told) => return Ok(()),
     };
     transport.become_member(&seat.identity).map_err(AgentError::Transport)?;
     let parts = node_parts(&config, traits, &seat, data, transport.clone(), directory)?;
@@ -275,7 +320,7 @@ async fn attend<U, C>(
     same_cluster: impl Future<Output = Result<(), SeatError>>,
     connect: impl FnOnce(Config) -> C,
     stage: &watch::Sender<Stage>,
-    mut told: mpsc::Receiver<Told>,
+    told: &mut mpsc::Receiver<Told>,
 ) -> Result<(), AgentError>
 where
     U: Units,
@@ -336,8 +381,11 @@ struct Data {
 
 impl Data {
     fn open(dir: PathBuf) -> Result<Self, AgentError> {
-        let (mut log, mut replay) = Log::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
         let path = dir.join("state.redb");
+        let locked = log::Directory::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
+        // It may be what has filled the disk, and the log wants room to open.
+        Store::remove_unfinished(&path).map_err(AgentError::OpenStore)?;
+        let (mut log, mut replay) = Log::open_on(locked, log::SEGMENT_BYTES).map_err(AgentError::OpenLog)?;
         let store = match Store::open(&path).map_err(AgentError::OpenStore)? {
             Some(store) => store,
             // A new one would make another host of this: one that could found a cluster on the log of its old one.

@@ -83,6 +83,8 @@ pub enum Stage {
     /// This host is no member yet; the text says what it waits for.
     Waiting(String),
     Member(Handle),
+    /// The agent can't go on from its disk; the text says why.
+    Broken(String),
 }
 
 struct Api {
@@ -94,6 +96,7 @@ impl Api {
         match &*self.stage.borrow() {
             Stage::Member(handle) => Ok(handle.clone()),
             Stage::Waiting(reason) => Err(Status::unavailable(format!("this host is not a member yet: {reason}"))),
+            Stage::Broken(reason) => Err(Status::unavailable(format!("this host's agent has stopped: {reason}"))),
         }
     }
 

@@ -185,7 +185,7 @@ enum TaskVerb {
 /// Carries out one command line; the exit status is part of each verb's description.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Verb::Agent { config } => crate::agent::run(&config),
+        Verb::Agent { config } => crate::agent::run(&config, crate::agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
         Verb::CheckConfig { file } => finish(check_config(&file)),
         Verb::CheckManifest { file } => finish(check_manifest(&file)),

@@ -310,7 +310,7 @@ impl Node {
                 self.written(durable);
             }
             Input::Kept(kept) => self.kept(*kept)?,
-            Input::Fetched(fetched) => self.fetched_snapshot(fetched.0, fetched.1),
+            Input::Fetched(fetched) => self.fetched_snapshot(fetched.0, fetched.1)?,
             Input::Serve(snapshot::Serve { peer, position, answer }) => {
                 // Whoever asked may have gone.
                 let _ = answer.send(self.serve_snapshot(peer, position));

@@ -121,15 +121,24 @@ impl Store {
 
     /// A new, empty store that doesn't have its name yet; what an earlier one left there is gone.
     fn unfinished(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Create { path: path.to_owned(), source };
-        let name = unfinished(path);
         // Whoever still writes to an earlier one writes to a file without a name.
-        match fs::remove_file(&name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        Self::remove_unfinished(path)?;
+        let name = unfinished(path);
+        let failed = |source| StoreError::Create { path: name.clone(), source };
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&name).map_err(failed)?;
         Self::create_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path)
+    }
+
+    /// Removes what a creation or a snapshot that broke off has left beside the store.
+    ///
+    /// # Errors
+    /// When the directory can't be written.
+    pub fn remove_unfinished(path: &Path) -> Result<(), StoreError> {
+        let name = unfinished(path);
+        match fs::remove_file(&name) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Create { path: name, source }),
+            _ => Ok(()),
+        }
     }
 
     /// Gives an unfinished store its name, in place of whatever has it.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tonic::transport::Channel;
 
+use crate::address::free_address;
 use crate::channel::{call, connect};
 use crate::load::{BYTES, Writer};
+use crate::member::{MAX_WAIT, POLL};
 use crate::process::Process;
-use crate::{MAX_WAIT, POLL, free_address};
+use crate::slow;
 
 pub struct Etcd {
     members: Vec<(SocketAddr, Option<Process>)>,
@@ -38,12 +40,13 @@ impl Etcd {
 
     /// A new cluster that has a leader.
     pub async fn start(dir: &Path, slow: Option<Duration>) -> Self {
-        let credentials = Credentials::write(dir);
         let names = ["alpha", "beta", "gamma"];
         let [clients, peers] = [(); 2].map(|()| names.map(|_| free_address()));
+        let credentials = Credentials::write(dir, &[clients, peers].concat());
         let cluster: Vec<_> = names.iter().zip(peers).map(|(name, peer)| format!("{name}=https://{peer}")).collect();
         let members = names.iter().zip(clients.iter().zip(peers)).map(|(name, (client, peer))| {
             let mut command = Command::new("etcd");
+            command.stdin(Stdio::null());
             command.args(["--name", name, "--data-dir"]).arg(dir.join(name));
             for option in ["listen-client-urls", "advertise-client-urls"] {
                 command.arg(format!("--{option}=https://{client}"));
@@ -58,7 +61,7 @@ impl Etcd {
                     command.arg(format!("--{prefix}{option}-file={}", dir.join(file).display()));
                 }
             }
-            (*client, Some(Process::start(command, &dir.join(format!("{name}.log")), slow)))
+            (*client, Some(slow::start(command, &dir.join(format!("{name}.log")), slow)))
         });
         let cluster = Self { members: members.collect(), tls: Arc::new(credentials.client()) };
         cluster.leader().await;
@@ -90,37 +93,35 @@ impl Etcd {
     }
 
     async fn status(&self, address: SocketAddr) -> Option<StatusResponse> {
-        tokio::net::TcpStream::connect(address).await.ok()?;
-        let channel = connect(address, self.tls.clone()).await;
+        let channel = connect(address, self.tls.clone());
         call(&channel, "/etcdserverpb.Maintenance/Status", StatusRequest {}).await.ok()
     }
 
     /// Clients of the leader, over so many connections.
     pub async fn writers(&self, clients: usize, connections: usize) -> Vec<Client> {
         let leader = self.leader().await;
-        let mut channels = Vec::new();
-        for _ in 0..connections {
-            channels.push(connect(leader, self.tls.clone()).await);
-        }
+        let channels: Vec<_> = (0..connections).map(|_| connect(leader, self.tls.clone())).collect();
         (0..clients).map(|client| Client { channel: channels[client % connections].clone() }).collect()
     }
 
     pub fn stop(self) {
-        for (_, process) in self.members {
-            process.into_iter().for_each(Process::stop);
+        for process in self.members.into_iter().filter_map(|(_, process)| process) {
+            process.stop();
         }
     }
 }
 
 impl Credentials {
-    fn write(dir: &Path) -> Self {
+    fn write(dir: &Path, members: &[SocketAddr]) -> Self {
         let authority_key = KeyPair::generate().expect("a key");
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = authority.self_signed(&authority_key).expect("a certificate");
         let issuer = Issuer::new(authority, authority_key);
         let key = KeyPair::generate().expect("a key");
-        let mut leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        // What calls another member has the first address of the loopback network.
+        let addresses = members.iter().map(|member| member.ip().to_string()).chain(["127.0.0.1".to_owned()]);
+        let mut leaf = CertificateParams::new(addresses.collect::<Vec<_>>()).expect("addresses");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
         for (file, text) in

@@ -9,18 +9,23 @@
 //! the other. The exit status is 1 where a gate doesn't hold.
 #![allow(clippy::cast_precision_loss, reason = "what is measured is far from exact to 52 bits")]
 
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
+#[path = "../../tests/support/address.rs"]
+mod address;
 mod blixard_cluster;
+#[path = "../../tests/processes/channel.rs"]
 mod channel;
 mod etcd;
 mod load;
+#[path = "../../tests/processes/member.rs"]
+mod member;
 mod probe;
+#[path = "../../tests/processes/process.rs"]
 mod process;
 mod report;
 mod slow;
@@ -33,9 +38,8 @@ use report::{Pair, Phase, Results};
 
 /// Clients, and the connections that they share.
 const LOADS: [(usize, usize); 4] = [(1, 1), (16, 4), (64, 8), (256, 16)];
-/// How long a cluster may take to come up, and how often that is looked at.
-const MAX_WAIT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
+/// What the bench starts itself with to be a member: nothing, the environment says it all.
+const MEMBER_ARGUMENTS: [&str; 0] = [];
 
 #[derive(Parser)]
 struct Options {
@@ -61,13 +65,11 @@ struct Options {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [blixard_cluster::VERB, config] => {
-            blixard_cluster::be_member(config);
-            return ExitCode::SUCCESS;
-        }
-        [slow::VERB, program, ..] => slow::become_slow(program, &arguments[2..]),
-        _ => {}
+    if let [slow::VERB, program, ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        slow::become_slow(program, &arguments[2..]);
+    }
+    if let Some(status) = member::be_member() {
+        return status;
     }
     let options = Options::parse();
     let Some(version) = Etcd::version() else {
@@ -119,8 +121,8 @@ async fn phase<'a, W: Writer, P: Iterator<Item = &'a Process>>(
 ) -> Phase {
     let dir: PathBuf = std::env::temp_dir();
     let before = probe::fdatasync(&dir);
-    let members_cpu = || members().map(Process::cpu).sum::<Duration>();
-    let foreign_cpu = || probe::machine_cpu().saturating_sub(members_cpu() + probe::cpu_of(std::process::id()));
+    let members_cpu = || members().map(|member| probe::cpu_of(member.pid())).sum::<Duration>();
+    let foreign_cpu = || probe::machine_cpu().saturating_sub(members_cpu() + probe::cpu_of(rustix::process::getpid()));
     let (busy, foreign, begun) = (members_cpu(), foreign_cpu(), std::time::Instant::now());
     let (sample, count) = load::run(writers, duration).await;
     let (busy, foreign, took) =
@@ -131,10 +133,4 @@ async fn phase<'a, W: Writer, P: Iterator<Item = &'a Process>>(
         fdatasync: before.min(probe::fdatasync(&dir)),
         foreign: foreign.as_secs_f64() / took.as_secs_f64(),
     }
-}
-
-/// A port on loopback that nobody has.
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("this machine has a loopback network");
-    listener.local_addr().expect("it was bound just now")
 }

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use crate::load::percentile;
 
 const WRITES: usize = 200;
@@ -43,7 +45,8 @@ pub fn machine_cpu() -> Duration {
 }
 
 /// Processor time of a process so far, user and system.
-pub fn cpu_of(process: u32) -> Duration {
+pub fn cpu_of(process: Pid) -> Duration {
+    let process = process.as_raw_nonzero();
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
     let stat = stat.unwrap_or_else(|error| panic!("process {process} has ended: {error}"));
     let fields: Vec<&str> = stat.rsplit_once(')').expect("its name is in brackets").1.split_whitespace().collect();

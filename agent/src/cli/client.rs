@@ -12,7 +12,9 @@ use crate::api::proto::api_client::ApiClient;
 /// Why no agent answers.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("no agent answers at {path}: start it with `systemctl start blixard`, or name its socket with --socket")]
+    #[error(
+        "no agent answers at {path}: see why with `journalctl -u blixard`, start it with `systemctl start blixard`, or name its socket with --socket"
+    )]
     Absent { path: PathBuf, source: std::io::Error },
     #[error("the agent's socket {path} is not open to you: be root, or a member of the group blixard")]
     Denied { path: PathBuf, source: std::io::Error },

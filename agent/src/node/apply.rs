@@ -19,10 +19,12 @@ const CHECKPOINT_BYTES: usize = 16 << 20;
 /// What stops a node; it acknowledges nothing any more.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    #[error("cannot go on: the log could not be written")]
-    WriteLog(#[source] LogError),
-    #[error("cannot go on: the store could not be written")]
-    WriteStore(#[source] StoreError),
+    #[error(transparent)]
+    WriteLog(LogError),
+    #[error(transparent)]
+    WriteStore(StoreError),
+    #[error("cannot keep the leader's snapshot beside the store, and without it this node learns nothing new")]
+    KeepSnapshot(#[source] StoreError),
     #[error("cannot go on at log entry {index}")]
     Decode { index: u64, source: DecodeError },
     #[error("cannot go on from the leader's snapshot")]

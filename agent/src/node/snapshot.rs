@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::{Attempt, Input, Node, NodeError};
-use crate::store::{Incoming, Reader, StoreError};
+use crate::store::{ChunkError, Incoming, Reader, StoreError};
 use crate::transport::{SnapshotError, SnapshotRows, Transport};
 
 /// Bytes of rows in one chunk.
@@ -138,10 +138,16 @@ impl Node {
         self.snapshots.fetching = Some((position, fetch.abort_handle()));
     }
 
-    pub(super) fn fetched_snapshot(&mut self, message: Message, incoming: Result<Incoming, FetchError>) {
-        let Some(Checkpoint { position, .. }) = announced(&message) else { return };
+    /// # Errors
+    /// When this disk can't take it: raft would only announce it again, and meanwhile this node would seem well.
+    pub(super) fn fetched_snapshot(
+        &mut self,
+        message: Message,
+        incoming: Result<Incoming, FetchError>,
+    ) -> Result<(), NodeError> {
+        let Some(Checkpoint { position, .. }) = announced(&message) else { return Ok(()) };
         if self.snapshots.fetching.take_if(|(at, _)| *at == position).is_none() {
-            return;
+            return Ok(());
         }
         match incoming {
             Ok(_) if self.installing.is_some() => {}
@@ -152,8 +158,12 @@ impl Node {
                     self.snapshots.incoming = None;
                 }
             }
+            Err(FetchError::Begin(error) | FetchError::Put(ChunkError::Write(error))) => {
+                return Err(NodeError::KeepSnapshot(error));
+            }
             Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot could not be fetched"),
         }
+        Ok(())
     }
 
     /// Puts the fetched snapshot in the place of store, state and log; both files have to be here.
@@ -187,10 +197,10 @@ impl Node {
 pub enum FetchError {
     #[error("the leader's stream broke off too often")]
     Stream(#[source] SnapshotError),
-    #[error("cannot keep it")]
-    Keep(#[source] crate::store::ChunkError),
-    #[error("cannot keep it")]
-    Store(#[source] StoreError),
+    #[error("cannot begin to keep it")]
+    Begin(#[source] StoreError),
+    #[error("cannot keep a part of it")]
+    Put(#[source] ChunkError),
 }
 
 /// All rows of a snapshot, in a file beside the store.
@@ -202,7 +212,7 @@ async fn fetch(
 ) -> Result<Incoming, FetchError> {
     let position = checkpoint.position;
     let begun = blocking(move || Incoming::begin(&path, checkpoint)).await;
-    let mut incoming = begun.map_err(FetchError::Store)?;
+    let mut incoming = begun.map_err(FetchError::Begin)?;
     let mut attempts = 0;
     loop {
         let error = match transport.snapshot(from, position, incoming.resume()).await {
@@ -211,7 +221,7 @@ async fn fetch(
                     Ok(chunk) => {
                         attempts = 0;
                         let put = blocking(move || incoming.put(&chunk).map(|is_last| (incoming, is_last))).await;
-                        let (back, is_last) = put.map_err(FetchError::Keep)?;
+                        let (back, is_last) = put.map_err(FetchError::Put)?;
                         incoming = back;
                         if is_last {
                             return Ok(incoming);

@@ -90,9 +90,9 @@ impl Drop for Killed {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_that_another_test_kills() {
     let Some(config) = std::env::var_os(CHILD) else { return };
-    let (_tell, told) = mpsc::channel(1);
+    let (_tell, mut told) = mpsc::channel(1);
     let config = Config::load(config.as_ref()).unwrap();
-    blixard::agent::serve(config, Traits::default(), async |_| Ok(FakeUnits::default()), told).await.unwrap();
+    blixard::agent::serve(config, Traits::default(), async |_| Ok(FakeUnits::default()), &mut told).await.unwrap();
 }
 
 /// Whether the log of a host still begins where it once began.

@@ -1,9 +1,8 @@
 //! Whole agents in one process: real log, store, TLS and API socket; only the units are made up.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use blixard::agent::{AgentError, Told, Traits};
@@ -14,8 +13,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
+mod address;
 mod units;
 
+use address::free_address;
 pub use units::FakeUnits;
 
 /// Longest that anything is waited for: far more than it takes, for a machine with much else to do.
@@ -102,9 +103,10 @@ impl Host {
     }
 
     pub fn start(&self) -> Agent {
-        let (tell, told) = mpsc::channel(4);
-        let units = self.units.clone();
-        let running = tokio::spawn(blixard::agent::serve(self.config(), self.traits, async |_| Ok(units), told));
+        let (tell, mut told) = mpsc::channel(4);
+        let (config, traits, units) = (self.config(), self.traits, self.units.clone());
+        let running =
+            tokio::spawn(async move { blixard::agent::serve(config, traits, async |_| Ok(units), &mut told).await });
         Agent { tell, running, api: self.api() }
     }
 }
@@ -187,12 +189,4 @@ pub fn manifest(vms: &[(&str, &str)]) -> Vec<u8> {
     };
     let vms: Vec<String> = vms.iter().map(vm).collect();
     format!(r#"{{ "version": 1, "vms": {{ {} }} }}"#, vms.join(", ")).into_bytes()
-}
-
-/// A port on a loopback address that no other test has, and that no outgoing connection is given.
-fn free_address() -> SocketAddr {
-    static TAKEN: AtomicU8 = AtomicU8::new(1);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    let ip = Ipv4Addr::new(127, high | 1, low, TAKEN.fetch_add(1, Ordering::Relaxed));
-    TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr()).expect("this machine has a loopback network")
 }

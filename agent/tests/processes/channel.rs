@@ -1,4 +1,4 @@
-//! One HTTP/2 connection over TLS, made the same way to both systems.
+//! One HTTP/2 connection over TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
-/// A new connection.
-pub async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Channel {
+/// A connection that is made when it is first used, and again after it broke.
+pub fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Channel {
     let connect = tower::service_fn(move |_| {
         let tls = TlsConnector::from(config.clone());
         async move {
@@ -24,8 +24,7 @@ pub async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Channel 
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
         }
     });
-    let channel = Endpoint::from_static("http://member").connect_with_connector(connect).await;
-    channel.unwrap_or_else(|error| panic!("cannot connect to {address}: {}", blixard::error_chain(&error)))
+    Endpoint::from_static("http://member").connect_with_connector_lazy(connect)
 }
 
 /// One call.
