@@ -1,17 +1,9 @@
 //! Agents that end, well or badly, and come back with their data.
 
-use std::process::{Child, Command, Stdio};
-
-use blixard::agent::Traits;
 use blixard::api::proto::StatusReply;
-use blixard::config::Config;
-use tokio::sync::mpsc;
 
-use super::support::{FakeUnits, Host, manifest};
+use super::support::{Host, manifest};
 use super::{apply, cluster, no_vm_runs_twice, node, sees_running, sees_whole, start};
-
-/// Names the configuration of an agent that is to be run in a process of its own.
-const CHILD: &str = "BLIXARD_TEST_CONFIG";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_starts_again_with_its_data_is_the_same_node_and_leaves_its_vms_alone() {
@@ -33,66 +25,6 @@ async fn an_agent_that_starts_again_with_its_data_is_the_same_node_and_leaves_it
         assert_eq!(host.units.held().asked.len(), 1, "{:?}", host.units.held().asked);
     }
     no_vm_runs_twice(&hosts);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_is_there_after_all_agents_were_killed_at_once() {
-    let hosts = Host::blank(["alpha", "beta", "gamma"]);
-    let mut ids = Vec::new();
-    let mut acknowledged = Vec::new();
-    for round in 0..3 {
-        let mut running = hosts.each_ref().map(Killed::start);
-        for host in &hosts {
-            let status = sees_whole(&host.api(), 3).await;
-            ids.push((cluster(&status).id.clone(), status.nodes.iter().map(|node| node.id).collect::<Vec<_>>()));
-            let heads =
-                host.api().client().await.list_manifests(super::proto::ListManifestsRequest::default()).await.unwrap();
-            let heads: Vec<_> = heads.into_inner().heads.into_iter().map(|head| head.hash).collect();
-            assert_eq!(heads, acknowledged);
-        }
-        for (at, host) in hosts.iter().enumerate() {
-            let name = format!("vm-{round}-{at}");
-            acknowledged.push(apply(&host.api(), manifest(&[(&name, "")])).await.unwrap().hash);
-        }
-        running.iter_mut().for_each(Killed::kill);
-    }
-    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-}
-
-/// An agent in a process of its own, which ends with this at the latest.
-struct Killed(Child);
-
-impl Killed {
-    fn start(host: &Host) -> Self {
-        host.config();
-        let own = std::env::current_exe().expect("this is a program");
-        let child = Command::new(own)
-            .args(["--exact", "restarts::the_agent_that_another_test_kills"])
-            .env(CHILD, host.dir.path().join("config.toml"))
-            .stdout(Stdio::null())
-            .spawn();
-        Self(child.expect("this program can be started once more"))
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().expect("it is ours");
-        self.0.wait().expect("it is ours");
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// No claim of its own: what [`Killed`] runs.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_agent_that_another_test_kills() {
-    let Some(config) = std::env::var_os(CHILD) else { return };
-    let (_tell, mut told) = mpsc::channel(1);
-    let config = Config::load(config.as_ref()).unwrap();
-    blixard::agent::serve(config, Traits::default(), async |_| Ok(FakeUnits::default()), &mut told).await.unwrap();
 }
 
 /// Whether the log of a host still begins where it once began.

@@ -5,8 +5,11 @@ mod address;
 mod agreement;
 mod channel;
 mod full;
+mod kills;
 mod member;
 mod process;
+#[path = "../support/random.rs"]
+mod random;
 mod writer;
 
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use blixard_core::command::{
 use blixard_core::manifest::Manifest;
 use blixard_core::state::State;
 use blixard_core::types::{
-    ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, NodeId, Resources, TaskId, Term, Timestamp,
+    ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, Resources, TaskId, Term, Timestamp,
 };
 
 use super::bytes::Bytes;
@@ -88,7 +88,8 @@ fn entry(command: Command) -> Entry {
 
 fn joiner(id: u64) -> NewNode {
     let address = format!("10.0.0.{id}:7420").parse().expect("an address");
-    NewNode { name: format!("node{id}").parse().expect("a name"), address, key: Hash::of(&[7]) }
+    let name = format!("node{id}").parse().expect("a name");
+    NewNode { name, address, key: Hash::of(&[7]), understands: Level::NEWEST }
 }
 
 /// One entry of each kind; the first ones found a cluster with a worker, which has something to run.
@@ -116,7 +117,7 @@ fn samples() -> Vec<Entry> {
             sealed_ca_key: vec![2],
             first: joiner(1),
         },
-        Command::RegisterWorker { node, address: joiner(1).address, worker },
+        Command::RegisterWorker { node, address: joiner(1).address, understands: Level(2), worker },
         offer(manifest),
         Command::Place { instance: instance(), node, generation },
         Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request: resources }),
@@ -136,6 +137,9 @@ fn samples() -> Vec<Entry> {
         Command::PutVm { name: name(), spec, running: true, must: Some(Presence::Absent) },
         Command::SetVmRunning { name: name(), running: false },
         Command::RemoveVm { name: name() },
+        Command::RaiseLevel { level: Level(2) },
+        Command::CheckState,
+        Command::StateHash { node, at: 19, hash: Hash::of(&[7]) },
     ];
     let mut samples: Vec<Entry> = commands.into_iter().map(entry).collect();
     let request = Request { client: ClientId(3), sequence: 2, answered: 1, until: 40 };
