@@ -10,4 +10,6 @@ mod facts;
 #[path = "../../agent/core/tests/fuzz/cases/lies.rs"]
 mod lies;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| driver::run(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    driver::run(bytes);
+});

@@ -4,7 +4,7 @@
 //! all (its shape, which the message alone tells), and whether it can have sent it to this server (its fit to this raft's
 //! term, leader and log). What raft ignores anyway, because of its term, need not fit.
 
-use raft::eraftpb::{EntryType, Message, MessageType};
+use raft::eraftpb::{Message, MessageType};
 use raft::{INVALID_ID, INVALID_INDEX, Raft, StateRole, Storage};
 
 use super::membership::{self, UnreadableEntry};
@@ -123,7 +123,6 @@ fn shape_of_append(message: &Message) -> Verdict {
     for (index, entry) in (message.index + 1..).zip(&message.entries) {
         check(entry.index == index, "its entries leave a gap")?;
         check(entry.term >= term && entry.term <= message.term, "its entries' terms are out of order")?;
-        check(EntryType::from_i32(entry.entry_type).is_some(), "an entry is of an unknown type")?;
         term = entry.term;
     }
     Ok(())
@@ -133,8 +132,7 @@ fn shape_of_append(message: &Message) -> Verdict {
 fn shape_of_read(message: &Message) -> Verdict {
     let [read] = message.entries.as_slice() else { return Err("it does not carry one read") };
     check(!read.data.is_empty(), "its read has no context")?;
-    check(read.data.len() <= MAX_CONTEXT, "its read's context is too long")?;
-    check(EntryType::from_i32(read.entry_type).is_some(), "an entry is of an unknown type")
+    check(read.data.len() <= MAX_CONTEXT, "its read's context is too long")
 }
 
 /// The announcement of a snapshot says where it stands and who the servers were; its rows come on their own way.

@@ -7,6 +7,8 @@ mod cases;
 
 use std::panic::AssertUnwindSafe;
 
+use cases::driver::Counts;
+
 /// Cases of each kind by default.
 const CASES: u64 = 3_000;
 /// Most bytes of a case.
@@ -30,11 +32,9 @@ fn drawn(case: u64) -> Vec<u8> {
 }
 
 #[expect(clippy::disallowed_macros, reason = "a case that failed is of no use where nobody sees it")]
-fn try_all(run: fn(&[u8])) {
-    if let Some(case) = number_in("BLIXARD_CASE") {
-        return run(&drawn(case));
-    }
-    for case in 0..number_in("BLIXARD_CASES").unwrap_or(CASES) {
+fn try_all(mut run: impl FnMut(&[u8])) {
+    let only = number_in("BLIXARD_CASE").map(|case| case..case + 1);
+    for case in only.unwrap_or(0..number_in("BLIXARD_CASES").unwrap_or(CASES)) {
         let tried = std::panic::catch_unwind(AssertUnwindSafe(|| run(&drawn(case))));
         tried.unwrap_or_else(|cause| {
             eprintln!("BLIXARD_CASE={case} tries it again");
@@ -45,7 +45,21 @@ fn try_all(run: fn(&[u8])) {
 
 #[test]
 fn no_message_stops_or_misleads_a_server() {
-    try_all(cases::driver::run);
+    let mut all = Counts::default();
+    let mut tried = 0;
+    try_all(|bytes| {
+        let Counts { taken, refused, terms_led, committed, installed } = cases::driver::run(bytes);
+        all.taken += taken;
+        all.refused += refused;
+        all.terms_led += terms_led;
+        all.committed += committed;
+        all.installed += installed;
+        tried += 1;
+    });
+    let each = [(all.taken, 5), (all.refused, 5), (all.committed, 5)];
+    let enough = each.iter().all(|(count, least)| count / tried >= *least);
+    let seldom = all.terms_led * 10 > tried && all.installed * 20 > tried;
+    assert!(tried == 1 || enough && seldom, "too little happened in {tried} cases: {all:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata};
 
 use super::super::{Driver, LogStore, Membership, Position, Recovered, Role, Settings, Write};
 use super::*;
@@ -175,8 +175,7 @@ fn a_refusal_names_the_sender_the_message_and_the_reason() {
     assert_eq!(gap, "dropped a MsgAppend from server 12: its entries leave a gap");
     let other = text(Message { to: 13, ..append() });
     assert_eq!(other, "dropped a MsgAppend from server 12: it is meant for another server");
-    let joint = Entry { entry_type: EntryType::EntryConfChangeV2.into(), ..entry(8, 5) };
-    let unreadable = text(Message { entries: vec![joint], ..append() });
+    let unreadable = text(Message { entries: vec![Entry { entry_type: 7, ..entry(8, 5) }], ..append() });
     assert!(unreadable.starts_with("dropped a message from server 12: it carries an entry"), "{unreadable}");
 }
 
@@ -191,11 +190,29 @@ fn an_append_with_a_gap_or_impossible_terms_is_refused() {
     assert_eq!(malformed(&with(vec![entry(8, 6)])), out_of_order);
     assert_eq!(malformed(&with(vec![entry(8, 3)])), out_of_order);
     assert_eq!(malformed(&Message { index: 0, log_term: 0, ..with(vec![entry(1, 0)]) }), out_of_order);
-    let unknown = Entry { entry_type: 7, ..entry(8, 5) };
-    assert_eq!(malformed(&with(vec![unknown])), "an entry is of an unknown type");
     assert_eq!(malformed(&Message { log_term: 6, ..append() }), "its log term is above its term");
     let many = (0..=MAX_ENTRIES as u64).map(|n| entry(8 + n, 5)).collect();
     assert_eq!(malformed(&with(many)), "it has too many entries");
+}
+
+#[test]
+fn an_entry_that_could_not_be_applied_is_refused() {
+    let joint = EntryType::EntryConfChangeV2.into();
+    let change = EntryType::EntryConfChange.into();
+    for entry_type in [joint, change, 7, -1] {
+        // Its data is no change of the servers either.
+        let with = |base: Message, index, term| {
+            let entry = Entry { entry_type, data: vec![0xff], ..entry(index, term) };
+            Message { entries: vec![entry], ..base }
+        };
+        let (mut follower, mut leader) = (follower(), leader());
+        for (driver, message) in [(&mut follower, with(append(), 8, 5)), (&mut leader, with(read(), 0, 0))] {
+            let before = driver.status();
+            let refused = driver.step(message);
+            assert!(matches!(refused, Err(RefusedMessage::Entry { from: 12, .. })), "{refused:?}");
+            assert_eq!(driver.status(), before);
+        }
+    }
 }
 
 #[test]
@@ -246,8 +263,6 @@ fn a_read_carries_exactly_one_context() {
         assert_eq!(malformed(&with(vec![Entry::default()])), "its read has no context");
         let long = Entry { data: vec![0; MAX_CONTEXT + 1], ..Entry::default() };
         assert_eq!(malformed(&with(vec![long])), "its read's context is too long");
-        let unknown = Entry { entry_type: 9, ..entry(0, 0) };
-        assert_eq!(malformed(&with(vec![unknown])), "an entry is of an unknown type");
     }
 }
 

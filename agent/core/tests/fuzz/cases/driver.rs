@@ -16,6 +16,16 @@ use super::lies::{self, OWN, View};
 /// What is done in one case at most: longer ones find no more, and take longer.
 const MOST_STEPS: usize = 300;
 
+/// What happened in a case, so that it is known whether enough did.
+#[derive(Default, Debug)]
+pub struct Counts {
+    pub taken: u64,
+    pub refused: u64,
+    pub terms_led: u64,
+    pub committed: u64,
+    pub installed: u64,
+}
+
 struct Server {
     driver: Driver,
     disk: Disk,
@@ -30,13 +40,14 @@ struct Server {
     applied: u64,
     contexts: Vec<Vec<u8>>,
     boots: u64,
+    counts: Counts,
 }
 
 /// Lives through a case.
 ///
 /// # Panics
 /// When something is not as it has to be.
-pub fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) -> Counts {
     let mut bytes = Bytes::new(bytes);
     let mut server = Server::begin(&mut bytes);
     for _ in 0..MOST_STEPS {
@@ -48,6 +59,8 @@ pub fn run(bytes: &[u8]) {
     // Whatever it was told, it can start from what it wrote.
     server.restart();
     server.turns();
+    let terms_led = server.facts.terms_led();
+    Counts { terms_led, ..server.counts }
 }
 
 fn settings(boots: u64) -> Settings {
@@ -108,6 +121,7 @@ impl Server {
             applied,
             contexts: Vec::new(),
             boots,
+            counts: Counts::default(),
         }
     }
 
@@ -140,13 +154,16 @@ impl Server {
     }
 
     fn restart(&mut self) {
-        let Self { disk, facts, boots, .. } =
-            std::mem::replace(self, Self::start(Disk::of(Membership::founded_by(RaftId(OWN))), Facts::default(), 0));
-        *self = Self::start(disk, facts, boots + 1);
+        let blank = Self::start(Disk::blank(Membership::founded_by(RaftId(OWN))), Facts::default(), 0);
+        let Self { disk, facts, boots, counts, .. } = std::mem::replace(self, blank);
+        *self = Self { counts, ..Self::start(disk, facts, boots + 1) };
     }
 
     /// One thing happens.
     fn live(&mut self, bytes: &mut Bytes) {
+        if self.fetching.is_some() && bytes.happens(96) {
+            self.fetched();
+        }
         match bytes.below(32) {
             0..=15 => {
                 let status = self.driver.status();
@@ -156,9 +173,8 @@ impl Server {
                 }
             }
             16..=18 => (0..=bytes.below(12)).for_each(|_| self.driver.tick()),
-            19..=20 => self.turns(),
-            21..=22 => self.persist(),
-            23 => self.fetched(),
+            19 => self.turns(),
+            20..=23 => self.persist(),
             24 => drop(self.driver.propose(vec![5; 1 + bytes.below(100)])),
             25 => drop(self.driver.read_index()),
             26 => self.begin_checkpoint(),
@@ -183,15 +199,20 @@ impl Server {
     fn step(&mut self, message: Message) {
         let before = self.driver.status();
         if announced(&message).is_some() {
-            match self.driver.check_snapshot(&message) {
-                Ok(()) => self.fetching = Some(message),
-                Err(refused) => Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused),
+            if self.driver.check_snapshot(&message).is_ok() {
+                self.fetching = Some(message);
             }
             return;
         }
         match self.driver.step(message.clone()) {
-            Ok(()) => self.facts.heard(&message),
-            Err(refused) => Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused),
+            Ok(()) => {
+                self.counts.taken += 1;
+                self.facts.heard(&before, &message);
+            }
+            Err(refused) => {
+                self.counts.refused += 1;
+                Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused);
+            }
         }
     }
 
@@ -202,8 +223,10 @@ impl Server {
             return;
         }
         self.incoming = announced(&message);
-        if self.driver.step_snapshot(message).is_err() {
+        let before = self.driver.status();
+        if let Err(refused) = self.driver.step_snapshot(message) {
             self.incoming = None;
+            Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused);
         }
     }
 
@@ -228,6 +251,7 @@ impl Server {
                     drop(self.driver.apply_membership(index, change));
                 }
                 self.applied = index;
+                self.counts.committed += 1;
                 self.driver.applied(index);
             }
             self.installing = install;
@@ -266,6 +290,7 @@ impl Server {
     fn install(&mut self, install: Install) {
         let checkpoint = self.incoming.take().expect("raft was told of it");
         assert_eq!(checkpoint, install.checkpoint);
+        self.counts.installed += 1;
         self.disk.checkpoint = checkpoint.clone();
         self.waiting.push(install.installed(&checkpoint));
         self.applied = checkpoint.position.index;

@@ -20,6 +20,7 @@ pub struct Facts {
     term: u64,
     commit: u64,
     soft: Option<Soft>,
+    terms_led: u64,
 }
 
 impl Facts {
@@ -28,10 +29,23 @@ impl Facts {
         (self.term, self.commit, self.soft) = (disk.hard_state.term, 0, None);
     }
 
-    /// A vote was let through the gate.
-    pub fn heard(&mut self, message: &Message) {
+    pub fn terms_led(&self) -> u64 {
+        self.terms_led
+    }
+
+    /// A message was let through the gate of a server that stood so.
+    pub fn heard(&mut self, before: &Status, message: &Message) {
+        assert_eq!(message.to, OWN, "{message:?}");
+        Self::only_a_leader_is_obeyed(before, message);
         if message.msg_type == i32::from(MessageType::MsgRequestVoteResponse) && !message.reject {
             self.granted.entry(message.term).or_default().insert(RaftId(message.from));
+        }
+    }
+
+    fn only_a_leader_is_obeyed(before: &Status, message: &Message) {
+        let orders = [MessageType::MsgReadIndexResp, MessageType::MsgTimeoutNow].map(i32::from);
+        if orders.contains(&message.msg_type) && message.term >= before.term {
+            assert_eq!(before.soft.leader, Some(RaftId(message.from)), "{message:?}");
         }
     }
 
@@ -63,6 +77,7 @@ impl Facts {
             let voters = &status.membership.voters;
             let granted = self.granted.entry(status.term).or_default();
             granted.insert(RaftId(OWN));
+            self.terms_led += 1;
             let votes = voters.intersection(granted).count();
             assert!(votes * 2 > voters.len(), "it leads with {votes} votes: {status:?}");
         }

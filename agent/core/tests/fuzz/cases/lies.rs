@@ -10,7 +10,8 @@ use super::disk::Disk;
 pub const OWN: u64 = 1;
 /// The servers that there are, and one that nobody knows.
 const SERVERS: [u64; 6] = [2, 3, 2, 3, 4, 9];
-const KINDS: [MessageType; 16] = [
+const KINDS: [MessageType; 17] = [
+    MessageType::MsgSnapshot,
     MessageType::MsgAppend,
     MessageType::MsgAppend,
     MessageType::MsgAppend,
@@ -126,10 +127,11 @@ fn entry(bytes: &mut Bytes, index: u64, term: u64) -> Entry {
 }
 
 fn snapshot(bytes: &mut Bytes, status: &Status) -> Snapshot {
-    let learners = bytes.one_of(&[vec![], vec![4], vec![OWN], vec![0], vec![2]]);
-    let voters = bytes.one_of(&[vec![OWN, 2, 3], vec![2, 3], vec![OWN], vec![2, OWN]]);
+    let learners = bytes.one_of(&[vec![], vec![], vec![4], vec![4, 5], vec![OWN], vec![2], vec![0]]);
+    let voters = bytes.one_of(&[vec![OWN, 2, 3], vec![OWN, 2, 3], vec![2, 3], vec![OWN], vec![2, OWN]]);
     let conf_state = Some(ConfState { voters, learners, ..ConfState::default() });
-    let index = bytes.one_of(&[status.last_index + 5, status.last_index, status.commit, status.applied, 1]);
+    let index =
+        bytes.one_of(&[status.last_index + 5, status.last_index + 1, status.last_index, status.commit, status.applied]);
     Snapshot { data: Vec::new(), metadata: Some(SnapshotMetadata { conf_state, index, term: status.term }) }
 }
 
