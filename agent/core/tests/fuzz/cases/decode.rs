@@ -32,8 +32,8 @@ pub fn entries(bytes: &[u8]) {
     for index in 1..=MOST_ENTRIES {
         // What makes a cluster comes first, so that there is something to harm.
         let founding = usize::try_from(index - 1).ok().filter(|place| *place < 5);
-        let place = founding.unwrap_or_else(|| bytes.below(samples.len()));
-        let mut encoded = samples[place].encode();
+        let sample = founding.map_or_else(|| bytes.one_of(&samples), |place| samples[place].clone());
+        let mut encoded = sample.encode();
         if founding.is_none() && bytes.happens(160) {
             bytes.damage(&mut encoded);
         }

@@ -59,8 +59,8 @@ pub fn run(bytes: &[u8]) -> Counts {
     // Whatever it was told, it can start from what it wrote.
     server.restart();
     server.turns();
-    let terms_led = server.facts.terms_led();
-    Counts { terms_led, ..server.counts }
+    server.counts.terms_led += server.facts.terms_led();
+    server.counts
 }
 
 fn settings(boots: u64) -> Settings {
@@ -207,7 +207,7 @@ impl Server {
         match self.driver.step(message.clone()) {
             Ok(()) => {
                 self.counts.taken += 1;
-                self.facts.heard(&before, &message);
+                self.facts.heard(&before, &self.disk, &message);
             }
             Err(refused) => {
                 self.counts.refused += 1;
@@ -224,9 +224,12 @@ impl Server {
         }
         self.incoming = announced(&message);
         let before = self.driver.status();
-        if let Err(refused) = self.driver.step_snapshot(message) {
-            self.incoming = None;
-            Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused);
+        match self.driver.step_snapshot(message) {
+            Ok(()) => self.facts.replaced(self.driver.status().commit),
+            Err(refused) => {
+                self.incoming = None;
+                Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused);
+            }
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Facts {
     commit: u64,
     soft: Option<Soft>,
     terms_led: u64,
+    /// Up to here a snapshot may have taken the log's place.
+    replaced: u64,
 }
 
 impl Facts {
@@ -33,10 +35,16 @@ impl Facts {
         self.terms_led
     }
 
+    /// A snapshot is to take the place of everything up to an index.
+    pub fn replaced(&mut self, up_to: u64) {
+        self.replaced = up_to;
+    }
+
     /// A message was let through the gate of a server that stood so.
-    pub fn heard(&mut self, before: &Status, message: &Message) {
+    pub fn heard(&mut self, before: &Status, disk: &Disk, message: &Message) {
         assert_eq!(message.to, OWN, "{message:?}");
         Self::only_a_leader_is_obeyed(before, message);
+        self.nobody_is_followed_who_takes_back_what_is_committed(before, disk, message);
         if message.msg_type == i32::from(MessageType::MsgRequestVoteResponse) && !message.reject {
             self.granted.entry(message.term).or_default().insert(RaftId(message.from));
         }
@@ -46,6 +54,17 @@ impl Facts {
         let orders = [MessageType::MsgReadIndexResp, MessageType::MsgTimeoutNow].map(i32::from);
         if orders.contains(&message.msg_type) && message.term >= before.term {
             assert_eq!(before.soft.leader, Some(RaftId(message.from)), "{message:?}");
+        }
+    }
+
+    fn nobody_is_followed_who_takes_back_what_is_committed(&self, before: &Status, disk: &Disk, message: &Message) {
+        if message.term < before.term || message.msg_type != i32::from(MessageType::MsgAppend) {
+            return;
+        }
+        let known = self.replaced + 1..=before.applied;
+        for entry in message.entries.iter().filter(|entry| known.contains(&entry.index)) {
+            let known = disk.term_at(entry.index).unwrap_or(entry.term);
+            assert_eq!(known, entry.term, "entry {} is committed, and not like that: {message:?}", entry.index);
         }
     }
 
