@@ -1,6 +1,6 @@
 //! Agents that end, well or badly, and come back with their data.
 
-use blixard::api::proto::StatusReply;
+use blixard::api::proto::{RunTaskRequest, StatusReply};
 
 use super::support::{Host, manifest};
 use super::{apply, cluster, no_vm_runs_twice, node, sees_running, sees_whole, start};
@@ -32,12 +32,9 @@ fn has_its_first_segment(host: &Host) -> bool {
     host.dir.path().join("data/raft/log/0000000000000001.log").exists()
 }
 
-/// A manifest of some megabytes, none of whose VMs any host could run.
-fn large(round: u32) -> Vec<u8> {
-    let more = format!(r#", "requires": {{ "zone": "nowhere-{round}", "rack": "{}" }}"#, "r".repeat(63));
-    let names: Vec<String> = (0..9_000).map(|number| format!("vm-{number}")).collect();
-    let vms: Vec<_> = names.iter().map(|name| (name.as_str(), more.as_str())).collect();
-    manifest(&vms)
+/// A task that no host has room for, almost as large as one may be.
+fn large() -> RunTaskRequest {
+    RunTaskRequest { command: vec!["x".repeat(60_000)], cpus: 1_000_000, memory_mib: 1 }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,11 +42,11 @@ async fn a_host_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapsh
     let hosts = Host::blank(["alpha", "beta", "gamma"]);
     let [alpha, beta, gamma] = start(&hosts).await;
     gamma.stop().await;
-    let mut rounds = 0;
+    let (mut client, mut tasks) = (alpha.client().await, 0);
     while has_its_first_segment(&hosts[0]) || has_its_first_segment(&hosts[1]) {
-        apply(&alpha, large(rounds)).await.unwrap();
-        rounds += 1;
-        assert!(rounds < 40, "the log is never cut");
+        client.run_task(large()).await.unwrap();
+        tasks += 1;
+        assert!(tasks < 1_000, "the log is never cut");
     }
     let head = apply(&alpha, manifest(&[("web", "")])).await.unwrap().hash;
     let gamma = hosts[2].start();
