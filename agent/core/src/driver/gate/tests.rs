@@ -441,7 +441,7 @@ fn a_server_that_still_writes_wins_no_election() {
 fn a_server_that_votes_alone_does_not_stand_before_it_has_written() {
     let membership = Membership { voters: [RaftId(11)].into(), learners: [RaftId(12)].into() };
     let hard_state = HardState { term: 5, ..HardState::default() };
-    let recovered = Recovered { membership, hard_state, ..Recovered::default() };
+    let recovered = Recovered { hard_state, membership, ..Recovered::default() };
     let mut driver = Driver::new(Settings::new(RaftId(11), 0), recovered).unwrap();
     let first = Message { entries: vec![entry(1, 5)], ..message(MessageType::MsgAppend) };
     driver.step(first).unwrap();
