@@ -151,13 +151,11 @@ impl Node {
         }
         match incoming {
             Ok(_) if self.installing.is_some() => {}
-            Ok(incoming) => {
-                self.snapshots.incoming = Some((position, incoming));
-                if let Err(error) = self.driver.step_snapshot(message) {
-                    tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused");
-                    self.snapshots.incoming = None;
-                }
-            }
+            Ok(incoming) => match self.driver.step_snapshot(message) {
+                Ok(()) => self.snapshots.incoming = Some((position, incoming)),
+                // What raft was told of before stays.
+                Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused"),
+            },
             Err(FetchError::Begin(error) | FetchError::Put(ChunkError::Write(error))) => {
                 return Err(NodeError::KeepSnapshot(error));
             }

@@ -165,7 +165,11 @@ fn fit<S: Storage>(kind: MessageType, message: &Message, raft: &Raft<S>) -> Verd
     let follows = |leader: u64| message.term == raft.term && raft.leader_id == leader;
     match kind {
         // No log is looked at, and this server has no part in that term any more.
-        T::MsgSnapshot => check(!is_old, "it is of an earlier term")?,
+        T::MsgSnapshot => {
+            check(!is_old, "it is of an earlier term")?;
+            // Raft would say nothing of which of the two it takes.
+            check(raft.raft_log.unstable_snapshot().is_none(), "another snapshot is about to be installed")?;
+        }
         T::MsgReadIndex => {
             // Raft would send it on in the name of its sender, as whom the leader's gate does not know this server.
             return check(raft.state == StateRole::Leader, "this server does not lead");

@@ -277,9 +277,8 @@ impl Server {
         if node.installing.is_some() {
             return;
         }
-        node.incoming = Some((checkpoint, state));
-        if node.driver.step_snapshot(message).is_err() {
-            node.incoming = None;
+        if node.driver.step_snapshot(message).is_ok() {
+            node.incoming = Some((checkpoint, state));
         }
     }
 

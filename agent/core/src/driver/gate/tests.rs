@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata};
 
+use super::super::announced as announced_checkpoint;
 use super::super::{Driver, LogStore, Membership, Position, Recovered, Role, Settings, Write};
 use super::*;
 use crate::types::RaftId;
@@ -340,6 +341,19 @@ fn a_snapshot_that_does_not_fit_is_refused() {
     let refused = driver.step(announced()).unwrap_err().to_string();
     assert!(refused.contains("was not fetched"), "{refused}");
     assert!(matches!(driver.step_snapshot(append()), Err(RefusedMessage::Malformed { .. })));
+}
+
+#[test]
+fn of_two_snapshots_at_once_the_first_is_installed() {
+    let mut driver = follower();
+    driver.step_snapshot(announced()).unwrap();
+    let mut other = announced();
+    let metadata = other.snapshot.as_mut().unwrap().metadata.as_mut().unwrap();
+    metadata.conf_state.as_mut().unwrap().learners.clear();
+    assert_eq!(unfit(&mut driver, other.clone()), "another snapshot is about to be installed");
+    let installed = driver.turn().unwrap().install.unwrap().checkpoint;
+    assert_eq!(Some(installed), announced_checkpoint(&announced()));
+    driver.step_snapshot(other).unwrap();
 }
 
 #[test]

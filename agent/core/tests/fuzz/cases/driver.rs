@@ -222,14 +222,13 @@ impl Server {
         if self.installing.is_some() {
             return;
         }
-        self.incoming = announced(&message);
-        let before = self.driver.status();
+        let (before, checkpoint) = (self.driver.status(), announced(&message));
         match self.driver.step_snapshot(message) {
-            Ok(()) => self.facts.replaced(self.driver.status().commit),
-            Err(refused) => {
-                self.incoming = None;
-                Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused);
+            Ok(()) => {
+                self.incoming = checkpoint;
+                self.facts.replaced(self.driver.status().commit);
             }
+            Err(refused) => Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused),
         }
     }
 
