@@ -473,10 +473,10 @@ proptest! {
     fn any_numbers_at_all_are_judged_without_a_panic(
         kind in -2..25i32, numbers in proptest::array::uniform6(any::<u64>()), index in any::<u64>(), term in any::<u64>()
     ) {
-        let [term_, log_term, at, commit, commit_term, reject_hint] = numbers;
+        let [message_term, log_term, at, commit, commit_term, reject_hint] = numbers;
         let message = Message {
-            msg_type: kind, from: 12, to: 11, term: term_, log_term, index: at, commit, commit_term, reject_hint,
-            entries: vec![entry(index, term)], ..Message::default()
+            msg_type: kind, to: 11, from: 12, term: message_term, log_term, index: at, entries: vec![entry(index, term)],
+            commit, commit_term, reject_hint, ..Message::default()
         };
         let _ = follower().step(message);
     }

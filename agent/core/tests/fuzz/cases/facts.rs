@@ -97,8 +97,8 @@ impl Facts {
             let granted = self.granted.entry(status.term).or_default();
             granted.insert(RaftId(OWN));
             self.terms_led += 1;
-            let votes = voters.intersection(granted).count();
-            assert!(votes * 2 > voters.len(), "it leads with {votes} votes: {status:?}");
+            let count = voters.intersection(granted).count();
+            assert!(count * 2 > voters.len(), "it leads with {count} votes: {status:?}");
         }
     }
 
