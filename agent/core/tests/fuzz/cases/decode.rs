@@ -1,11 +1,13 @@
-//! Bytes that become entries and manifests, or don't; and what a state makes of an entry that nobody meant to write.
+//! Bytes that become entries, rows and manifests, or don't; and what a state makes of an entry that nobody meant to write.
+
+use std::collections::BTreeMap;
 
 use blixard_core::command::{
     Command, Entry, InstancePhase, NewNode, Origin, Presence, Reply, Request, TaskPhase, TaskReport, TaskSpec,
     VmReport, Worker,
 };
 use blixard_core::manifest::Manifest;
-use blixard_core::state::State;
+use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
     ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, Resources, TaskId, Term, Timestamp,
 };
@@ -28,6 +30,7 @@ const MANIFEST: &str = r#"{ "version": 1, "vms": {
 pub fn entries(bytes: &[u8]) {
     let mut bytes = Bytes::new(bytes);
     let mut state = State::default();
+    let mut rows = BTreeMap::new();
     let samples = samples();
     for index in 1..=MOST_ENTRIES {
         // What makes a cluster comes first, so that there is something to harm.
@@ -42,21 +45,44 @@ pub fn entries(bytes: &[u8]) {
         }
         if let Ok(entry) = Entry::decode(&encoded) {
             assert_eq!(Entry::decode(&entry.encode()).expect("it was encoded just now"), entry);
-            what_is_refused_leaves_the_state_as_it_was(&mut state, index, &entry);
+            for Change { table, key, value } in what_is_refused_leaves_the_state_as_it_was(&mut state, index, &entry) {
+                match value {
+                    Some(value) => rows.insert((table, key), value),
+                    None => rows.remove(&(table, key)),
+                };
+            }
         }
         if bytes.is_empty() && founding.is_none() {
             break;
         }
     }
+    rows_are_the_state_or_are_refused(&state, rows, &mut bytes);
 }
 
-fn what_is_refused_leaves_the_state_as_it_was(state: &mut State, index: u64, entry: &Entry) {
+/// As a snapshot brings them, and as one that is damaged does.
+fn rows_are_the_state_or_are_refused(state: &State, rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>, bytes: &mut Bytes) {
+    let Change { table, key, value } = state.sessions_row();
+    let sessions = value.map(|value| (table, key, value));
+    let mut rows: Vec<_> = rows.into_iter().map(|((table, key), value)| (table, key, value)).chain(sessions).collect();
+    let read = State::from_rows(rows.clone()).expect("it was written just now");
+    assert!(read == *state, "another state comes back");
+    for _ in 0..4 {
+        let place = bytes.below(rows.len());
+        let (_, key, value) = &mut rows[place];
+        let what = if bytes.happens(64) { key } else { value };
+        bytes.damage(what);
+        drop(State::from_rows(rows.clone()));
+    }
+}
+
+fn what_is_refused_leaves_the_state_as_it_was(state: &mut State, index: u64, entry: &Entry) -> Vec<Change> {
     let before = state.clone();
     let outcome = state.apply(index, TERM, entry);
     // That it was refused is kept for who asks again.
     if entry.request.is_none() && matches!(outcome.answer.reply, Reply::Refused(_)) {
         assert!(*state == before && outcome.changes.is_empty(), "{entry:?}");
     }
+    outcome.changes
 }
 
 /// A manifest that is damaged, or made of bytes.
