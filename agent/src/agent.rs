@@ -166,7 +166,8 @@ where
 
 /// Logs what ends the agent, and returns the exit status for it.
 fn failed(error: &AgentError) -> ExitCode {
-    tracing::error!(error = crate::error_chain(error), "the agent ends");
+    // In the message itself: `journalctl` shows a person no fields, and this is what they look for.
+    tracing::error!("the agent ends: {}", crate::error_chain(error));
     if error.is_of_disk() { ExitCode::from(EXIT_DISK) } else { ExitCode::FAILURE }
 }
 

@@ -76,7 +76,8 @@ async fn stopped(member: &Member, why: &str) -> String {
     assert_eq!((status.code(), &*stdout, stderr.lines().count()), (Some(2), &b""[..], 1), "{stderr}");
     assert!(stderr.contains(&told), "{stderr}");
     let journal = fs::read_to_string(member.log()).expect("it writes a log");
-    let said = journal.lines().rfind(|line| line.contains("ERROR") && line.contains(why));
+    let said =
+        journal.lines().rfind(|line| line.contains("ERROR") && line.contains("the agent ends: ") && line.contains(why));
     assert!(said.is_some_and(|line| line.contains("has room")), "{journal}");
     told
 }
