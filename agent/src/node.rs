@@ -327,7 +327,12 @@ impl Node {
             return self.fetch_snapshot(message);
         }
         if let Err(error) = self.driver.step(message) {
-            tracing::warn!(peer = %from, error = crate::error_chain(&error), "a message was refused");
+            let (late, error) = (error.may_be_late(), crate::error_chain(&error));
+            if late {
+                tracing::debug!(peer = %from, error, "a message came too late");
+            } else {
+                tracing::warn!(peer = %from, error, "a message was refused");
+            }
             return;
         }
         if let Some((node, _)) = self.state.node_of_raft(from) {

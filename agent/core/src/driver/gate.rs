@@ -43,6 +43,19 @@ pub enum RefusedMessage {
     },
 }
 
+impl RefusedMessage {
+    /// Whether an honest server may have sent it, before this one was started again or lost its lead: what it was about
+    /// is asked for again.
+    pub fn may_be_late(&self) -> bool {
+        use MessageType::{MsgAppendResponse, MsgReadIndex, MsgReadIndexResp};
+        match self {
+            Self::Step { .. } => true,
+            Self::Unfit { kind, .. } => matches!(kind, MsgAppendResponse | MsgReadIndex | MsgReadIndexResp),
+            Self::Kind { .. } | Self::Malformed { .. } | Self::Entry { .. } => false,
+        }
+    }
+}
+
 /// Nothing, or what is wrong.
 type Verdict = Result<(), &'static str>;
 

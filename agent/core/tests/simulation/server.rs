@@ -4,19 +4,16 @@ use std::collections::BTreeMap;
 
 use blixard_core::driver::{
     Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, Message, Position, Proposals, ReadId,
-    Recovered, RefusedMessage, Role, Settings, Soft, Status, Write,
+    Recovered, Role, Settings, Soft, Status, Write,
 };
 use blixard_core::types::RaftId;
-use raft::eraftpb::{Entry, HardState, MessageType};
+use raft::eraftpb::{Entry, HardState};
 
 use super::disk::{Failed, Flaw, LogDisk, State, StoreDisk};
 use super::world::{MILLISECOND, Mutation, Time};
 
 /// Entries between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 8;
-/// Messages whose sense may be gone by the time that they arrive.
-const OUTLIVED: [MessageType; 3] =
-    [MessageType::MsgReadIndex, MessageType::MsgReadIndexResp, MessageType::MsgAppendResponse];
 
 pub struct Server {
     pub id: RaftId,
@@ -210,11 +207,8 @@ impl Server {
 
     pub fn step(&mut self, message: Message) {
         let honest = self.mutation == Mutation::None;
-        match self.driver().step(message) {
-            // Who was started again, or has lost its lead, gets what was meant for who it was before.
-            Ok(()) | Err(RefusedMessage::Step { .. }) => {}
-            Err(RefusedMessage::Unfit { kind, .. }) if OUTLIVED.contains(&kind) => {}
-            Err(error) => assert!(!honest, "what an honest server sent was not taken: {error}"),
+        if let Err(error) = self.driver().step(message) {
+            assert!(!honest || error.may_be_late(), "what an honest server sent was not taken: {error}");
         }
     }
 
