@@ -95,10 +95,12 @@ pub fn orphans(sources: &[Source]) -> Vec<String> {
             || path.ends_with("build.rs")
             // Each is a program of the fuzzer's, named in fuzz/Cargo.toml.
             || path.starts_with("fuzz/targets/")
-            || path.split_once("tests/").or(path.split_once("benches/")).is_some_and(|(before, test)| {
-                !before.contains("src/")
-                    && (!test.contains('/') || test.matches('/').count() == 1 && test.ends_with("/main.rs"))
-            })
+            || ["tests/", "benches/", "examples/"].iter().find_map(|kind| path.split_once(kind)).is_some_and(
+                |(before, test)| {
+                    !before.contains("src/")
+                        && (!test.contains('/') || test.matches('/').count() == 1 && test.ends_with("/main.rs"))
+                },
+            )
     };
     let mut reached = BTreeSet::new();
     let mut waiting: Vec<&Source> = sources.iter().filter(is_rust).filter(|source| is_root(&source.path)).collect();

@@ -23,7 +23,7 @@ impl Source {
             Some((_, "py" | "nix")) => (text.clone(), text.lines().map(hash_comment).collect::<Vec<_>>().join("\n")),
             _ => (text.clone(), String::new()),
         };
-        let of_tests = path.split('/').any(|part| ["tests", "tests.rs", "benches"].contains(&part));
+        let of_tests = path.split('/').any(|part| ["tests", "tests.rs", "benches", "examples"].contains(&part));
         let mut source = Self { path, text, code, comments, paths: Vec::new(), tests_from: of_tests.then_some(0) };
         if source.has_extension("rs") {
             source.paths = source.find_paths();
