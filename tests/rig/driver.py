@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 import traceback
@@ -12,7 +13,7 @@ from typing import Any
 from cache import CACHE, tell
 from host import RUN
 from image import image
-from install import TESTS, hosts, install, instances
+from install import TESTS, example, hosts, install, instances
 from isolation import cgroups
 from journal import save_journal
 from machine import Failure, Machine
@@ -53,14 +54,15 @@ class Rig:
         for machine in self.machines:
             machine.start()
 
-    def names(self) -> dict[str, Any]:
-        """What a script finds defined."""
+    def names(self, claim: str) -> dict[str, Any]:
+        """What a script finds defined. The last line is what the NixOS test driver has nothing of."""
         given: dict[str, Any] = {machine.name.replace("-", "_"): machine for machine in self.machines}
         if len(self.machines) == 1:
             given["machine"] = self.machines[0]
         return given | {
             "machines": self.machines, "network": self.network, "os": os, "subtest": subtest, "retry": retry,
             "start_all": self.start_all, "join_all": lambda: [machine.wait_for_shutdown() for machine in self.machines],
+            "example": example, "keep": lambda file: keep(claim, file), "scratch": RUN, "time_limit": signal.alarm,
         }
 
 @contextlib.contextmanager
@@ -88,12 +90,12 @@ def retry(fn: Callable[[bool], bool], timeout: int = 900) -> None:
 def run_scenario(claim: str, agent: Path) -> bool:
     """Run it, and say what went wrong if something did."""
     rig = Rig.of(claim, agent)
-    names = rig.names()
+    names = rig.names(claim)
     begun = time.monotonic()
     print(f"{claim}", flush=True)
 
     def too_long(*_: object) -> None:
-        raise Failure(f"the scenario takes more than {SCENARIO_TIMEOUT} s")
+        raise Failure(f"it takes longer than it may (a scenario {SCENARIO_TIMEOUT} s, if it doesn't say otherwise)")
 
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SCENARIO_TIMEOUT)
@@ -119,7 +121,18 @@ def _explain(claim: str, error: BaseException, rig: Rig) -> None:
           + f"  {type(error).__name__}: {error}", flush=True)
     if not isinstance(error, AssertionError | KeyboardInterrupt):
         traceback.print_exception(error)
-    show_hosts(rig.machines, CACHE / "logs" / claim)
+    show_hosts(rig.machines, logs(claim))
+
+
+def logs(claim: str) -> Path:
+    """Where to look when a scenario has failed."""
+    return CACHE / "logs" / claim
+
+
+def keep(claim: str, file: Path) -> Path:
+    """Copy a file to where it outlives the rig, beside the journals; where it is then."""
+    logs(claim).mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(file, logs(claim)))
 
 
 def show_hosts(machines: list[Machine], logs: Path) -> None:

@@ -16,6 +16,7 @@ from network import PREFIX, Network, run
 
 RUN = Path("/run/rig")  # on a tmpfs of this rig's own, so that two rigs may use the same names
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DISK_BYTES = 2 << 30
 REBOOT = 133  # how nspawn --keep-unit says "start me again"
 BOOT_TIMEOUT = 60
 # nsenter gives every capability there is; a host must not set the machine's clock, load modules or switch it off.
@@ -29,6 +30,7 @@ class Host:
         self.name, self.number, self.network = name, number, network
         self.directory = RUN / name
         self.root = self.directory / "root"
+        self.files = self.directory / "files"  # the root of the running host, its own mounts included, over every reboot
         self.binds: list[tuple[Path, str]] = []  # (the machine's path, the host's path), read-only
         self._process: subprocess.Popen[bytes] | None = None
         self._leader: int | None = None  # the host's PID 1 as the rig sees it
@@ -46,12 +48,29 @@ class Host:
     def _make_disk(self, root: Path, nix: Path) -> None:
         disk = self.directory / "disk"
         disk.mkdir(parents=True)
-        run("mount", "-t", "tmpfs", "-o", "size=2G,mode=755", "tmpfs", str(disk))
+        run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "tmpfs", str(disk))
         for lower, at in ((root, self.root), (nix, self.directory / "nix")):
             for part in (at, disk / at.name, disk / f"{at.name}.work"):
                 part.mkdir()
             layers = f"lowerdir={lower},upperdir={disk / at.name},workdir={disk / at.name}.work"
             run("mount", "-t", "overlay", "overlay", str(at), "-o", layers)
+
+    def fill_disk(self) -> None:
+        """Nothing more can be written, until `free_disk`."""
+        while not self._set_disk_size(self._used_bytes()):  # more was written in between
+            pass
+
+    def free_disk(self) -> None:
+        assert self._set_disk_size(DISK_BYTES), f"{self.name}: its disk can't be as large as it was"
+
+    def _used_bytes(self) -> int:
+        disk = os.statvfs(self.directory / "disk")
+        return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
+    def _set_disk_size(self, size_bytes: int) -> bool:
+        """Whether it can have that size, which is what it holds or more."""
+        remount = ["mount", "-o", f"remount,size={size_bytes}", self.directory / "disk"]
+        return subprocess.run(remount, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
     # -- power
 
@@ -87,6 +106,8 @@ class Host:
                                              stderr=console, preexec_fn=lambda: self._enter_cgroup("os"))
             self._leader, self._connected = self._await_leader(s), False
         notify.unlink()
+        self.files.unlink(missing_ok=True)
+        self.files.symlink_to(self.path("/"))
 
     def _await_leader(self, notify: socket.socket) -> int:
         """The host's PID 1. The socket isn't for longer: one that nobody reads fills up, and PID 1 waits on it."""

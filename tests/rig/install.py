@@ -14,6 +14,7 @@ from machine import Machine
 
 TESTS = Path(__file__).resolve().parent.parent
 RENDERED = TESTS / "rendered"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", TESTS.parent / "target"))
 STAND_IN_RUNNER = re.compile(r"/nix/store/[^/\s\"]*microvm-qemu-([a-z0-9-]+)")
 AGENT = "/opt/blixard/bin/blixard"
 SECRET = "only-for-tests-" + "0123456789abcdef" * 2 + "\n"
@@ -27,11 +28,20 @@ def agent_binary(given: str | None) -> Path:
     if given:
         candidates = [Path(given)]
     else:
-        target = Path(os.environ.get("CARGO_TARGET_DIR", TESTS.parent / "target"))
-        candidates = [target / profile / "blixard" for profile in ("release", "debug")]
+        candidates = [TARGET / profile / "blixard" for profile in ("release", "debug")]
+    return _newest(candidates, "cargo build --release")
+
+
+def example(name: str) -> Path:
+    """A program of agent/examples/, the newest that cargo built."""
+    candidates = [TARGET / profile / "examples" / name for profile in ("release", "debug")]
+    return _newest(candidates, f"cargo build --example {name}")
+
+
+def _newest(candidates: list[Path], build: str) -> Path:
     built = [path.resolve() for path in candidates if path.is_file()]
     if not built:
-        raise SystemExit(f"rig: no agent at {' or '.join(map(str, candidates))}: run `cargo build --release` first")
+        raise SystemExit(f"rig: nothing at {' or '.join(map(str, candidates))}: run `{build}` first")
     return max(built, key=lambda path: path.stat().st_mtime)
 
 

@@ -1,6 +1,6 @@
 """A host with the methods that the NixOS test driver gives a machine: same names, signatures and meaning.
 
-https://nixos.org/manual/nixos/stable/#ssec-machine-objects. Two differences, in the scenario's favour: conditions are
+https://nixos.org/manual/nixos/stable/#ssec-machine-objects. It also has a clock that can be set. Two differences, in the scenario's favour: conditions are
 looked at ten times a second instead of once, and a failure also says what the command wrote to standard error.
 """
 
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 
+from clock import give_own_clock, set_clock
 from host import REBOOT, Host
 
 INTERVAL = 0.1
@@ -168,6 +169,16 @@ class Machine(Host):
 
     def unblock(self) -> None:
         self.network.carrier(self.name, True)
+
+    # -- a clock of its own
+
+    def skewable(self, unit: str) -> None:
+        """Let `skew` set the wall clock of a unit. Before the host boots."""
+        give_own_clock(self, unit)
+
+    def skew(self, seconds: float) -> None:
+        """How far that clock is ahead of the machine's, from now on."""
+        set_clock(self, seconds)
 
     # -- files
 

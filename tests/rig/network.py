@@ -6,9 +6,13 @@ Numbered as the NixOS test driver numbers its first VLAN: hosts in alphabetical 
 
 import itertools
 import subprocess
+import sys
+from pathlib import Path
 
 BRIDGE = "lan"
 PREFIX = "192.168.1."
+DELAY = Path(__file__).resolve().parent / "delay.py"
+DELAYED = "~"  # behind a host's name: its port at the bridge while its frames are delayed
 
 
 def run(*argv: str, text: str = "") -> str:
@@ -22,6 +26,7 @@ class Network:
     """The bridge and the cables. A cable's end at the bridge has its host's name."""
 
     def __init__(self) -> None:
+        self._delays: dict[str, subprocess.Popen[bytes]] = {}
         run("ip", "-batch", "-", text=f"""
             link set lo up
             link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0
@@ -51,8 +56,16 @@ class Network:
             addr add {PREFIX}{number}/24 dev br0
         """)
 
+    def attach_rig(self, number: int) -> None:
+        """Give the rig itself an address on the network; no cut is between it and the hosts."""
+        run("ip", "-batch", "-", text=f"""
+            link set {BRIDGE} address 02:00:00:00:01:{number:02x}
+            addr add {PREFIX}{number}/24 dev {BRIDGE}
+        """)
+
     def unplug(self, host: str) -> None:
         """Remove cable and namespace, as far as they are there."""
+        self._end_delay(host)
         subprocess.run(["ip", "link", "del", host], stderr=subprocess.DEVNULL, check=False)
         subprocess.run(["ip", "netns", "del", host], stderr=subprocess.DEVNULL, check=False)
 
@@ -62,7 +75,11 @@ class Network:
 
     def cut(self, sources: list[str], targets: list[str]) -> None:
         """Drop, silently and one way, what any of the sources sends to any of the targets."""
-        pairs = ", ".join(f'"{source}" . "{target}"' for source in sources for target in targets)
+        pairs = ", ".join(
+            f'"{source}{one}" . "{target}{other}"'
+            for source, target in itertools.product(sources, targets)
+            for one, other in itertools.product(["", DELAYED], repeat=2)
+        )
         run("nft", f"add element bridge rig cut {{ {pairs} }}")
 
     def partition(self, *groups: list[str]) -> None:
@@ -73,3 +90,22 @@ class Network:
     def heal(self) -> None:
         """Undo every cut."""
         run("nft", "flush set bridge rig cut")
+
+    def delay(self, host: str, delay_ms: float, jitter_ms: float) -> None:
+        """Delay what the host sends and what it gets, each by so much and up to the jitter more."""
+        port = f"{host}{DELAYED}"
+        relay = subprocess.Popen([sys.executable, DELAY, host, port, str(delay_ms), str(jitter_ms)], stdout=subprocess.PIPE)
+        self._delays[host] = relay
+        assert relay.stdout and relay.stdout.readline() == b"ready\n", f"nothing delays {host}"
+        run("ip", "-batch", "-", text=f"link set {host} nomaster\nlink set {port} master {BRIDGE} up\n")
+
+    def undelay(self, host: str) -> None:
+        if self._end_delay(host):
+            run("ip", "link", "set", host, "master", BRIDGE)
+
+    def _end_delay(self, host: str) -> bool:
+        relay = self._delays.pop(host, None)
+        if relay:
+            relay.kill()
+            relay.communicate()
+        return relay is not None

@@ -1,0 +1,8 @@
+{ cluster }:
+cluster {
+  hosts = {
+    alpha = { };
+    beta = { };
+    gamma = { };
+  };
+}
