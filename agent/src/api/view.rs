@@ -270,7 +270,10 @@ pub fn heads(state: &State) -> Vec<proto::Head> {
 /// Every instance of the VM, or the one instance, of that name.
 pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
     let rooms = Rooms::new(state);
-    let named = state.instances().iter().filter(|(id, _)| id.vm.as_str() == name || id.to_string() == name);
+    // One name can be both: `web-0` is the first instance of `web`, and may be a VM.
+    let (vm, one) = (name.parse::<VmName>().ok(), name.parse::<InstanceId>().ok());
+    let one = one.iter().filter_map(|id| state.instances().get_key_value(id));
+    let named = one.chain(vm.iter().flat_map(|vm| state.instances_of(vm)));
     let explained = named.map(|(id, inner)| {
         let own = inner.placement.as_ref().map(|placement| placement.node);
         let verdicts = state.desired(id).map(|spec| rooms.explain(state, id, spec)).unwrap_or_default();

@@ -137,6 +137,23 @@ async fn what_is_not_there_is_not_found_and_what_cannot_be_done_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_explained_by_its_name_and_by_that_of_an_instance() {
+    let [alpha] = Host::blank(["alpha"]);
+    let agent = alpha.start();
+    agent.is_healthy().await;
+    let mut client = agent.client().await;
+    let vms = manifest(&[("we", ""), ("web", ""), ("web-0", ""), ("web-00", "")]);
+    client.apply(request(vms)).await.unwrap();
+    for (name, wanted) in [("web", vec!["web-0"]), ("web-0", vec!["web-0", "web-0-0"]), ("web-00-0", vec!["web-00-0"])]
+    {
+        let request = proto::ExplainRequest { vm: name.to_owned(), ..Default::default() };
+        let explained = client.explain(request).await.unwrap().into_inner().instances;
+        let told: Vec<_> = explained.into_iter().map(|one| one.instance.unwrap().name).collect();
+        assert_eq!(told, wanted, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_says_what_would_change_and_changes_nothing() {
     let [alpha] = Host::blank(["alpha"]);
     let agent = alpha.start();
