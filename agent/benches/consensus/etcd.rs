@@ -1,8 +1,8 @@
 //! Three members of etcd, with TLS between them and to their clients.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,16 +11,26 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tonic::transport::Channel;
 
-use crate::address::free_address;
-use crate::channel::{call, connect};
-use crate::load::{BYTES, Writer};
-use crate::member::{MAX_WAIT, POLL};
+use crate::channel::{call, over_tls};
+use crate::cluster::{self, Cluster};
+use crate::load::{BYTES, fill};
 use crate::process::Process;
-use crate::slow;
+use crate::{MAX_WAIT, POLL, free_address};
+
+const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 
 pub struct Etcd {
-    members: Vec<(SocketAddr, Option<Process>)>,
+    dir: PathBuf,
+    slow: Option<Duration>,
+    hosts: Vec<Host>,
+    processes: Vec<Process>,
     tls: Arc<ClientConfig>,
+}
+
+struct Host {
+    name: &'static str,
+    client: SocketAddr,
+    peer: SocketAddr,
 }
 
 /// What all members and clients show each other, in the forms that etcd and rustls want.
@@ -38,90 +48,133 @@ impl Etcd {
         text.lines().next()?.strip_prefix("etcd Version: ").map(str::to_owned)
     }
 
-    /// A new cluster that has a leader.
-    pub async fn start(dir: &Path, slow: Option<Duration>) -> Self {
-        let names = ["alpha", "beta", "gamma"];
-        let [clients, peers] = [(); 2].map(|()| names.map(|_| free_address()));
-        let credentials = Credentials::write(dir, &[clients, peers].concat());
-        let cluster: Vec<_> = names.iter().zip(peers).map(|(name, peer)| format!("{name}=https://{peer}")).collect();
-        let members = names.iter().zip(clients.iter().zip(peers)).map(|(name, (client, peer))| {
-            let mut command = Command::new("etcd");
-            command.stdin(Stdio::null());
-            command.args(["--name", name, "--data-dir"]).arg(dir.join(name));
-            for option in ["listen-client-urls", "advertise-client-urls"] {
-                command.arg(format!("--{option}=https://{client}"));
-            }
-            for option in ["listen-peer-urls", "initial-advertise-peer-urls"] {
-                command.arg(format!("--{option}=https://{peer}"));
-            }
-            command.arg(format!("--initial-cluster={}", cluster.join(",")));
-            for prefix in ["", "peer-"] {
-                command.arg(format!("--{prefix}client-cert-auth"));
-                for (option, file) in [("cert", "certificate"), ("key", "key"), ("trusted-ca", "authority")] {
-                    command.arg(format!("--{prefix}{option}-file={}", dir.join(file).display()));
-                }
-            }
-            (*client, Some(slow::start(command, &dir.join(format!("{name}.log")), slow)))
-        });
-        let cluster = Self { members: members.collect(), tls: Arc::new(credentials.client()) };
-        cluster.leader().await;
-        cluster
+    async fn status(&self, member: usize) -> Result<StatusResponse, String> {
+        let channel = over_tls(self.hosts[member].client, self.tls.clone());
+        call(&channel, "/etcdserverpb.Maintenance/Status", StatusRequest {}).await
     }
 
-    pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.members.iter().filter_map(|(_, process)| process.as_ref())
-    }
-
-    /// Where the leader listens, once all members agree who that is.
-    async fn leader(&self) -> SocketAddr {
+    /// The statuses of all members that answer, once those agree who leads, and the leader is one of them.
+    async fn agreed(&self) -> (usize, Vec<StatusResponse>) {
         let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
         loop {
             polls.tick().await;
-            let mut leaders = Vec::new();
-            for (address, _) in &self.members {
-                leaders.extend(self.status(*address).await.map(|status| (*address, status)));
+            let (mut statuses, mut leader) = (Vec::new(), None);
+            for member in 0..self.hosts.len() {
+                let Ok(status) = self.status(member).await else { continue };
+                if status.header.as_ref().is_some_and(|header| header.member == status.leader) {
+                    leader = Some(member);
+                }
+                statuses.push(status);
             }
-            let agreed = leaders.iter().all(|(_, status)| status.leader != 0 && status.leader == leaders[0].1.leader);
-            let of_leader = leaders
-                .iter()
-                .find(|(_, status)| status.header.as_ref().is_some_and(|header| header.member == status.leader));
-            if let (true, Some((address, _)), 3) = (agreed, of_leader, leaders.len()) {
-                return *address;
+            let is_agreed = statuses.iter().all(|status| status.leader == statuses[0].leader);
+            if let (true, Some(leader)) = (is_agreed && statuses.len() * 2 > self.hosts.len(), leader) {
+                return (leader, statuses);
             }
-            assert!(begun.elapsed() < MAX_WAIT, "etcd has no leader after {MAX_WAIT:?}: {leaders:?}");
-        }
-    }
-
-    async fn status(&self, address: SocketAddr) -> Option<StatusResponse> {
-        let channel = connect(address, self.tls.clone());
-        call(&channel, "/etcdserverpb.Maintenance/Status", StatusRequest {}).await.ok()
-    }
-
-    /// Clients of the leader, over so many connections.
-    pub async fn writers(&self, clients: usize, connections: usize) -> Vec<Client> {
-        let leader = self.leader().await;
-        let channels: Vec<_> = (0..connections).map(|_| connect(leader, self.tls.clone())).collect();
-        (0..clients).map(|client| Client { channel: channels[client % connections].clone() }).collect()
-    }
-
-    pub fn stop(self) {
-        for process in self.members.into_iter().filter_map(|(_, process)| process) {
-            process.stop();
+            assert!(begun.elapsed() < MAX_WAIT, "etcd has no leader after {MAX_WAIT:?}: {statuses:?}");
         }
     }
 }
 
+impl Cluster for Etcd {
+    type Client = Client;
+
+    async fn start(dir: &Path, slow: Option<Duration>) -> Self {
+        let tls = Arc::new(Credentials::write(dir).client());
+        let hosts = [0, 1, 2].map(Host::new);
+        let servers = hosts.each_ref();
+        let processes = servers.map(|host| host.start(dir, &servers, "new", slow)).into();
+        let cluster = Self { dir: dir.to_owned(), slow, hosts: hosts.into(), processes, tls };
+        let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
+        while cluster.agreed().await.1.len() < 3 {
+            assert!(begun.elapsed() < MAX_WAIT, "a member of etcd does not come up");
+            polls.tick().await;
+        }
+        cluster
+    }
+
+    fn members(&mut self) -> &mut [Process] {
+        &mut self.processes
+    }
+
+    async fn leader(&self) -> usize {
+        self.agreed().await.0
+    }
+
+    async fn term(&self) -> u64 {
+        let (_, statuses) = self.agreed().await;
+        statuses.iter().map(|status| status.term).max().unwrap_or(0)
+    }
+
+    fn clients(&self, member: usize, clients: usize, connections: usize) -> Vec<Client> {
+        let address = self.hosts[member].client;
+        let channels: Vec<_> = (0..connections).map(|_| over_tls(address, self.tls.clone())).collect();
+        (0..clients).map(|client| Client { channel: channels[client % connections].clone() }).collect()
+    }
+
+    /// By one put each.
+    async fn declare(&self, clients: Vec<Client>, count: u32, _revision: u32) -> Duration {
+        let begun = Instant::now();
+        assert_eq!(fill(clients, 0..count).await, count, "a put failed");
+        begun.elapsed()
+    }
+
+    /// A voter at once, as `etcdctl member add` makes it.
+    async fn join(&mut self) -> (usize, Instant) {
+        let number = self.hosts.len();
+        self.hosts.push(Host::new(number));
+        let host = &self.hosts[number];
+        let leader = self.client(self.leader().await);
+        let request = MemberAddRequest { peers: vec![format!("https://{}", host.peer)] };
+        let (asked, mut polls) = (Instant::now(), tokio::time::interval(POLL));
+        let add = || call::<_, MemberAddResponse>(&leader.channel, "/etcdserverpb.Cluster/MemberAdd", request.clone());
+        // It wants the members to have been connected for a while.
+        while let Err(refusal) = add().await {
+            assert!(asked.elapsed() < MAX_WAIT, "no member can be added: {refusal}");
+            polls.tick().await;
+        }
+        let begun = Instant::now();
+        let servers: Vec<_> = self.hosts.iter().collect();
+        self.processes.push(host.start(&self.dir, &servers, "existing", self.slow));
+        (number, begun)
+    }
+}
+
+impl Host {
+    fn new(number: usize) -> Self {
+        Self { name: NAMES[number], client: free_address(), peer: free_address() }
+    }
+
+    fn start(&self, dir: &Path, servers: &[&Self], state: &str, slow: Option<Duration>) -> Process {
+        let cluster: Vec<_> = servers.iter().map(|server| format!("{}=https://{}", server.name, server.peer)).collect();
+        let Self { name, client, peer } = self;
+        let mut command = Command::new("etcd");
+        command.args(["--name", name, "--data-dir"]).arg(dir.join(name));
+        for option in ["listen-client-urls", "advertise-client-urls"] {
+            command.arg(format!("--{option}=https://{client}"));
+        }
+        for option in ["listen-peer-urls", "initial-advertise-peer-urls"] {
+            command.arg(format!("--{option}=https://{peer}"));
+        }
+        command.arg(format!("--initial-cluster={}", cluster.join(","))).arg(format!("--initial-cluster-state={state}"));
+        for prefix in ["", "peer-"] {
+            command.arg(format!("--{prefix}client-cert-auth"));
+            for (option, file) in [("cert", "certificate"), ("key", "key"), ("trusted-ca", "authority")] {
+                command.arg(format!("--{prefix}{option}-file={}", dir.join(file).display()));
+            }
+        }
+        Process::start(&command, dir.join(format!("{name}.log")), slow)
+    }
+}
+
 impl Credentials {
-    fn write(dir: &Path, members: &[SocketAddr]) -> Self {
+    fn write(dir: &Path) -> Self {
         let authority_key = KeyPair::generate().expect("a key");
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = authority.self_signed(&authority_key).expect("a certificate");
         let issuer = Issuer::new(authority, authority_key);
         let key = KeyPair::generate().expect("a key");
-        // What calls another member has the first address of the loopback network.
-        let addresses = members.iter().map(|member| member.ip().to_string()).chain(["127.0.0.1".to_owned()]);
-        let mut leaf = CertificateParams::new(addresses.collect::<Vec<_>>()).expect("addresses");
+        let mut leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
         for (file, text) in
@@ -150,11 +203,21 @@ pub struct Client {
     channel: Channel,
 }
 
-impl Writer for Client {
+impl cluster::Client for Client {
     async fn write(&mut self, key: u32) -> Result<(), String> {
-        let request = PutRequest { key: format!("vms/vm{key}").into_bytes(), value: vec![7; BYTES] };
+        let request = PutRequest { key: path(key), value: vec![7; BYTES] };
         call::<_, PutResponse>(&self.channel, "/etcdserverpb.KV/Put", request).await.map(drop)
     }
+
+    async fn read(&mut self, key: u32) -> Result<bool, String> {
+        let request = RangeRequest { key: path(key), serializable: true };
+        let range = call::<_, RangeResponse>(&self.channel, "/etcdserverpb.KV/Range", request).await?;
+        Ok(range.count == 1)
+    }
+}
+
+fn path(key: u32) -> Vec<u8> {
+    format!("vms/vm{key}").into_bytes()
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -169,6 +232,29 @@ struct PutRequest {
 struct PutResponse {}
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct RangeRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bool, tag = "7")]
+    serializable: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RangeResponse {
+    #[prost(int64, tag = "4")]
+    count: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct MemberAddRequest {
+    #[prost(string, repeated, tag = "1")]
+    peers: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct MemberAddResponse {}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct StatusRequest {}
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -177,6 +263,8 @@ struct StatusResponse {
     header: Option<ResponseHeader>,
     #[prost(uint64, tag = "4")]
     leader: u64,
+    #[prost(uint64, tag = "6")]
+    term: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,75 +1,133 @@
-//! How fast three members agree, beside three of etcd: the same clients, disk, machine and minute, TLS on.
+//! How three members fare beside three of etcd: the same clients, disk, machine and minute, TLS on.
 //!
 //! ```text
-//! cargo bench --bench consensus                  # all of it; needs `etcd` in the PATH
-//! cargo bench --bench consensus -- --clients 64 --rounds 5 --seconds 5
+//! cargo bench --bench consensus                  # the writes; needs `etcd` in the PATH
+//! cargo bench --bench consensus -- writes --clients 64 --rounds 5 --seconds 5
+//! cargo bench --bench consensus -- kills stops crashes --kills 10
 //! ```
 //!
 //! A write is durable on a quorum and applied when it is answered. Every round starts a new cluster of each, one after
-//! the other. The exit status is 1 where a gate doesn't hold.
+//! the other. What is compared is the median over the rounds of the ratios of their medians. The exit status is 1 where a
+//! gate doesn't hold.
 #![allow(clippy::cast_precision_loss, reason = "what is measured is far from exact to 52 bits")]
 
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-#[path = "../../tests/support/address.rs"]
-mod address;
 mod blixard_cluster;
-#[path = "../../tests/processes/channel.rs"]
+mod catching_up;
 mod channel;
+mod cluster;
+mod elections;
 mod etcd;
+mod failover;
 mod load;
-#[path = "../../tests/processes/member.rs"]
-mod member;
+mod memory;
 mod probe;
-#[path = "../../tests/processes/process.rs"]
 mod process;
 mod report;
+mod requests;
 mod slow;
+mod writes;
 
 use blixard_cluster::Blixard;
+use cluster::Cluster;
 use etcd::Etcd;
-use load::Writer;
-use process::Process;
-use report::{Pair, Phase, Results};
+use probe::{Conditions, Watch};
+use report::{Round, Row, Samples};
 
-/// Clients, and the connections that they share.
-const LOADS: [(usize, usize); 4] = [(1, 1), (16, 4), (64, 8), (256, 16)];
-/// What the bench starts itself with to be a member: nothing, the environment says it all.
-const MEMBER_ARGUMENTS: [&str; 0] = [];
+/// How long a cluster may take to come up, and how often that is looked at.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Parser)]
 struct Options {
-    /// How often each phase is measured
+    /// What is measured
+    #[arg(value_enum, default_values_t = [PartName::Writes])]
+    parts: Vec<PartName>,
+    /// How often each part is measured, on new clusters
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// How long each phase is measured
+    /// How long writes and reads are measured, each number of clients
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Only these numbers of clients
-    #[arg(long, value_delimiter = ',', default_values_t = LOADS.map(|(clients, _)| clients))]
+    /// writes: only these numbers of clients
+    #[arg(long, value_delimiter = ',', default_values_t = writes::LOADS.map(|(clients, _)| clients))]
     clients: Vec<usize>,
-    /// By how much every fsync is slowed in the second half, in microseconds; 0 leaves that half out
+    /// writes: by how much every fsync is slowed in the second half, in microseconds; 0 leaves that half out
     #[arg(long, default_value_t = 2000)]
     slow: u64,
-    /// Leave out the half in which the disk is as it is
+    /// writes: leave out the half in which the disk is as it is
     #[arg(long)]
     only_slow: bool,
+    /// VMs, or keys, that the cluster has
+    #[arg(long, default_value_t = 100_000)]
+    vms: u32,
+    /// How often a round does what takes a moment: ends members, applies a manifest
+    #[arg(long, default_value_t = 10)]
+    kills: usize,
+    /// elections: how long the machine is overloaded, each system
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
     /// Cargo says so
     #[arg(long, hide = true)]
     bench: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PartName {
+    /// Clients write as fast as they are answered
+    Writes,
+    /// 1,000 VMs in one manifest, beside 1,000 puts
+    Manifest,
+    /// What one member knows of one VM, asked without a quorum
+    Reads,
+    /// The leader is killed: first write after that
+    Kills,
+    /// The leader is stopped: longest time without a write
+    Stops,
+    /// All members are killed and started: first write after that
+    Crashes,
+    /// Changes of the leader while the machine is overloaded
+    Elections,
+    /// Memory: idle, full, and after a restart
+    Memory,
+    /// A blank member joins, with and without load
+    Joins,
+    /// A follower is killed and started: until it has caught up
+    Restarts,
+    /// The same with five times as many VMs
+    Growth,
+}
+
+/// Something that both systems do in turn.
+trait Part {
+    /// What is printed above its numbers.
+    fn title(&self) -> String;
+
+    fn rows(&self) -> Vec<Row>;
+
+    /// How much longer each fsync of a member takes.
+    fn slow(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples;
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [slow::VERB, program, ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        slow::become_slow(program, &arguments[2..]);
-    }
-    if let Some(status) = member::be_member() {
-        return status;
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [blixard_cluster::VERB, config] => {
+            blixard_cluster::be_member(config);
+            return ExitCode::SUCCESS;
+        }
+        [slow::VERB, program, ..] => slow::become_slow(program, &arguments[2..]),
+        _ => {}
     }
     let options = Options::parse();
     let Some(version) = Etcd::version() else {
@@ -77,60 +135,76 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     println!("3 members each, on loopback, with TLS; writes of {} bytes; etcd {version}", load::BYTES);
-    println!("{} rounds of {} s; medians", options.rounds, options.seconds);
+    println!("{} rounds; medians, and [least to most]", options.rounds);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let results = runtime.expect("the system has threads to spare").block_on(measure(&options));
-    let holds = report::print(&results, Duration::from_micros(options.slow));
+    let runtime = runtime.expect("the system has threads to spare");
+    let mut holds = true;
+    for part in &options.parts {
+        holds &= runtime.block_on(options.measure(*part));
+    }
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn measure(options: &Options) -> Results {
-    let mut results = Results::new();
-    let slow = Some(Duration::from_micros(options.slow)).filter(|delay| !delay.is_zero());
-    let disks = [None].into_iter().filter(|_| !options.only_slow).chain(slow.map(Some));
-    let loads = LOADS.iter().filter(|(clients, _)| options.clients.contains(clients));
-    let duration = Duration::from_secs(options.seconds);
-    for disk in disks {
-        for round in 1..=options.rounds {
-            eprintln!("round {round} of {}{}", options.rounds, if disk.is_some() { ", slowed" } else { "" });
-            let mut blixard = Vec::new();
-            let dir = tempfile::tempdir().expect("a temporary folder can be made");
-            let cluster = Blixard::start(dir.path(), disk).await;
-            for (clients, connections) in loads.clone() {
-                let writers = cluster.writers(*clients, *connections).await;
-                blixard.push(phase(writers, duration, || cluster.processes()).await);
+impl Options {
+    /// Whether each gate of the part holds.
+    async fn measure(&self, part: PartName) -> bool {
+        let duration = Duration::from_secs(self.seconds);
+        let Self { rounds, vms, kills, .. } = *self;
+        match part {
+            PartName::Writes => {
+                let delay = Some(Duration::from_micros(self.slow)).filter(|delay| !delay.is_zero());
+                let mut holds = true;
+                for slow in [None].into_iter().filter(|_| !self.only_slow).chain(delay.map(Some)) {
+                    let clients = self.clients.clone();
+                    holds &= alternate(&writes::Writes { clients, duration, slow }, rounds).await;
+                }
+                holds
             }
-            cluster.stop();
-            let dir = tempfile::tempdir().expect("a temporary folder can be made");
-            let cluster = Etcd::start(dir.path(), disk).await;
-            for ((clients, connections), blixard) in loads.clone().zip(blixard) {
-                let writers = cluster.writers(*clients, *connections).await;
-                let etcd = phase(writers, duration, || cluster.processes()).await;
-                results.entry((disk.is_some(), *clients)).or_default().push(Pair { blixard, etcd });
+            PartName::Manifest => alternate(&requests::OneManifest { times: kills }, rounds).await,
+            PartName::Reads => alternate(&requests::Reads { vms, duration }, rounds).await,
+            PartName::Kills => alternate(&failover::Kills { kills }, rounds).await,
+            PartName::Stops => alternate(&failover::Stops { stops: kills }, rounds).await,
+            PartName::Crashes => alternate(&failover::Crashes { vms, kills }, rounds).await,
+            PartName::Elections => {
+                let duration = Duration::from_secs_f64(self.minutes * 60.0);
+                alternate(&elections::Elections { duration }, rounds).await
             }
-            cluster.stop();
+            PartName::Memory => alternate(&memory::Memory { vms }, rounds).await,
+            PartName::Joins => alternate(&catching_up::Joins { vms, duration }, rounds).await,
+            PartName::Restarts => alternate(&catching_up::Restarts { vms, kills }, rounds).await,
+            PartName::Growth => alternate(&catching_up::Growth { vms, kills }, rounds).await,
         }
     }
-    results
 }
 
-async fn phase<'a, W: Writer, P: Iterator<Item = &'a Process>>(
-    writers: Vec<W>,
-    duration: Duration,
-    members: impl Fn() -> P,
-) -> Phase {
-    let dir: PathBuf = std::env::temp_dir();
-    let before = probe::fdatasync(&dir);
-    let members_cpu = || members().map(|member| probe::cpu_of(member.pid())).sum::<Duration>();
-    let foreign_cpu = || probe::machine_cpu().saturating_sub(members_cpu() + probe::cpu_of(rustix::process::getpid()));
-    let (busy, foreign, begun) = (members_cpu(), foreign_cpu(), std::time::Instant::now());
-    let (sample, count) = load::run(writers, duration).await;
-    let (busy, foreign, took) =
-        (members_cpu().saturating_sub(busy), foreign_cpu().saturating_sub(foreign), begun.elapsed());
-    Phase {
-        sample,
-        cpu: busy.div_f64(f64::from(count)),
-        fdatasync: before.min(probe::fdatasync(&dir)),
-        foreign: foreign.as_secs_f64() / took.as_secs_f64(),
+/// Measures both systems in turn, and prints what came of it; whether each gate holds.
+async fn alternate<P: Part>(part: &P, rounds: usize) -> bool {
+    let mut measured = Vec::new();
+    for round in 1..=rounds {
+        eprintln!("{}: round {round} of {rounds}", part.title());
+        measured.push(Round { blixard: run::<Blixard, P>(part).await, etcd: run::<Etcd, P>(part).await });
+    }
+    report::print(&part.title(), &part.rows(), &measured)
+}
+
+async fn run<C: Cluster, P: Part>(part: &P) -> (Samples, Conditions) {
+    let watch = Watch::begin();
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut cluster = C::start(dir.path(), part.slow()).await;
+    let samples = part.run(&mut cluster).await;
+    drop(cluster);
+    (samples, watch.end())
+}
+
+/// A port on loopback that nobody has, and that no client is given while its member is away.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        // Below 32768, where Linux takes the ports of clients from.
+        let address = SocketAddr::from(([127, 0, 0, 1], NEXT.fetch_add(1, Ordering::Relaxed)));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+        assert!(address.port() < 32_000, "this machine has a loopback network with free ports");
     }
 }

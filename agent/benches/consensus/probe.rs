@@ -1,19 +1,49 @@
-//! What else the numbers depend on: how fast the disk is right now, and who else uses the processor.
+//! What a process takes, and what else the numbers depend on: how fast the disk is right now, and who else uses the
+//! processor.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
-
 use crate::load::percentile;
 
 const WRITES: usize = 200;
 
+/// What was going on while something was measured.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// The faster of the probes before and after.
+    pub fdatasync: Duration,
+    /// Processors that something else kept busy.
+    pub foreign: f64,
+}
+
+/// Looks at the conditions from its beginning to its end.
+pub struct Watch {
+    begun: Instant,
+    fdatasync: Duration,
+    foreign: Duration,
+}
+
+impl Watch {
+    pub fn begin() -> Self {
+        Self { fdatasync: fdatasync(&std::env::temp_dir()), begun: Instant::now(), foreign: foreign_cpu() }
+    }
+
+    /// All processes that the bench has started have ended.
+    pub fn end(self) -> Conditions {
+        let (foreign, took) = (foreign_cpu().saturating_sub(self.foreign), self.begun.elapsed());
+        Conditions {
+            fdatasync: self.fdatasync.min(fdatasync(&std::env::temp_dir())),
+            foreign: foreign.as_secs_f64() / took.as_secs_f64(),
+        }
+    }
+}
+
 /// Median time of appending 4 KiB and syncing it.
-pub fn fdatasync(dir: &Path) -> Duration {
-    let path = dir.join("probe");
+fn fdatasync(dir: &Path) -> Duration {
+    let path = dir.join(format!("probe-{}", std::process::id()));
     let mut file = File::create(&path).expect("the bench's folder can be written");
     let mut times: Vec<_> = (0..WRITES)
         .map(|_| {
@@ -27,8 +57,8 @@ pub fn fdatasync(dir: &Path) -> Duration {
     percentile(&times, 50)
 }
 
-/// Processor time of the whole machine so far, without what it was idle.
-pub fn machine_cpu() -> Duration {
+/// Processor time of the whole machine so far, without what it was idle, and without the bench and its ended children.
+fn foreign_cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/stat").expect("this is Linux");
     let line = stat.lines().next().expect("the first line is about all processors");
     let ticks: Vec<u64> = line.split_whitespace().skip(1).map(|ticks| ticks.parse().expect("ticks")).collect();
@@ -41,18 +71,51 @@ pub fn machine_cpu() -> Duration {
         .filter(|(field, _)| ![idle, waiting].contains(field))
         .map(|(_, ticks)| ticks)
         .sum();
-    in_time(busy)
+    let own = 4;
+    in_time(busy.saturating_sub(ticks_of(std::process::id(), own)))
 }
 
 /// Processor time of a process so far, user and system.
-pub fn cpu_of(process: Pid) -> Duration {
-    let process = process.as_raw_nonzero();
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
-    let stat = stat.unwrap_or_else(|error| panic!("process {process} has ended: {error}"));
-    let fields: Vec<&str> = stat.rsplit_once(')').expect("its name is in brackets").1.split_whitespace().collect();
-    in_time(fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number of ticks")).sum())
+pub fn cpu_of(process: u32) -> Duration {
+    let own = 2;
+    in_time(ticks_of(process, own))
+}
+
+/// The sum of so many of the fields user, system, user of ended children, system of ended children.
+fn ticks_of(process: u32, fields: usize) -> u64 {
+    let stat = read(process, "stat");
+    let all: Vec<&str> = stat.rsplit_once(')').expect("its name is in brackets").1.split_whitespace().collect();
+    all[11..11 + fields].iter().map(|ticks| ticks.parse::<u64>().expect("a number of ticks")).sum()
 }
 
 fn in_time(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Memory of a process that is in RAM, in MB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub now: f64,
+    /// Most so far.
+    pub peak: f64,
+}
+
+pub fn memory_of(process: u32) -> Memory {
+    let status = read(process, "status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
+        let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<f64>();
+        kib.expect("a number") * 1024.0 / 1e6
+    };
+    Memory { now: field("VmRSS"), peak: field("VmHWM") }
+}
+
+/// Has the peak begin with what it takes now.
+pub fn forget_peak_of(process: u32) {
+    std::fs::write(format!("/proc/{process}/clear_refs"), "5").expect("a child's peak can be forgotten");
+}
+
+fn read(process: u32, file: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{process}/{file}"));
+    text.unwrap_or_else(|error| panic!("process {process} has ended: {error}"))
 }

@@ -1,0 +1,155 @@
+//! Members that lack something: blank ones, and such as were away.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::Part;
+use crate::cluster::Cluster;
+use crate::failover::MARKS;
+use crate::load::{Load, Sample, WARM_UP, pause};
+use crate::report::{Row, Samples, System, micros, millis};
+
+pub struct Joins {
+    pub vms: u32,
+    /// How long the leader is under load before a member joins.
+    pub duration: Duration,
+}
+
+impl Joins {
+    const IDLE: &str = "a blank fourth member: from its start until it has the last VM";
+    const LOADED: &str = "a blank fifth one, while 16 clients write";
+    const BEFORE: &str = "p99 before it starts";
+    const MEANWHILE: &str = "p99 while it catches up";
+    const MEMORY: &str = "the leader's memory meanwhile, more than before";
+}
+
+impl Part for Joins {
+    fn title(&self) -> String {
+        format!("blank members of a cluster of {} VMs", self.vms)
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let p99 = [("meanwhile", Self::MEANWHILE), ("before", Self::BEFORE)];
+        vec![
+            Row::beside_etcd(Self::IDLE, "ms").at_most(0.8, 0.40).worst(500.0),
+            Row::beside_etcd(Self::LOADED, "ms"),
+            Row::within("the leader's write p99 while a member catches up", "µs", System::Blixard, p99)
+                .at_most(3.0, 1.5),
+            Row::within("the leader's write p99 while a member catches up", "µs", System::Etcd, p99),
+            Row::beside_etcd(Self::MEMORY, "MB").worst(8.0),
+        ]
+    }
+
+    async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {
+        let mut samples = Samples::default();
+        cluster.fill(0..self.vms).await;
+        let (blank, begun) = cluster.join().await;
+        cluster.holds(blank, self.vms - 1).await;
+        samples.add(Self::IDLE, millis(begun.elapsed()));
+
+        let leader = cluster.leader().await;
+        let load = Load::start(cluster.clients(leader, 16, 4));
+        let quiet = Instant::now() + WARM_UP;
+        pause(WARM_UP + self.duration).await;
+        cluster.members()[leader].forget_peak();
+        let before = cluster.members()[leader].memory().now;
+        let (blank, begun) = cluster.join().await;
+        cluster.holds(blank, self.vms - 1).await;
+        let end = Instant::now();
+        samples.add(Self::LOADED, millis(end - begun));
+        samples.add(Self::MEMORY, cluster.members()[leader].memory().peak - before);
+        let answered = load.end().await;
+        samples.add(Self::BEFORE, micros(Sample::between(&answered, quiet, begun).p99));
+        samples.add(Self::MEANWHILE, micros(Sample::between(&answered, begun, end).p99));
+        samples
+    }
+}
+
+pub struct Restarts {
+    pub vms: u32,
+    pub kills: usize,
+}
+
+impl Restarts {
+    const TOOK: &str = "a killed follower: from its start until it has what was written meanwhile";
+}
+
+impl Part for Restarts {
+    fn title(&self) -> String {
+        format!("{} kills of a follower a round, with {} VMs", self.kills, self.vms)
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        vec![Row::beside_etcd(Self::TOOK, "ms").at_most(0.7, 0.25)]
+    }
+
+    async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {
+        let mut samples = Samples::default();
+        cluster.fill(0..self.vms).await;
+        for took in restarts(cluster, self.kills, MARKS).await {
+            samples.add(Self::TOOK, took);
+        }
+        samples
+    }
+}
+
+pub struct Growth {
+    /// Measured with two fifths of that, and with twice that: the state takes 200,000 at most.
+    pub vms: u32,
+    pub kills: usize,
+}
+
+impl Growth {
+    const FEW: &str = "few VMs";
+    const MANY: &str = "five times as many";
+
+    fn numbers(&self) -> (u32, u32) {
+        (self.vms * 2 / 5, self.vms * 2 - MARGIN)
+    }
+}
+
+/// VMs that are written beside those that are counted.
+const MARGIN: u32 = 100;
+
+impl Part for Growth {
+    fn title(&self) -> String {
+        let (few, many) = self.numbers();
+        format!("{} kills of a follower a round, with {few} and with {many} VMs", self.kills)
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let sides = [("many", Self::MANY), ("few", Self::FEW)];
+        vec![
+            Row::within("until a killed follower has caught up", "ms", System::Blixard, sides).at_most(5.0, 2.0),
+            Row::within("until a killed follower has caught up", "ms", System::Etcd, sides),
+        ]
+    }
+
+    async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {
+        let (mut samples, (few, many)) = (Samples::default(), self.numbers());
+        for (what, vms, marks) in [(Self::FEW, 0..few, MARKS), (Self::MANY, few..many, 2 * MARKS)] {
+            cluster.fill(vms).await;
+            for took in restarts(cluster, self.kills, marks).await {
+                samples.add(what, took);
+            }
+        }
+        samples
+    }
+}
+
+/// Kills a follower so many times: how many milliseconds it takes, once started, to have what it has missed.
+async fn restarts<C: Cluster>(cluster: &mut C, kills: usize, marks: u32) -> Vec<f64> {
+    let mut took = Vec::new();
+    for mark in (marks..).take(kills) {
+        let leader = cluster.leader().await;
+        let follower = (leader + 1) % cluster.members().len();
+        cluster.members()[follower].end(Signal::KILL);
+        cluster.fill(mark..mark + 1).await;
+        let begun = Instant::now();
+        cluster.members()[follower].start_again();
+        cluster.holds(follower, mark).await;
+        took.push(millis(begun.elapsed()));
+    }
+    took
+}
