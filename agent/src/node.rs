@@ -43,8 +43,6 @@ const BATCH: usize = 1024;
 const SILENT_TICKS: u64 = 300;
 /// Ticks that are made up for after a pause.
 const MAX_TICKS_AT_ONCE: u128 = 10;
-/// How long a leader that stops waits for another to take over.
-const HAND_OVER_TICKS: u64 = 100;
 
 /// What the loop is made of.
 pub struct Parts {
@@ -438,25 +436,17 @@ impl Node {
 
     fn has_stopped(&mut self) -> bool {
         let Some(since) = self.stopping_at else { return false };
-        let status = self.driver.status();
-        if status.soft.role != Role::Leader || status.membership.voters.len() < 2 {
-            return true;
-        }
-        if since == self.ticks || status.peers.is_empty() {
-            return false;
-        }
-        let voters = status.peers.iter().filter(|peer| status.membership.voters.contains(&peer.id));
-        let best = voters.filter(|peer| peer.recently_active).max_by_key(|peer| peer.matched);
-        match best {
-            Some(peer) if self.ticks - since < HAND_OVER_TICKS => {
+        match lead::leave(&self.driver.status(), self.ticks - since) {
+            lead::Leave::End => true,
+            lead::Leave::Wait => false,
+            lead::Leave::HandOver(peer) => {
                 if !self.lead.handing_over {
                     self.lead.handing_over = true;
-                    let handed = self.driver.transfer_leader(peer.id);
-                    tracing::info!(peer = %peer.id, ok = handed.is_ok(), "leadership is handed over");
+                    let handed = self.driver.transfer_leader(peer);
+                    tracing::info!(peer = %peer, ok = handed.is_ok(), "leadership is handed over");
                 }
                 false
             }
-            _ => true,
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command};
-use blixard_core::driver::Role;
-use blixard_core::types::Term;
+use blixard_core::driver::{Role, Status};
+use blixard_core::types::{RaftId, Term};
 use blixard_core::{membership, schedule};
 use tokio::sync::oneshot;
 
@@ -15,6 +15,34 @@ const LIVENESS_TICKS: u64 = 10;
 
 /// How long the founder of a cluster waits for the other configured servers before it places anything.
 const FOUNDING_TICKS: u64 = 1000;
+
+/// How long a leader that stops waits for another to take over.
+const HAND_OVER_TICKS: u64 = 100;
+
+/// What a node that is to stop does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Leave {
+    End,
+    Wait,
+    /// Once; then it waits until the other leads.
+    HandOver(RaftId),
+}
+
+/// What a node does that was told to stop so many ticks ago.
+///
+/// Raft counts anew who is active each time it has checked its quorum: when nobody is, the next answers tell who is. A
+/// leader that gets none is deposed by the next check.
+pub(super) fn leave(status: &Status, ticks: u64) -> Leave {
+    let voters = &status.membership.voters;
+    if status.soft.role != Role::Leader || voters.len() < 2 || ticks >= HAND_OVER_TICKS {
+        return Leave::End;
+    }
+    let active = status.peers.iter().filter(|peer| peer.recently_active && voters.contains(&peer.id));
+    match active.max_by_key(|peer| peer.matched) {
+        Some(peer) if ticks > 0 => Leave::HandOver(peer.id),
+        _ => Leave::Wait,
+    }
+}
 
 /// What a leader remembers within its term.
 pub(super) struct Lead {
@@ -121,5 +149,54 @@ impl Node {
                 self.lead.dirty = true;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use blixard_core::driver::{Membership, Peer, Soft};
+
+    use super::*;
+
+    /// Of a leader with two other voters, the second further on, and a learner that is further still.
+    fn status(active: [bool; 2]) -> Status {
+        let peer = |id, matched, recently_active| Peer { id: RaftId(id), matched, recently_active, caught_up: true };
+        Status {
+            soft: Soft { role: Role::Leader, leader: Some(RaftId(1)) },
+            term: 1,
+            commit: 9,
+            applied: 9,
+            last_index: 9,
+            membership: Membership {
+                voters: BTreeSet::from([1, 2, 3].map(RaftId)),
+                learners: BTreeSet::from([RaftId(4)]),
+            },
+            peers: vec![peer(2, 7, active[0]), peer(3, 8, active[1]), peer(4, 9, true)],
+        }
+    }
+
+    #[test]
+    fn leadership_goes_to_the_active_voter_that_lacks_least() {
+        assert_eq!(leave(&status([true, true]), 1), Leave::HandOver(RaftId(3)));
+        assert_eq!(leave(&status([true, false]), 1), Leave::HandOver(RaftId(2)));
+    }
+
+    #[test]
+    fn a_leader_that_stops_waits_until_it_knows_who_is_active_but_not_for_ever() {
+        assert_eq!(leave(&status([false, false]), 1), Leave::Wait);
+        assert_eq!(leave(&status([false, false]), HAND_OVER_TICKS), Leave::End);
+        assert_eq!(leave(&status([true, true]), HAND_OVER_TICKS), Leave::End);
+    }
+
+    #[test]
+    fn who_does_not_lead_or_is_alone_ends_at_once() {
+        let mut follower = status([false, false]);
+        follower.soft.role = Role::Follower;
+        assert_eq!(leave(&follower, 0), Leave::End);
+        let mut alone = status([false, false]);
+        alone.membership.voters = BTreeSet::from([RaftId(1)]);
+        assert_eq!(leave(&alone, 0), Leave::End);
     }
 }
