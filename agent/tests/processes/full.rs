@@ -1,4 +1,5 @@
-//! A disk without room, on real agents: the one that has it says so and stops, and comes back with all it acknowledged.
+//! A disk without room, or with damaged data, under real agents: the one that has it says so and stops, and comes back with all
+//! that it acknowledged.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -54,16 +55,21 @@ fn newest_segment(member: &Member) -> PathBuf {
     newest.expect("the log has a segment")
 }
 
-/// Waits until the server's agent has stopped, and says why; to the program, too, and in its journal.
-async fn stopped(member: &Member, why: &str) -> String {
+/// Waits until the server's agent has stopped; why, as it tells whoever asks for its status.
+async fn told(member: &Member) -> String {
     let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
-    let told = loop {
+    loop {
         polls.tick().await;
         match member.status().await {
-            Err(told) if told.contains("agent has stopped") => break told,
+            Err(told) if told.contains("agent has stopped") => return told,
             seen => assert!(begun.elapsed() < MAX_WAIT, "{} goes on; last seen: {seen:?}", member.name),
         }
-    };
+    }
+}
+
+/// Waits until the server's agent has stopped for its disk, and says why; to the program, too, and in its journal.
+async fn stopped(member: &Member, why: &str) -> String {
+    let told = told(member).await;
     let data = member.dir.join("data");
     assert!(told.contains(why) && told.contains(&data.display().to_string()), "{told}");
     assert!(told.contains("works") && told.contains("has room"), "{told}");
@@ -229,4 +235,36 @@ async fn a_host_without_room_for_a_snapshot_says_so_and_stops_and_gets_it_once_t
     let mut client = cli::connect(&members[2].dir.join("run/api.sock")).await.unwrap();
     let found = client.list_tasks(ListTasksRequest::default()).await.unwrap().into_inner().tasks.len();
     assert_eq!((found, unfinished.exists()), (tasks, false));
+
+    // What another one has left is gone as soon as the agent has opened its data.
+    members[2].process = None;
+    fs::write(&unfinished, "half of a snapshot").unwrap();
+    start(&mut members[2]);
+    members[2].sees("a node", |_| true).await;
+    assert!(!unfinished.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_damaged_log_or_store_says_which_and_uses_neither() {
+    let place = tempfile::tempdir().unwrap();
+    let mut members = Member::write(place.path(), ["alpha"]);
+    Member::found(&mut members, start).await;
+    let [alpha] = &mut members;
+    alpha.process = None;
+    for path in [newest_segment(alpha), alpha.dir.join("data/raft/state.redb")] {
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        let first_record = 64;
+        damaged[first_record] ^= 1;
+        fs::write(&path, &damaged).unwrap();
+        start(alpha);
+        let told = told(alpha).await;
+        assert!(told.contains(&path.display().to_string()) && told.contains("damaged"), "{told}");
+        assert!(told.contains("restore it"), "{told}");
+        end(alpha);
+        assert_eq!(fs::read(&path).unwrap(), damaged, "{} is left as it is", path.display());
+        fs::write(&path, &whole).unwrap();
+    }
+    start(alpha);
+    alpha.sees("a healthy cluster", |status| status.problems.is_empty()).await;
 }
