@@ -1,7 +1,8 @@
 """A host with the methods that the NixOS test driver gives a machine: same names, signatures and meaning.
 
-https://nixos.org/manual/nixos/stable/#ssec-machine-objects. It also has a clock that can be set. Two differences, in the scenario's favour: conditions are
-looked at ten times a second instead of once, and a failure also says what the command wrote to standard error.
+https://nixos.org/manual/nixos/stable/#ssec-machine-objects. Two differences, in the scenario's favour: conditions are
+looked at ten times a second instead of once, and a failure also says what the command wrote to standard error. What it
+has beyond that: misfortunes of its own, such as a full disk, a pause or a clock that is wrong.
 """
 
 import os
