@@ -107,8 +107,11 @@ impl Cluster for Blixard {
             host.write_config(&hosts.each_ref());
         }
         let mut processes = hosts.each_ref().map(|host| host.start(slow));
+        let is_whole = |status: &StatusReply| {
+            status.problems.is_empty() && status.cluster.as_ref().is_some_and(|cluster| cluster.servers == 3)
+        };
         for host in &hosts {
-            host.sees("three servers", |status| status.problems.is_empty() && status.nodes.len() == 3).await;
+            host.sees("three servers", is_whole).await;
         }
         // Clients call as this one does: its store is read while it isn't in use.
         let [.., last] = &mut processes;
@@ -116,7 +119,7 @@ impl Cluster for Blixard {
         let identity = hosts[2].identity();
         last.start_again();
         for host in &hosts {
-            host.sees("a healthy cluster", |status| status.problems.is_empty()).await;
+            host.sees("three servers again", is_whole).await;
         }
         Self { dir: dir.to_owned(), slow, hosts: hosts.into(), processes: processes.into(), identity }
     }

@@ -58,6 +58,8 @@ async fn a_server_whose_state_is_another_one_stops_and_the_others_go_on() {
         status.problems.iter().any(|problem| problem.contains("gamma has stopped: its state after log entry"))
     };
     beta.sees("what is wrong with gamma", told).await;
+    // Until it is known to be down, it may still be given something.
+    alpha.sees("that gamma is down", |status| !super::node(status, "gamma").alive).await;
     apply(&alpha, manifest(&[("other", "")])).await.unwrap();
     beta.sees("the next VM", |status| super::instance(status, "other-0").is_some_and(|vm| vm.state == "running")).await;
 }

@@ -94,9 +94,13 @@ impl Member {
     /// Founds the cluster of these servers with `start`; an identity for its clients.
     pub async fn found(members: &mut [Self], start: impl Fn(&mut Self)) -> NodeIdentity {
         let servers = members.len();
+        // One that still learns is no server: without it the others may be too few to lose one.
+        let is_whole = |status: &StatusReply| {
+            let voters = status.cluster.as_ref().map_or(0, |cluster| cluster.servers as usize);
+            status.problems.is_empty() && status.nodes.len() == servers && voters == servers
+        };
         members.iter_mut().for_each(&start);
         for member in &*members {
-            let is_whole = |status: &StatusReply| status.problems.is_empty() && status.nodes.len() == servers;
             member.sees("all servers", is_whole).await;
         }
         // Clients call as this one does: its store is read while it isn't in use.
@@ -106,7 +110,7 @@ impl Member {
         let identity = last.identity();
         start(last);
         for member in &*members {
-            member.sees("a healthy cluster", |status| status.problems.is_empty()).await;
+            member.sees("a whole and healthy cluster", is_whole).await;
         }
         identity
     }
