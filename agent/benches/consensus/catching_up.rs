@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::Part;
 use crate::cluster::Cluster;
 use crate::failover::MARKS;
 use crate::load::{Load, Sample, WARM_UP, pause};
+use crate::probe::{forget_peak_of, memory_of};
 use crate::report::{Row, Samples, System, micros, millis};
 
 pub struct Joins {
@@ -52,13 +51,13 @@ impl Part for Joins {
         let load = Load::start(cluster.clients(leader, 16, 4));
         let quiet = Instant::now() + WARM_UP;
         pause(WARM_UP + self.duration).await;
-        cluster.members()[leader].forget_peak();
-        let before = cluster.members()[leader].memory().now;
+        forget_peak_of(cluster.pid(leader));
+        let before = memory_of(cluster.pid(leader)).now;
         let (blank, begun) = cluster.join().await;
         cluster.holds(blank, self.vms - 1).await;
         let end = Instant::now();
         samples.add(Self::LOADED, millis(end - begun));
-        samples.add(Self::MEMORY, cluster.members()[leader].memory().peak - before);
+        samples.add(Self::MEMORY, memory_of(cluster.pid(leader)).peak - before);
         let answered = load.end().await;
         samples.add(Self::BEFORE, micros(Sample::between(&answered, quiet, begun).p99));
         samples.add(Self::MEANWHILE, micros(Sample::between(&answered, begun, end).p99));
@@ -143,11 +142,11 @@ async fn restarts<C: Cluster>(cluster: &mut C, kills: usize, marks: u32) -> Vec<
     let mut took = Vec::new();
     for mark in (marks..).take(kills) {
         let leader = cluster.leader().await;
-        let follower = (leader + 1) % cluster.members().len();
-        cluster.members()[follower].end(Signal::KILL);
+        let follower = (leader + 1) % cluster.processes().count();
+        cluster.kill(follower);
         cluster.fill(mark..mark + 1).await;
         let begun = Instant::now();
-        cluster.members()[follower].start_again();
+        cluster.start_member(follower);
         cluster.holds(follower, mark).await;
         took.push(millis(begun.elapsed()));
     }

@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::Pid;
 
-use crate::MAX_WAIT;
 use crate::load::{PATIENCE, RETRY, fill, pause};
+use crate::member::MAX_WAIT;
 use crate::process::Process;
+
+/// What members are called, those that join included.
+pub const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 
 /// Members of one of the systems: three, and those that join.
 pub trait Cluster: Sized {
@@ -17,8 +20,10 @@ pub trait Cluster: Sized {
     /// A new cluster that has a leader; with `slow`, each fsync of a member takes so much longer.
     async fn start(dir: &Path, slow: Option<Duration>) -> Self;
 
-    /// In the order in which they are numbered everywhere else.
-    fn members(&mut self) -> &mut [Process];
+    /// Those of all members, in the order in which they are numbered everywhere else; none of one that was ended.
+    fn processes(&mut self) -> impl Iterator<Item = &mut Option<Process>>;
+
+    fn start_member(&mut self, member: usize);
 
     /// Which member leads, once one does.
     async fn leader(&self) -> usize;
@@ -64,9 +69,20 @@ pub trait Cluster: Sized {
         }
     }
 
-    /// Ends every member at once.
-    fn end_all(&mut self, signal: Signal) {
-        self.members().iter_mut().filter(|member| member.runs()).for_each(|member| member.end(signal));
+    fn process(&mut self, member: usize) -> &mut Option<Process> {
+        self.processes().nth(member).expect("it is one of them")
+    }
+
+    fn pid(&mut self, member: usize) -> Pid {
+        self.process(member).as_ref().expect("it runs").pid()
+    }
+
+    fn kill(&mut self, member: usize) {
+        *self.process(member) = None;
+    }
+
+    fn stop(&mut self, member: usize) {
+        self.process(member).take().expect("it runs").stop();
     }
 }
 

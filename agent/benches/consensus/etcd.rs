@@ -1,8 +1,8 @@
 //! Three members of etcd, with TLS between them and to their clients.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,21 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tonic::transport::Channel;
 
-use crate::channel::{call, over_tls};
-use crate::cluster::{self, Cluster};
+use crate::address::free_address;
+use crate::channel::{call, connect};
+use crate::cluster::{self, Cluster, NAMES};
 use crate::load::{BYTES, fill};
+use crate::member::{MAX_WAIT, POLL};
 use crate::process::Process;
-use crate::{MAX_WAIT, POLL, free_address};
+use crate::slow;
 
-const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
+/// Members that a cluster begins with.
+const FIRST: usize = 3;
 
 pub struct Etcd {
     dir: PathBuf,
     slow: Option<Duration>,
     hosts: Vec<Host>,
-    processes: Vec<Process>,
     tls: Arc<ClientConfig>,
 }
 
@@ -31,6 +33,7 @@ struct Host {
     name: &'static str,
     client: SocketAddr,
     peer: SocketAddr,
+    process: Option<Process>,
 }
 
 /// What all members and clients show each other, in the forms that etcd and rustls want.
@@ -49,7 +52,7 @@ impl Etcd {
     }
 
     async fn status(&self, member: usize) -> Result<StatusResponse, String> {
-        let channel = over_tls(self.hosts[member].client, self.tls.clone());
+        let channel = connect(self.hosts[member].client, self.tls.clone());
         call(&channel, "/etcdserverpb.Maintenance/Status", StatusRequest {}).await
     }
 
@@ -79,21 +82,27 @@ impl Cluster for Etcd {
     type Client = Client;
 
     async fn start(dir: &Path, slow: Option<Duration>) -> Self {
-        let tls = Arc::new(Credentials::write(dir).client());
-        let hosts = [0, 1, 2].map(Host::new);
-        let servers = hosts.each_ref();
-        let processes = servers.map(|host| host.start(dir, &servers, "new", slow)).into();
-        let cluster = Self { dir: dir.to_owned(), slow, hosts: hosts.into(), processes, tls };
+        let hosts: Vec<_> = (0..FIRST).map(Host::new).collect();
+        let tls = Arc::new(Credentials::write(dir, hosts[0].client.ip()).client());
+        let mut cluster = Self { dir: dir.to_owned(), slow, hosts, tls };
+        (0..FIRST).for_each(|member| cluster.start_member(member));
         let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
-        while cluster.agreed().await.1.len() < 3 {
+        while cluster.agreed().await.1.len() < FIRST {
             assert!(begun.elapsed() < MAX_WAIT, "a member of etcd does not come up");
             polls.tick().await;
         }
         cluster
     }
 
-    fn members(&mut self) -> &mut [Process] {
-        &mut self.processes
+    fn processes(&mut self) -> impl Iterator<Item = &mut Option<Process>> {
+        self.hosts.iter_mut().map(|host| &mut host.process)
+    }
+
+    fn start_member(&mut self, member: usize) {
+        let (servers, state) = if member < FIRST { (FIRST, "new") } else { (member + 1, "existing") };
+        let command = self.hosts[member].command(&self.dir, &self.hosts[..servers], state);
+        let log = self.dir.join(format!("{}.log", NAMES[member]));
+        self.hosts[member].process = Some(slow::start(command, &log, self.slow));
     }
 
     async fn leader(&self) -> usize {
@@ -107,7 +116,7 @@ impl Cluster for Etcd {
 
     fn clients(&self, member: usize, clients: usize, connections: usize) -> Vec<Client> {
         let address = self.hosts[member].client;
-        let channels: Vec<_> = (0..connections).map(|_| over_tls(address, self.tls.clone())).collect();
+        let channels: Vec<_> = (0..connections).map(|_| connect(address, self.tls.clone())).collect();
         (0..clients).map(|client| Client { channel: channels[client % connections].clone() }).collect()
     }
 
@@ -133,22 +142,21 @@ impl Cluster for Etcd {
             polls.tick().await;
         }
         let begun = Instant::now();
-        let servers: Vec<_> = self.hosts.iter().collect();
-        self.processes.push(host.start(&self.dir, &servers, "existing", self.slow));
+        self.start_member(number);
         (number, begun)
     }
 }
 
 impl Host {
     fn new(number: usize) -> Self {
-        Self { name: NAMES[number], client: free_address(), peer: free_address() }
+        Self { name: NAMES[number], client: free_address(), peer: free_address(), process: None }
     }
 
-    fn start(&self, dir: &Path, servers: &[&Self], state: &str, slow: Option<Duration>) -> Process {
+    fn command(&self, dir: &Path, servers: &[Self], state: &str) -> Command {
         let cluster: Vec<_> = servers.iter().map(|server| format!("{}=https://{}", server.name, server.peer)).collect();
-        let Self { name, client, peer } = self;
+        let Self { name, client, peer, .. } = self;
         let mut command = Command::new("etcd");
-        command.args(["--name", name, "--data-dir"]).arg(dir.join(name));
+        command.stdin(Stdio::null()).args(["--name", name, "--data-dir"]).arg(dir.join(name));
         for option in ["listen-client-urls", "advertise-client-urls"] {
             command.arg(format!("--{option}=https://{client}"));
         }
@@ -162,19 +170,20 @@ impl Host {
                 command.arg(format!("--{prefix}{option}-file={}", dir.join(file).display()));
             }
         }
-        Process::start(&command, dir.join(format!("{name}.log")), slow)
+        command
     }
 }
 
 impl Credentials {
-    fn write(dir: &Path) -> Self {
+    /// For members that are at `ip`; what calls another one has the first address of the loopback network.
+    fn write(dir: &Path, ip: IpAddr) -> Self {
         let authority_key = KeyPair::generate().expect("a key");
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = authority.self_signed(&authority_key).expect("a certificate");
         let issuer = Issuer::new(authority, authority_key);
         let key = KeyPair::generate().expect("a key");
-        let mut leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        let mut leaf = CertificateParams::new([ip.to_string(), "127.0.0.1".to_owned()]).expect("addresses");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
         for (file, text) in

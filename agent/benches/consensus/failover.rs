@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::Part;
 use crate::cluster::Cluster;
 use crate::load::{PATIENCE, Persistent, pause};
@@ -35,7 +33,7 @@ impl Part for Kills {
             pause(SETTLE).await;
             let leader = cluster.leader().await;
             let event = Instant::now();
-            cluster.members()[leader].end(Signal::KILL);
+            cluster.kill(leader);
             samples.add(Self::TOOK, millis(clients.first_after(event).await - event));
             come_back(cluster, leader, kill).await;
         }
@@ -67,7 +65,7 @@ impl Part for Stops {
             let leader = cluster.leader().await;
             clients.first_after(Instant::now()).await;
             let event = Instant::now();
-            cluster.members()[leader].end(Signal::TERM);
+            cluster.stop(leader);
             samples.add(Self::GAP, millis(clients.longest_gap(event, SETTLE).await));
             come_back(cluster, leader, stop).await;
         }
@@ -99,9 +97,10 @@ impl Part for Crashes {
         for _ in 0..self.kills {
             clients.first_after(Instant::now()).await;
             pause(SETTLE).await;
-            cluster.end_all(Signal::KILL);
+            let members = 0..cluster.processes().count();
+            members.clone().for_each(|member| cluster.kill(member));
             let event = Instant::now();
-            cluster.members().iter_mut().for_each(crate::process::Process::start_again);
+            members.for_each(|member| cluster.start_member(member));
             samples.add(Self::TOOK, millis(clients.first_after(event).await - event));
         }
         samples
@@ -115,6 +114,6 @@ pub const MARKS: u32 = 1_000_000;
 async fn come_back<C: Cluster>(cluster: &mut C, member: usize, number: u32) {
     let mark = MARKS + number;
     cluster.fill(mark..mark + 1).await;
-    cluster.members()[member].start_again();
+    cluster.start_member(member);
     cluster.holds(member, mark).await;
 }

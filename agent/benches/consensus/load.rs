@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::MAX_WAIT;
 use crate::cluster::{Client, Cluster};
+use crate::member::MAX_WAIT;
 
 /// Keys that are written, over and over.
 pub const KEYS: u32 = 10_000;
@@ -138,7 +138,7 @@ impl Persistent {
     /// Each waits for an answer for so long at most.
     pub fn start<C: Cluster>(cluster: &mut C, patience: Duration) -> Self {
         let (tell, answers) = mpsc::unbounded_channel();
-        let clients = (0..cluster.members().len()).zip(0..).map(|(member, key)| {
+        let clients = (0..cluster.processes().count()).zip(0..).map(|(member, key)| {
             let (tell, mut client) = (tell.clone(), cluster.client(member));
             async move {
                 loop {

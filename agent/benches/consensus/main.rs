@@ -11,23 +11,27 @@
 //! gate doesn't hold.
 #![allow(clippy::cast_precision_loss, reason = "what is measured is far from exact to 52 bits")]
 
-use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+#[path = "../../tests/support/address.rs"]
+mod address;
 mod blixard_cluster;
 mod catching_up;
+#[path = "../../tests/processes/channel.rs"]
 mod channel;
 mod cluster;
 mod elections;
 mod etcd;
 mod failover;
 mod load;
+#[path = "../../tests/processes/member.rs"]
+mod member;
 mod memory;
 mod probe;
+#[path = "../../tests/processes/process.rs"]
 mod process;
 mod report;
 mod requests;
@@ -40,9 +44,8 @@ use etcd::Etcd;
 use probe::{Conditions, Watch};
 use report::{Round, Row, Samples};
 
-/// How long a cluster may take to come up, and how often that is looked at.
-const MAX_WAIT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
+/// What the bench starts itself with to be a member: nothing, the environment says it all.
+const MEMBER_ARGUMENTS: [&str; 0] = [];
 
 #[derive(Parser)]
 struct Options {
@@ -121,13 +124,13 @@ trait Part {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [blixard_cluster::VERB, config] => {
-            blixard_cluster::be_member(config);
-            return ExitCode::SUCCESS;
-        }
-        [slow::VERB, program, ..] => slow::become_slow(program, &arguments[2..]),
-        _ => {}
+    if let [verb, program, arguments @ ..] = &arguments[..]
+        && verb == slow::VERB
+    {
+        slow::become_slow(program, arguments);
+    }
+    if let Some(ended) = member::be_member() {
+        return ended;
     }
     let options = Options::parse();
     let Some(version) = Etcd::version() else {
@@ -194,17 +197,4 @@ async fn run<C: Cluster, P: Part>(part: &P) -> (Samples, Conditions) {
     let samples = part.run(&mut cluster).await;
     drop(cluster);
     (samples, watch.end())
-}
-
-/// A port on loopback that nobody has, and that no client is given while its member is away.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(20_000);
-    loop {
-        // Below 32768, where Linux takes the ports of clients from.
-        let address = SocketAddr::from(([127, 0, 0, 1], NEXT.fetch_add(1, Ordering::Relaxed)));
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
-        assert!(address.port() < 32_000, "this machine has a loopback network with free ports");
-    }
 }

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 use crate::Part;
 use crate::cluster::Cluster;
 use crate::load::{BYTES, pause};
+use crate::probe::memory_of;
 use crate::report::{Row, Samples, System};
 
 /// How long members have nothing to do before they are looked at: what they do every few seconds has been done.
@@ -45,23 +44,23 @@ impl Part for Memory {
     async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {
         let mut samples = Samples::default();
         pause(SETTLE).await;
-        let idle: Vec<_> = cluster.members().iter().map(|member| member.memory().now).collect();
+        let idle: Vec<_> = cluster.processes().flatten().map(|process| memory_of(process.pid()).now).collect();
         for idle in &idle {
             samples.add(Self::IDLE, *idle);
         }
         cluster.fill(0..self.vms).await;
         let leader = cluster.leader().await;
         pause(SETTLE).await;
-        let full = cluster.members()[leader].memory();
+        let full = memory_of(cluster.pid(leader));
         samples.add(Self::PEAK, full.peak);
         samples.add(Self::FULL, full.now);
         samples.add(Self::PER_VM, (full.now - idle[leader]) * 1e6 / f64::from(self.vms));
         samples.add(Self::RECORD, BYTES as f64);
-        cluster.members()[leader].end(Signal::TERM);
-        cluster.members()[leader].start_again();
+        cluster.stop(leader);
+        cluster.start_member(leader);
         cluster.holds(leader, self.vms - 1).await;
         pause(SETTLE).await;
-        samples.add(Self::AGAIN, cluster.members()[leader].memory().now);
+        samples.add(Self::AGAIN, memory_of(cluster.pid(leader)).now);
         samples
     }
 }

@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, getpid};
+
 use crate::load::percentile;
 
 const WRITES: usize = 200;
@@ -72,17 +74,17 @@ fn foreign_cpu() -> Duration {
         .map(|(_, ticks)| ticks)
         .sum();
     let own = 4;
-    in_time(busy.saturating_sub(ticks_of(std::process::id(), own)))
+    in_time(busy.saturating_sub(ticks_of(getpid(), own)))
 }
 
 /// Processor time of a process so far, user and system.
-pub fn cpu_of(process: u32) -> Duration {
+pub fn cpu_of(process: Pid) -> Duration {
     let own = 2;
     in_time(ticks_of(process, own))
 }
 
 /// The sum of so many of the fields user, system, user of ended children, system of ended children.
-fn ticks_of(process: u32, fields: usize) -> u64 {
+fn ticks_of(process: Pid, fields: usize) -> u64 {
     let stat = read(process, "stat");
     let all: Vec<&str> = stat.rsplit_once(')').expect("its name is in brackets").1.split_whitespace().collect();
     all[11..11 + fields].iter().map(|ticks| ticks.parse::<u64>().expect("a number of ticks")).sum()
@@ -100,7 +102,7 @@ pub struct Memory {
     pub peak: f64,
 }
 
-pub fn memory_of(process: u32) -> Memory {
+pub fn memory_of(process: Pid) -> Memory {
     let status = read(process, "status");
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
@@ -111,11 +113,11 @@ pub fn memory_of(process: u32) -> Memory {
 }
 
 /// Has the peak begin with what it takes now.
-pub fn forget_peak_of(process: u32) {
+pub fn forget_peak_of(process: Pid) {
     std::fs::write(format!("/proc/{process}/clear_refs"), "5").expect("a child's peak can be forgotten");
 }
 
-fn read(process: u32, file: &str) -> String {
+fn read(process: Pid, file: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{process}/{file}"));
     text.unwrap_or_else(|error| panic!("process {process} has ended: {error}"))
 }

@@ -9,6 +9,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,31 +19,42 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
+use crate::process::{Process, wrap};
+
 /// The verb under which the bench starts itself to become the slowed program.
 pub const VERB: &str = "with-slow-sync";
 /// Syncs of one program that are held at the same time.
 const THREADS: usize = 8;
 const SYNCS: [libc::c_long; 4] = [libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync_file_range, libc::SYS_msync];
 
+/// Starts a program whose output is added to `log`; with `slow`, each of its fsyncs takes so much longer.
+pub fn start(mut command: Command, log: &Path, slow: Option<Duration>) -> Process {
+    let supervisor = slow.map(|delay| SlowSync::wrap(&mut command, delay));
+    let process = Process::start(command, log);
+    if let Some(supervisor) = supervisor {
+        supervisor.attend();
+    }
+    process
+}
+
 /// Who will hold the syncs of a program that is about to be started.
-pub struct SlowSync {
+struct SlowSync {
     socket: UnixStream,
     delay: Duration,
 }
 
 impl SlowSync {
     /// Has `command` start the bench, which becomes what `command` was.
-    pub fn wrap(command: &mut Command, delay: Duration) -> Self {
+    fn wrap(command: &mut Command, delay: Duration) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("the system has a socket to spare");
-        let mut wrapped = Command::new(std::env::current_exe().expect("the bench knows its own path"));
-        wrapped.arg(VERB).arg(command.get_program()).args(command.get_args());
-        wrapped.stdin(Stdio::from(OwnedFd::from(theirs)));
-        *command = wrapped;
+        let mut bench = Command::new(std::env::current_exe().expect("the bench knows its own path"));
+        bench.arg(VERB).stdin(Stdio::from(OwnedFd::from(theirs)));
+        *command = wrap(bench, command);
         Self { socket, delay }
     }
 
     /// Takes the listener over from the program, and holds its syncs until it ends.
-    pub fn attend(self) {
+    fn attend(self) {
         let listener = Arc::new(receive(&self.socket));
         for _ in 0..THREADS {
             let (listener, delay) = (listener.clone(), self.delay);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::Part;
 use crate::cluster::Cluster;
 use crate::load;
-use crate::process::Process;
+use crate::probe::cpu_of;
 use crate::report::{Row, Samples, micros};
 
 /// Clients, and the connections that they share.
@@ -82,7 +82,8 @@ impl Part for Writes {
         let mut samples = Samples::default();
         for (clients, connections) in LOADS.into_iter().filter(|(clients, _)| self.clients.contains(clients)) {
             let writers = cluster.writers(clients, connections).await;
-            let cpu = |cluster: &mut C| cluster.members().iter().map(Process::cpu).sum::<Duration>();
+            let cpu =
+                |cluster: &mut C| cluster.processes().flatten().map(|process| cpu_of(process.pid())).sum::<Duration>();
             let before = cpu(cluster);
             let (sample, count) = load::run(writers, self.duration).await;
             let cpu = cpu(cluster).saturating_sub(before);

@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, geteuid, prlimit};
 
 use crate::agreement::agree;
 use crate::member::{MAX_WAIT, Member, POLL};
-use crate::process::Process;
+use crate::process::{Process, wrap};
 use crate::start;
 use crate::writer::Writers;
 
@@ -23,17 +23,9 @@ const CLIENTS: u32 = 4;
 
 /// Starts a server that isn't killed by writing beyond a limit, but told; after doing this in a shell.
 fn start_after(member: &mut Member, script: &str) {
-    let own = member.command();
-    let mut command = Command::new("sh");
-    command.arg("-c").arg(format!("trap '' XFSZ; {script}; exec \"$@\"")).arg("sh");
-    command.arg(own.get_program()).args(own.get_args());
-    for (name, value) in own.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    member.process = Some(Process::start(command, &member.log()));
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("trap '' XFSZ; {script}; exec \"$@\"")).arg("sh");
+    member.process = Some(Process::start(wrap(shell, &member.command()), &member.log()));
 }
 
 fn start_limitable(member: &mut Member) {

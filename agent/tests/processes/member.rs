@@ -75,20 +75,29 @@ pub fn be_member() -> Option<ExitCode> {
 impl Member {
     /// Servers that list each other, in this order; none runs yet.
     pub fn write<const N: usize>(dir: &Path, names: [&'static str; N]) -> [Self; N] {
-        let members = names.map(|name| Self { name, address: free_address(), dir: dir.join(name), process: None });
-        let servers: Vec<_> = members.iter().map(|member| format!("{}@{}", member.name, member.address)).collect();
-        for Self { name, address, dir, .. } in &members {
-            let at = dir.display();
-            let config = format!(
-                "[node]\nname = \"{name}\"\ndata_dir = \"{at}/data\"\nrun_dir = \"{at}/run\"\nlisten = \"{address}\"\n\
-                 [cluster]\nservers = {servers:?}\nsecret_file = \"{at}/secret\"\n"
-            );
-            let written = std::fs::create_dir_all(dir)
-                .and_then(|()| std::fs::write(dir.join("config.toml"), config))
-                .and_then(|()| std::fs::write(dir.join("secret"), "what all servers of a test know, and nobody else"));
-            written.expect("the folder can be written");
+        let members = names.map(|name| Self::new(dir, name));
+        for member in &members {
+            member.write_config(&members);
         }
         members
+    }
+
+    pub fn new(dir: &Path, name: &'static str) -> Self {
+        Self { name, address: free_address(), dir: dir.join(name), process: None }
+    }
+
+    /// Makes its folder, with a configuration that lists these servers.
+    pub fn write_config(&self, servers: &[Self]) {
+        let servers: Vec<_> = servers.iter().map(|server| format!("{}@{}", server.name, server.address)).collect();
+        let (Self { name, address, dir, .. }, at) = (self, self.dir.display());
+        let config = format!(
+            "[node]\nname = \"{name}\"\ndata_dir = \"{at}/data\"\nrun_dir = \"{at}/run\"\nlisten = \"{address}\"\n\
+             [cluster]\nservers = {servers:?}\nsecret_file = \"{at}/secret\"\n"
+        );
+        let written = std::fs::create_dir_all(dir)
+            .and_then(|()| std::fs::write(dir.join("config.toml"), config))
+            .and_then(|()| std::fs::write(dir.join("secret"), "what all servers of a test know, and nobody else"));
+        written.expect("the folder can be written");
     }
 
     /// Founds the cluster of these servers with `start`; an identity for its clients.
@@ -165,23 +174,27 @@ pub fn encode(request: Request, command: Change) -> Vec<u8> {
     Entry { at: Timestamp(0), decided_in: None, request: Some(request), command }.encode()
 }
 
-/// What came of a command, if this server leads and answers.
-pub async fn forward(channel: &Channel, command: Vec<u8>) -> Result<Answer, String> {
+/// What came of a command, or why it never took effect and never will; an error if this server doesn't lead or answer.
+pub async fn forward(channel: &Channel, command: Vec<u8>) -> Result<Result<Answer, String>, String> {
     let request = proto::ForwardRequest { command, timeout_ms: 5000 };
     let reply: proto::ForwardReply = call(channel, "/blixard.peer.v1.Peer/Forward", request).await?;
     match reply.result {
         Some(proto::forward_reply::Result::Outcome(outcome)) => {
-            postcard::from_bytes(&outcome).map_err(|error| error.to_string())
+            postcard::from_bytes(&outcome).map(Ok).map_err(|error| error.to_string())
         }
-        // It says that the command never took effect and never will, which these clients give no reason for.
-        Some(proto::forward_reply::Result::Refused(why)) => panic!("a write was refused: {why}"),
+        Some(proto::forward_reply::Result::Refused(why)) => Ok(Err(why)),
         other => Err(format!("{other:?}")),
     }
 }
 
 /// A VM that is written, and not run.
 pub fn put(name: &str, must: Option<Presence>) -> Change {
-    let spec = VmSpec {
+    Change::PutVm { name: name.parse().expect("a label"), spec: spec(name), running: false, must }
+}
+
+/// A VM that no server of a test would run, with the runner of that name.
+pub fn spec(name: &str) -> VmSpec {
+    VmSpec {
         runners: vec![runner(name).parse().expect("a store path")],
         system: "x86_64-linux".to_owned(),
         hypervisor: Hypervisor::Qemu,
@@ -193,8 +206,7 @@ pub fn put(name: &str, must: Option<Presence>) -> Change {
         requires: Labels::from([("payload".to_owned(), "x".repeat(120))]),
         restart: RestartPolicy::Always,
         notifies: false,
-    };
-    Change::PutVm { name: name.parse().expect("a label"), spec, running: false, must }
+    }
 }
 
 /// The runner of that VM.

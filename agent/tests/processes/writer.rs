@@ -147,7 +147,8 @@ impl Writer {
         let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
         loop {
             let seen = match forward(&self.channels[self.at], encode(self.request, command.clone())).await {
-                Ok(answer) => return answer,
+                // These clients give no reason for that.
+                Ok(answer) => return answer.unwrap_or_else(|why| panic!("a write was refused: {why}")),
                 Err(seen) => seen,
             };
             assert!(begun.elapsed() < MAX_WAIT, "{command:?} has no answer; last seen: {seen}");
