@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::{Driver, Membership, Recovered, Settings, StartError};
-use blixard_core::state::{RowError, State};
+use blixard_core::state::{Loading, RowError, State};
 use blixard_core::types::{ClientId, Level};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -393,8 +393,9 @@ impl Data {
             None if replay != Replay::default() => return Err(AgentError::StoreMissing { path }),
             None => Store::create(&path).map_err(AgentError::OpenStore)?,
         };
-        let Loaded { rows, checkpoint, installed, identity } = store.load().map_err(AgentError::OpenStore)?;
-        let state = State::from_rows(rows).map_err(|source| AgentError::Load { path: path.clone(), source })?;
+        let loaded = store.load::<Loading>().map_err(AgentError::OpenStore)?;
+        let Loaded { rows, checkpoint, installed, identity } = loaded;
+        let state = rows.finish().map_err(|source| AgentError::Load { path: path.clone(), source })?;
         if installed {
             log.catch_up(&mut replay, checkpoint.position).map_err(AgentError::OpenLog)?;
         }

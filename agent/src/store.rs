@@ -40,10 +40,10 @@ pub struct Store {
     checkpoint: Checkpoint,
 }
 
-/// Everything a store holds.
+/// Everything a store holds, with its rows in an `R`: a state that is made of them one by one needn't keep them beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Loaded {
-    pub rows: Vec<(Table, Vec<u8>, Vec<u8>)>,
+pub struct Loaded<R> {
+    pub rows: R,
     /// The last log entry that is in the rows, and the servers as of then.
     pub checkpoint: Checkpoint,
     /// The rows came by a snapshot, and the log may not have begun anew behind it yet.
@@ -219,12 +219,12 @@ impl Store {
     ///
     /// # Errors
     /// When the file can't be read, or a row is damaged.
-    pub fn load(&self) -> Result<Loaded, StoreError> {
+    pub fn load<R: Default + Extend<(Table, Vec<u8>, Vec<u8>)>>(&self) -> Result<Loaded<R>, StoreError> {
         let mut loaded = Loaded {
             checkpoint: self.load_checkpoint()?,
             installed: self.meta(META_INSTALLED)?.is_some(),
             identity: self.meta(META_IDENTITY)?,
-            rows: Vec::new(),
+            rows: R::default(),
         };
         let read = || {
             let transaction = self.database.begin_read()?;
@@ -236,7 +236,7 @@ impl Store {
                 };
                 for row in opened.iter()? {
                     let (key, value) = row?;
-                    loaded.rows.push((table, key.value().to_vec(), value.value().to_vec()));
+                    loaded.rows.extend([(table, key.value().to_vec(), value.value().to_vec())]);
                 }
             }
             Ok(loaded)

@@ -293,11 +293,12 @@ fn from_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, ManifestError>
 }
 
 /// A map in which a key that appears twice is an error; JSON leaves that open, and the last one winning hides a VM.
-fn unique_keys<'de, D, K, V>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+fn unique_keys<'de, D, K, V, M>(deserializer: D) -> Result<M, D::Error>
 where
     D: Deserializer<'de>,
     K: Deserialize<'de> + Ord + fmt::Display,
     V: Deserialize<'de>,
+    M: FromIterator<(K, V)>,
 {
     struct Unique<K, V>(PhantomData<(K, V)>);
     impl<'de, K, V> Visitor<'de> for Unique<K, V>
@@ -320,7 +321,7 @@ where
             Ok(map)
         }
     }
-    deserializer.deserialize_map(Unique(PhantomData))
+    Ok(deserializer.deserialize_map(Unique(PhantomData))?.into_iter().collect())
 }
 
 #[cfg(test)]

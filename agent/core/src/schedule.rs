@@ -277,7 +277,7 @@ fn suits(node: &Node, constraints: &Constraints) -> Result<(), Obstacle> {
     if !worker.hypervisors.contains(&constraints.hypervisor) {
         return Err(Obstacle::Hypervisor { needs: constraints.hypervisor });
     }
-    for (key, needs) in &constraints.requires {
+    for (key, needs) in constraints.requires.iter() {
         let has = worker.labels.get(key);
         if has != Some(needs) {
             return Err(Obstacle::Label { key: key.clone(), has: has.cloned(), needs: needs.clone() });

@@ -27,7 +27,7 @@ mod tasks;
 mod vms;
 
 pub use check::{Check, Diverged};
-pub use rows::{Change, RowError, Table};
+pub use rows::{Change, Loading, RowError, Table};
 pub use sessions::WINDOW;
 pub use vms::{Conflict, MAX_VMS};
 
@@ -117,7 +117,8 @@ pub enum Owner {
 pub struct Instance {
     /// The newest generation that was ever placed.
     pub generation: Generation,
-    pub placement: Option<Placement>,
+    /// Boxed: instances that are nowhere take little.
+    pub placement: Option<Box<Placement>>,
     /// Where it was placed last, if it had volumes then: they are there still, also while it is stopped.
     pub volumes_on: Option<NodeId>,
 }

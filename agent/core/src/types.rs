@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -153,12 +154,12 @@ text_newtype!(NodeName);
 /// A declared VM's name: a DNS label that leaves room for a replica number.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct VmName(String);
+pub struct VmName(Arc<str>);
 
 impl FromStr for VmName {
     type Err = InvalidValue;
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        label("VM name", text, MAX_VM_NAME).map(Self)
+        label("VM name", text, MAX_VM_NAME).map(|name| Self(name.into()))
     }
 }
 impl fmt::Display for VmName {
@@ -224,7 +225,7 @@ text_newtype!(TaskId);
 /// The absolute path of an output in `/nix/store`; that it exists and is valid is the `nix` room's to say.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct StorePath(String);
+pub struct StorePath(Arc<str>);
 
 impl FromStr for StorePath {
     type Err = InvalidValue;
@@ -234,7 +235,7 @@ impl FromStr for StorePath {
         if path.is_derivation() {
             return Err(InvalidValue::Derivation { text: excerpt(text) });
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 impl fmt::Display for StorePath {

@@ -62,7 +62,7 @@ fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto:
             system: worker.system.clone(),
             kvm: worker.kvm,
             hypervisors: worker.hypervisors.iter().map(ToString::to_string).collect(),
-            labels: worker.labels.clone().into_iter().collect(),
+            labels: worker.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
         }
     });
     proto::Node {

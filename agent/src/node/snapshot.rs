@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use blixard_core::driver::{Checkpoint, Install, Message, Position, announced};
-use blixard_core::state::State;
+use blixard_core::state::Loading;
 use blixard_core::types::{NodeId, RaftId};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -171,10 +171,10 @@ impl Node {
             self.snapshots.incoming.take().filter(|(at, _)| *at == position).expect("raft was told of it");
         let store = self.keeper.store().expect("no checkpoint is under way");
         store.install(incoming).map_err(NodeError::WriteStore)?;
-        let (loaded, reader) = (store.load(), store.reader());
+        let (loaded, reader) = (store.load::<Loading>(), store.reader());
         let loaded = loaded.map_err(NodeError::WriteStore)?;
         self.snapshots.latest = Some(Arc::new(reader.map_err(NodeError::WriteStore)?));
-        self.state = State::from_rows(loaded.rows).map_err(NodeError::Rows)?;
+        self.state = loaded.rows.finish().map_err(NodeError::Rows)?;
         self.keeper.forget_pending();
         self.set_applied(position);
         for waiting in self.proposals.pass_over(position.index) {

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blixard::log::{Log, Replay};
-use blixard::store::{ChunkError, Incoming, Loaded, Store, StoreError};
+use blixard::store::{ChunkError, Incoming, Store, StoreError};
 use blixard_core::driver::{
     Checkpoint, CommitOnDisk, Content, Driver, Membership, Position, Recovered, Settings, Write,
 };
@@ -19,6 +19,9 @@ use blixard_core::state::{Change, Table};
 use blixard_core::types::RaftId;
 use raft::eraftpb::HardState;
 use redb::TableDefinition;
+
+/// What a store holds, row by row.
+type Loaded = blixard::store::Loaded<Vec<(Table, Vec<u8>, Vec<u8>)>>;
 
 struct Place {
     directory: tempfile::TempDir,
@@ -181,7 +184,8 @@ fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
         source.commit(&changes, &at(index), committed(index)).unwrap();
     }
     store.install(incoming).unwrap();
-    assert_eq!(store.load().unwrap().rows, expected.rows);
+    let loaded: Loaded = store.load().unwrap();
+    assert_eq!(loaded.rows, expected.rows);
     assert_eq!(store.checkpoint(), &at(50));
     store.commit(&[], &at(60), committed(60)).unwrap();
 }

@@ -7,7 +7,7 @@ use blixard::store::Store;
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Checkpoint, Content, Driver, Membership, Position, Recovered, Settings, Write};
 use blixard_core::manifest::VmSpec;
-use blixard_core::state::{Change, State};
+use blixard_core::state::{Change, Loading, State};
 use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, Level, RaftId, RestartPolicy, Term, Timestamp};
 
 use super::pages::Pages;
@@ -59,7 +59,7 @@ impl Machine {
     pub fn start(&self) -> Result<Server, String> {
         let (mut log, mut replay) = Log::open_on(self.power.clone(), SEGMENT).map_err(told)?;
         let store = Store::open_on(self.pages.clone(), Path::new("state.redb")).map_err(told)?;
-        let loaded = store.load().map_err(told)?;
+        let loaded = store.load::<Loading>().map_err(told)?;
         if loaded.installed {
             log.catch_up(&mut replay, loaded.checkpoint.position).map_err(told)?;
         }
@@ -77,7 +77,7 @@ impl Machine {
             driver: Driver::new(settings, recovered).map_err(told)?,
             log,
             store,
-            state: State::from_rows(loaded.rows).map_err(told)?,
+            state: loaded.rows.finish().map_err(told)?,
             applied,
             pending: Vec::new(),
             checkpointed: applied.index,

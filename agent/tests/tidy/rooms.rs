@@ -98,6 +98,7 @@ const SHELL_DEPENDENCIES: Table = &[
 
 /// Each dependency of `blixard-core`: raft is the driver's alone.
 const CORE_DEPENDENCIES: Table = &[
+    ("litemap", &["types"]),
     ("nix-derivation", &["types"]),
     ("postcard", &["command", "manifest", "state"]),
     ("raft", &["driver"]),

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::{TaskSpec, Worker};
 use crate::state::tests::{Fixture, id, register, vm, worker};
-use crate::types::TaskId;
+use crate::types::{Labels, TaskId};
 
 fn give(fixture: &mut Fixture, node: u64, change: impl FnOnce(&mut Worker)) {
     let mut offered = worker();
@@ -78,8 +78,12 @@ fn each_obstacle_is_named_with_what_is_there_and_what_is_needed() {
         });
     }
     fixture.decide(Command::SetWorkerAlive { node: NodeId(6), alive: false });
-    let picky =
-        VmSpec { kvm: true, disk_mib: 10, requires: [("zone".to_owned(), "a".to_owned())].into(), ..vm("web", 1) };
+    let picky = VmSpec {
+        kvm: true,
+        disk_mib: 10,
+        requires: Labels::from_iter([("zone".to_owned(), "a".to_owned())]),
+        ..vm("web", 1)
+    };
     fixture.declare(&[("web", picky)]);
     fixture.settle();
     assert_eq!(

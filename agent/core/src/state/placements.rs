@@ -44,7 +44,7 @@ impl State {
             message: String::new(),
         };
         let volumes_on = (request.disk_mib > 0).then_some(node);
-        self.instances.insert(id.clone(), Instance { generation, placement: Some(placement), volumes_on });
+        self.instances.insert(id.clone(), Instance { generation, placement: Some(Box::new(placement)), volumes_on });
         self.dirty.instances.insert(id.clone());
         Ok(Reply::Done)
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::State;
+use super::{HeadRecord, Held, Instance, Node, State, Task, Vm, WorkerStatus};
+use crate::command::Worker;
 use crate::types::{InstanceId, NodeId, TaskId, VmName};
 
 /// A kind of row. The names are those of the store's tables.
@@ -111,7 +112,7 @@ impl State {
             put(Table::Check, Vec::new(), row(self.check.as_ref()));
         }
         for id in dirty.nodes {
-            let node = self.nodes.get(&id).map(|node| super::Node { worker: None, ..node.clone() });
+            let node = self.nodes.get(&id).map(|node| Node { worker: None, ..node.clone() });
             put(Table::Nodes, number(id.0), row(node.as_ref()));
         }
         for id in dirty.workers {
@@ -149,31 +150,81 @@ impl State {
     /// # Errors
     /// The first row that can't be read.
     pub fn from_rows(rows: impl IntoIterator<Item = (Table, Vec<u8>, Vec<u8>)>) -> Result<Self, RowError> {
-        let mut state = Self::default();
-        let mut workers = Vec::new();
-        for (table, key, value) in rows {
-            let wrong = || RowError { table, key: key.clone() };
-            match table {
-                Table::Cluster => state.cluster = Some(read(&value).ok_or_else(wrong)?),
-                Table::Counters => state.counters = read(&value).ok_or_else(wrong)?,
-                Table::Check => state.check = Some(read(&value).ok_or_else(wrong)?),
-                Table::Sessions => state.sessions = read(&value).ok_or_else(wrong)?,
-                Table::Workers => {
-                    workers.push((node_key(&key).ok_or_else(wrong)?, read(&value).ok_or_else(wrong)?));
-                }
-                Table::Nodes => insert(&mut state.nodes, node_key(&key), &value).ok_or_else(wrong)?,
-                Table::WorkerStatus => insert(&mut state.worker_status, node_key(&key), &value).ok_or_else(wrong)?,
-                Table::Held => insert(&mut state.held, node_key(&key), &value).ok_or_else(wrong)?,
-                Table::Vms => insert(&mut state.vms, text_key(&key), &value).ok_or_else(wrong)?,
-                Table::Placements => insert(&mut state.instances, text_key(&key), &value).ok_or_else(wrong)?,
-                Table::Tasks => insert(&mut state.tasks, number_key(&key).map(TaskId), &value).ok_or_else(wrong)?,
-                Table::Manifests => insert(&mut state.manifests, number_key(&key), &value).ok_or_else(wrong)?,
-            }
+        let mut loading = Loading::default();
+        loading.extend(rows);
+        loading.finish()
+    }
+}
+
+/// A state that is being read, row by row.
+///
+/// The rows of a table are collected before a tree is made of them: a tree that is made of all at once is full, and one
+/// that grows by one after the other is half empty.
+#[derive(Default)]
+pub struct Loading {
+    state: State,
+    nodes: Vec<(NodeId, Node)>,
+    workers: Vec<(NodeId, Worker)>,
+    worker_status: Vec<(NodeId, WorkerStatus)>,
+    vms: Vec<(VmName, Vm)>,
+    instances: Vec<(InstanceId, Instance)>,
+    tasks: Vec<(TaskId, Task)>,
+    manifests: Vec<(u64, HeadRecord)>,
+    held: Vec<(NodeId, Held)>,
+    wrong: Option<RowError>,
+}
+
+/// Where a row can't be read, [`Loading::finish`] says so.
+impl Extend<(Table, Vec<u8>, Vec<u8>)> for Loading {
+    fn extend<T: IntoIterator<Item = (Table, Vec<u8>, Vec<u8>)>>(&mut self, rows: T) {
+        rows.into_iter().for_each(|(table, key, value)| self.add(table, &key, &value));
+    }
+}
+
+impl Loading {
+    fn add(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        let taken = match table {
+            Table::Cluster => read(value).map(|cluster| self.state.cluster = Some(cluster)),
+            Table::Counters => read(value).map(|counters| self.state.counters = counters),
+            Table::Check => read(value).map(|check| self.state.check = Some(check)),
+            Table::Sessions => read(value).map(|sessions| self.state.sessions = sessions),
+            Table::Workers => put(&mut self.workers, node_key(key), value),
+            Table::Nodes => put(&mut self.nodes, node_key(key), value),
+            Table::WorkerStatus => put(&mut self.worker_status, node_key(key), value),
+            Table::Held => put(&mut self.held, node_key(key), value),
+            Table::Vms => put(&mut self.vms, text_key(key), value),
+            Table::Placements => put(&mut self.instances, text_key(key), value),
+            Table::Tasks => put(&mut self.tasks, number_key(key).map(TaskId), value),
+            Table::Manifests => put(&mut self.manifests, number_key(key), value),
+        };
+        if taken.is_none() && self.wrong.is_none() {
+            self.wrong = Some(RowError { table, key: key.to_owned() });
         }
+    }
+
+    /// # Errors
+    /// The first row that can't be read.
+    pub fn finish(self) -> Result<State, RowError> {
+        let Self { mut state, workers, instances, wrong, .. } = self;
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        state.nodes = self.nodes.into_iter().collect();
+        state.worker_status = self.worker_status.into_iter().collect();
+        state.vms = self.vms.into_iter().collect();
+        state.tasks = self.tasks.into_iter().collect();
+        state.manifests = self.manifests.into_iter().collect();
+        state.held = self.held.into_iter().collect();
         for (id, worker) in workers {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
         }
+        // One text for each name.
+        let shared = |InstanceId { vm, replica }| {
+            let vm = state.vms.get_key_value(&vm).map_or(vm, |(known, _)| known.clone());
+            InstanceId { vm, replica }
+        };
+        state.instances = instances.into_iter().map(|(id, instance)| (shared(id), instance)).collect();
         state.index_all();
         Ok(state)
     }
@@ -190,12 +241,8 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     }
 }
 
-fn insert<K: Ord, V: DeserializeOwned>(
-    map: &mut std::collections::BTreeMap<K, V>,
-    key: Option<K>,
-    value: &[u8],
-) -> Option<()> {
-    map.insert(key?, read(value)?);
+fn put<K, V: DeserializeOwned>(rows: &mut Vec<(K, V)>, key: Option<K>, value: &[u8]) -> Option<()> {
+    rows.push((key?, read(value)?));
     Some(())
 }
 

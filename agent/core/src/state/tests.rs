@@ -107,7 +107,7 @@ impl Fixture {
         assert_eq!(self.say(Command::Report { node, vms: vec![report], tasks: vec![] }), Reply::Done);
     }
 
-    pub fn placement(&self, instance: &str) -> Option<Placement> {
+    pub fn placement(&self, instance: &str) -> Option<Box<Placement>> {
         self.state.instances().get(&id(instance))?.placement.clone()
     }
 

@@ -2,11 +2,51 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
-use serde::{Deserialize, Serialize};
+use litemap::LiteMap;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Labels of a node, and what a VM requires of them; both keys and values are free text.
-pub type Labels = BTreeMap<String, String>;
+///
+/// A sorted vector: a B-tree's smallest node has room for eleven, and most VMs have none or one. It is written and read as
+/// a map, and not as `LiteMap` does it, which makes an empty array of none, and room for as many as somebody says.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(from = "BTreeMap<String, String>")]
+pub struct Labels(LiteMap<String, String>);
+
+impl Labels {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+impl Deref for Labels {
+    type Target = LiteMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+impl DerefMut for Labels {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+impl FromIterator<(String, String)> for Labels {
+    fn from_iter<T: IntoIterator<Item = (String, String)>>(labels: T) -> Self {
+        Self(labels.into_iter().collect())
+    }
+}
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(labels: BTreeMap<String, String>) -> Self {
+        labels.into_iter().collect()
+    }
+}
+impl Serialize for Labels {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter())
+    }
+}
 
 /// An amount of what a node has and an instance takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
