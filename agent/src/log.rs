@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use blixard_core::driver::wire::DecodeError;
-use blixard_core::driver::{LogStore, Position};
+use blixard_core::driver::{LogStore, Position, behind_snapshot};
 use raft::eraftpb::{Entry, HardState};
 
 pub use disk::{Directory, Disk, DiskFile};
@@ -143,13 +143,8 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// As [`LogStore::write`].
     pub fn catch_up(&mut self, replay: &mut Replay, installed: Position) -> Result<(), LogError> {
-        if replay.term_at(installed.index) == Some(installed.term) && replay.hard_state.commit >= installed.index {
-            return Ok(());
-        }
-        let HardState { term, vote, .. } = replay.hard_state;
-        // The snapshot may be of a term that the log hasn't heard of: then there was no vote in it.
-        let vote = if term < installed.term { 0 } else { vote };
-        let hard_state = HardState { term: term.max(installed.term), vote, commit: installed.index };
+        let held = replay.term_at(installed.index);
+        let Some(hard_state) = behind_snapshot(installed, held, &replay.hard_state) else { return Ok(()) };
         self.restart(installed, &hard_state)?;
         *replay = Replay { base: installed, entries: Vec::new(), hard_state };
         Ok(())

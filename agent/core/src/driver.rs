@@ -36,7 +36,7 @@ pub use gate::RefusedMessage;
 pub use membership::{Membership, MembershipChange, RefusedChange};
 pub use proposals::{Fate, Proposals};
 pub use raft::eraftpb::Message;
-pub use recovered::{Position, Recovered, StartError};
+pub use recovered::{Position, Recovered, StartError, behind_snapshot};
 pub use settings::Settings;
 pub use turn::{CommitOnDisk, Committed, Content, Durable, Install, LogStore, Turn, Write, announced};
 

@@ -32,6 +32,19 @@ pub struct Recovered {
     pub applied: u64,
 }
 
+/// The hard state with which a log begins anew behind a snapshot that the store has installed, where a crash came between
+/// the two; nothing where the log goes together with it already. `held` is the term of the log's entry there, if it has one.
+#[must_use]
+pub fn behind_snapshot(installed: Position, held: Option<u64>, hard_state: &HardState) -> Option<HardState> {
+    if held == Some(installed.term) && hard_state.commit >= installed.index {
+        return None;
+    }
+    let HardState { term, vote, .. } = *hard_state;
+    // The snapshot may be of a term that the log hasn't heard of: then there was no vote in it.
+    let vote = if term < installed.term { 0 } else { vote };
+    Some(HardState { term: term.max(installed.term), vote, commit: installed.index })
+}
+
 /// Why a server can't start from what it holds.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

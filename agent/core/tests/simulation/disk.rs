@@ -5,53 +5,11 @@ use std::collections::BTreeMap;
 use blixard_core::driver::{Checkpoint, LogStore, Position};
 use raft::eraftpb::{Entry, HardState};
 
+use super::image::Image;
+
 /// A write that didn't succeed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failed;
-
-/// The log: entries behind a base, and the hard state.
-#[derive(Clone, Default, Debug)]
-pub struct Image {
-    pub base: Position,
-    pub entries: Vec<Entry>,
-    pub hard_state: HardState,
-}
-
-impl Image {
-    pub fn last(&self) -> u64 {
-        self.entries.last().map_or(self.base.index, |entry| entry.index)
-    }
-
-    pub fn term_at(&self, index: u64) -> Option<u64> {
-        let behind = index.checked_sub(self.base.index)?;
-        match usize::try_from(behind).unwrap() {
-            0 => Some(self.base.term),
-            place => self.entries.get(place - 1).map(|entry| entry.term),
-        }
-    }
-
-    /// Forgets what is before `index`.
-    pub fn release_before(&mut self, index: u64) {
-        let gone = self.entries.iter().take_while(|entry| entry.index < index).count();
-        if let Some(last) = self.entries.drain(..gone).next_back() {
-            self.base = Position::of(&last);
-        }
-    }
-
-    fn restart(&mut self, base: Position, hard_state: &HardState) {
-        *self = Self { base, entries: Vec::new(), hard_state: hard_state.clone() };
-    }
-
-    fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) {
-        if let Some(first) = entries.first() {
-            self.entries.retain(|entry| entry.index < first.index);
-            self.entries.extend_from_slice(entries);
-        }
-        if let Some(hard_state) = hard_state {
-            self.hard_state = hard_state.clone();
-        }
-    }
-}
 
 /// What a disk does wrong on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

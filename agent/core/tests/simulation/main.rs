@@ -4,6 +4,8 @@
 
 mod disk;
 mod facts;
+#[path = "../support/image.rs"]
+mod image;
 mod misfortune;
 mod mutations;
 mod scripts;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use blixard_core::driver::{
     Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, Message, Position, Proposals, ReadId,
-    Recovered, Role, Settings, Soft, Status, Write,
+    Recovered, Role, Settings, Soft, Status, Write, behind_snapshot,
 };
 use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, HardState};
@@ -124,11 +124,8 @@ impl Server {
         let StoreDisk { checkpoint, state, installed } = self.store.clone();
         let at = checkpoint.position;
         let image = &self.log.durable;
-        if installed && (image.term_at(at.index) != Some(at.term) || image.hard_state.commit < at.index) {
-            // As the agent does it: a crash came between the store and the log.
-            let HardState { term, vote, .. } = image.hard_state;
-            let vote = if term < at.term { 0 } else { vote };
-            let hard_state = HardState { term: term.max(at.term), vote, commit: at.index };
+        let behind = behind_snapshot(at, image.term_at(at.index), &image.hard_state);
+        if let Some(hard_state) = behind.filter(|_| installed) {
             self.log.restart(at, &hard_state).expect("a disk that fails is a later one's");
         }
         let image = self.log.durable.clone();

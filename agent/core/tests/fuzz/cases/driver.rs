@@ -276,12 +276,12 @@ impl Server {
         if let Some(checkpoint) = self.recording.take_if(|checkpoint| checkpoint.position.index <= commit) {
             self.disk.checkpoint = checkpoint.clone();
             let needed = self.driver.checkpointed(checkpoint);
-            self.disk.release_before(needed);
+            self.disk.log.release_before(needed);
         }
     }
 
     fn begin_checkpoint(&mut self) {
-        let Some(term) = self.disk.term_at(self.applied).filter(|_| self.applied > 0) else { return };
+        let Some(term) = self.disk.log.term_at(self.applied).filter(|_| self.applied > 0) else { return };
         if self.recording.is_none() && self.installing.is_none() {
             let position = blixard_core::driver::Position { index: self.applied, term };
             self.recording = Some(Checkpoint { position, membership: self.driver.membership() });

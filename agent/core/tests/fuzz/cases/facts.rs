@@ -28,7 +28,7 @@ pub struct Facts {
 impl Facts {
     /// A server was started on what its disk holds.
     pub fn started(&mut self, disk: &Disk) {
-        (self.term, self.commit, self.soft) = (disk.hard_state.term, 0, None);
+        (self.term, self.commit, self.soft) = (disk.log.hard_state.term, 0, None);
     }
 
     pub fn terms_led(&self) -> u64 {
@@ -63,7 +63,7 @@ impl Facts {
         }
         let known = self.replaced + 1..=before.applied;
         for entry in message.entries.iter().filter(|entry| known.contains(&entry.index)) {
-            let known = disk.term_at(entry.index).unwrap_or(entry.term);
+            let known = disk.log.term_at(entry.index).unwrap_or(entry.term);
             assert_eq!(known, entry.term, "entry {} is committed, and not like that: {message:?}", entry.index);
         }
     }
@@ -114,8 +114,13 @@ impl Facts {
 
     pub fn what_is_committed_is_on_disk(committed: &[Committed], disk: &Disk) {
         for Committed { position, .. } in committed {
-            let term = disk.term_at(position.index);
-            assert_eq!(term, Some(position.term), "{position:?} is handed out, and the log ends at {}", disk.last());
+            let term = disk.log.term_at(position.index);
+            assert_eq!(
+                term,
+                Some(position.term),
+                "{position:?} is handed out, and the log ends at {}",
+                disk.log.last()
+            );
         }
     }
 
@@ -131,7 +136,7 @@ impl Facts {
         if message.msg_type == i32::from(MessageType::MsgRequestVoteResponse) && !message.reject {
             let vote = *self.votes.entry(message.term).or_insert(message.to);
             assert_eq!(vote, message.to, "a second vote in term {}", message.term);
-            let held = &disk.hard_state;
+            let held = &disk.log.hard_state;
             let is_held = held.term > message.term || (held.term, held.vote) == (message.term, message.to);
             assert!(is_held, "{held:?} has no vote as in {message:?}");
         }

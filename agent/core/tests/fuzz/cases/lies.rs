@@ -71,8 +71,8 @@ fn likely(bytes: &mut Bytes, view: &View) -> Message {
     match kind {
         MessageType::MsgAppend => {
             let behind = u64::try_from(bytes.below(4)).expect("less than four");
-            message.index = view.disk.last().saturating_sub(behind);
-            message.log_term = view.disk.term_at(message.index).unwrap_or(term);
+            message.index = view.disk.log.last().saturating_sub(behind);
+            message.log_term = view.disk.log.term_at(message.index).unwrap_or(term);
             message.commit = bytes.one_of(&[commit, last_index, last_index + 2]);
             let count = bytes.below(4);
             message.entries =
@@ -84,7 +84,7 @@ fn likely(bytes: &mut Bytes, view: &View) -> Message {
             message.commit = commit;
         }
         MessageType::MsgAppendResponse => {
-            message.index = bytes.one_of(&[last_index, view.disk.last(), commit, last_index.saturating_sub(1), 0]);
+            message.index = bytes.one_of(&[last_index, view.disk.log.last(), commit, last_index.saturating_sub(1), 0]);
             message.reject = bytes.happens(64);
             message.reject_hint = bytes.one_of(&[0, commit, last_index]);
             message.log_term = bytes.one_of(&[0, term]);
