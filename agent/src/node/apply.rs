@@ -191,7 +191,7 @@ impl Node {
             || self.keeper.has_cut()
             || self.closing;
         if is_behind && due {
-            if !self.keeper.has_cut() && self.keeper.is_idle() {
+            if self.keeper.is_idle() {
                 self.cut_checkpoint();
             }
             self.begin_checkpoint();
