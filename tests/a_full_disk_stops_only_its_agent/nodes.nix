@@ -1,0 +1,16 @@
+# `web` runs on alpha, whose disk becomes full, and `db` doesn't.
+{ cluster }:
+let
+  disk = size: { services.blixard.settings.node.labels.disk = size; };
+in
+cluster {
+  hosts = {
+    alpha = disk "small";
+    beta = disk "large";
+    gamma = disk "large";
+  };
+  vms = {
+    db.requires.disk = "large";
+    web.requires.disk = "small";
+  };
+}
