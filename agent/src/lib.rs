@@ -9,6 +9,7 @@ pub mod config;
 pub mod gate;
 pub mod identity;
 pub mod log;
+pub mod memory;
 pub mod nix;
 pub mod node;
 pub mod probe;

@@ -25,7 +25,7 @@ pub use snapshot::{ChunkError, Incoming, Reader};
 const FORMAT: u32 = 1;
 const REDB_MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// Pages that redb keeps in memory: the state itself is there already, so few are read again.
-const CACHE_BYTES: usize = 8 << 20;
+const CACHE_BYTES: usize = 2 << 20;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_CHECKPOINT: &str = "checkpoint";
@@ -219,11 +219,11 @@ impl Store {
     ///
     /// # Errors
     /// When the file can't be read, or a row is damaged.
-    pub fn load<R: Default + Extend<(Table, Vec<u8>, Vec<u8>)>>(&self) -> Result<Loaded<R>, StoreError> {
+    pub fn load<R: Default + for<'a> Extend<(Table, &'a [u8], &'a [u8])>>(&self) -> Result<Loaded<R>, StoreError> {
         let mut loaded = Loaded {
             checkpoint: self.load_checkpoint()?,
             installed: self.meta(META_INSTALLED)?.is_some(),
-            identity: self.meta(META_IDENTITY)?,
+            identity: self.identity()?,
             rows: R::default(),
         };
         let read = || {
@@ -236,12 +236,20 @@ impl Store {
                 };
                 for row in opened.iter()? {
                     let (key, value) = row?;
-                    loaded.rows.extend([(table, key.value().to_vec(), value.value().to_vec())]);
+                    loaded.rows.extend([(table, key.value(), value.value())]);
                 }
             }
             Ok(loaded)
         };
         read().map_err(|source| self.unread(source))
+    }
+
+    /// What [`Store::set_identity`] was last given.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn identity(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.meta(META_IDENTITY)
     }
 
     /// The last log entry that is in the rows, and the servers as of then.
@@ -280,7 +288,7 @@ impl Store {
                 let mut table = transaction.open_table(rows(group[0].table))?;
                 for Change { key, value, .. } in group {
                     match value {
-                        Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                        Some(value) => table.insert(key.as_slice(), &**value)?,
                         None => table.remove(key.as_slice())?,
                     };
                 }

@@ -259,11 +259,11 @@ impl VmSpec {
 }
 
 /// What `after` declares otherwise than `before`, a line a VM.
-pub fn differences(before: &BTreeMap<&VmName, &VmSpec>, after: &BTreeMap<VmName, VmSpec>) -> Vec<String> {
+pub fn differences(before: &BTreeMap<VmName, VmSpec>, after: &BTreeMap<VmName, VmSpec>) -> Vec<String> {
     let added = after.iter().filter(|(name, _)| !before.contains_key(name)).map(|(name, _)| format!("add {name}"));
-    let removed = before.keys().filter(|name| !after.contains_key(**name)).map(|name| format!("remove {name}"));
+    let removed = before.keys().filter(|name| !after.contains_key(*name)).map(|name| format!("remove {name}"));
     let changed = before.iter().filter_map(|(name, spec)| {
-        let parts = spec.differences(after.get(*name)?, None);
+        let parts = spec.differences(after.get(name)?, None);
         (!parts.is_empty()).then(|| format!("change {name}: {}", parts.join(", ")))
     });
     added.chain(removed).chain(changed).collect()

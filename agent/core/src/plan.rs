@@ -64,10 +64,12 @@ pub fn plan(state: &State, manifest: &Manifest) -> Result<Vec<Planned>, Conflict
         let spec = &manifest.vms[&id.vm];
         let placement = state.instances().get(&id).and_then(|instance| instance.placement.as_ref());
         let Some(placement) = placement else {
-            if state.desired(&id).is_none() {
-                add(&id, PlannedAction::Start, "it is new".to_owned());
-            } else if state.desired(&id) != Some(spec) {
-                add(&id, PlannedAction::Start, "it waits for a node, and its declaration changes".to_owned());
+            match state.desired(&id) {
+                None => add(&id, PlannedAction::Start, "it is new".to_owned()),
+                Some(before) if before == *spec => {}
+                Some(_) => {
+                    add(&id, PlannedAction::Start, "it waits for a node, and its declaration changes".to_owned());
+                }
             }
             continue;
         };

@@ -25,7 +25,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
     for (id, spec, instance) in unsettled() {
         let Some(placement) = &instance.placement else { continue };
         let generation = placement.unit.generation;
-        match rooms.change(state, id, placement, spec) {
+        match rooms.change(state, id, placement, &spec) {
             None | Some(Change::Held(_)) => {}
             Some(_) if !is_alive(state, placement.node) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
@@ -40,7 +40,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
         }
     }
     for (id, spec, instance) in unsettled().filter(|(.., instance)| instance.placement.is_none()) {
-        if let Some(node) = rooms.choose(state, id, spec) {
+        if let Some(node) = rooms.choose(state, id, &spec) {
             rooms.take(node, spec.request());
             *rooms.replicas(state, &id.vm).entry(node).or_default() += 1;
             decisions.push(Command::Place { instance: id.clone(), node, generation: next(instance.generation) });

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{Constraints, Manifest, VmSpec};
 use crate::types::{
-    Address, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, StorePath, TaskId,
-    Term, Timestamp, VmName,
+    Address, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, TaskId, Term,
+    Timestamp, VmName,
 };
 use crate::unit::VmUnit;
+use packed::Packed;
 use sessions::Known;
 
 mod check;
@@ -20,6 +21,7 @@ mod index;
 mod level;
 mod manifests;
 mod nodes;
+mod packed;
 mod placements;
 mod rows;
 mod sessions;
@@ -38,9 +40,9 @@ pub struct State {
     counters: Counters,
     nodes: BTreeMap<NodeId, Node>,
     worker_status: BTreeMap<NodeId, WorkerStatus>,
-    vms: BTreeMap<VmName, Vm>,
+    vms: BTreeMap<VmName, Packed<Vm>>,
     /// Which VM has each runner; follows from `vms`.
-    runners: BTreeMap<StorePath, VmName>,
+    runners: BTreeMap<vms::RunnerKey, VmName>,
     instances: BTreeMap<InstanceId, Instance>,
     tasks: BTreeMap<TaskId, Task>,
     /// By the number of the log entry that made it head.
@@ -285,8 +287,8 @@ impl State {
     pub fn worker_status(&self, node: NodeId) -> Option<WorkerStatus> {
         self.worker_status.get(&node).copied()
     }
-    pub fn vms(&self) -> &BTreeMap<VmName, Vm> {
-        &self.vms
+    pub fn vm(&self, name: &VmName) -> Option<Vm> {
+        self.vms.get(name).map(Packed::value)
     }
     pub fn instances(&self) -> &BTreeMap<InstanceId, Instance> {
         &self.instances
@@ -306,19 +308,19 @@ impl State {
     }
 
     /// The VM that this is an instance of, whether or not it is to run; nothing if it is being removed.
-    pub fn declared(&self, instance: &InstanceId) -> Option<&Vm> {
-        self.vms.get(&instance.vm).filter(|vm| usize::from(instance.replica) < vm.spec.runners.len())
+    pub fn declared(&self, instance: &InstanceId) -> Option<Vm> {
+        self.vm(&instance.vm).filter(|vm| usize::from(instance.replica) < vm.spec.runners.len())
     }
 
     /// What this instance is to run as; nothing if it is to be stopped, or is being removed.
-    pub fn desired(&self, instance: &InstanceId) -> Option<&VmSpec> {
-        self.declared(instance).filter(|vm| vm.running).map(|vm| &vm.spec)
+    pub fn desired(&self, instance: &InstanceId) -> Option<VmSpec> {
+        self.declared(instance).filter(|vm| vm.running).map(|vm| vm.spec)
     }
 
     /// The one node on which this instance finds its volumes, if it has any yet.
     pub fn volumes_on(&self, instance: &InstanceId) -> Option<NodeId> {
-        let has_volumes = self.declared(instance).is_some_and(|vm| vm.spec.disk_mib > 0);
-        self.instances.get(instance).filter(|_| has_volumes)?.volumes_on
+        let home = self.instances.get(instance)?.volumes_on?;
+        self.declared(instance).filter(|vm| vm.spec.disk_mib > 0).map(|_| home)
     }
 }
 

@@ -260,6 +260,10 @@ impl Hash {
         use sha2::Digest;
         Self(sha2::Sha256::digest(bytes).into())
     }
+    /// The first half: still enough that no two are alike.
+    pub fn half(&self) -> [u8; 16] {
+        self.0.first_chunk().copied().expect("it is longer")
+    }
     /// The first 12 digits: enough for a person to tell two apart.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()

@@ -11,7 +11,7 @@ use blixard::identity::{Expected, NodeIdentity, member_client};
 use blixard::seat::Seat;
 use blixard::store::Store;
 use blixard_core::command::{self, Command, Entry, Reply, Request};
-use blixard_core::state::{Loading, WINDOW};
+use blixard_core::state::WINDOW;
 use blixard_core::types::{ClientId, Timestamp};
 use fastrand::Rng;
 use hyper_util::rt::TokioIo;
@@ -47,8 +47,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub fn identity(store: &Path) -> Result<NodeIdentity, String> {
     let failed = |error: &dyn std::error::Error| format!("{}: {}", store.display(), blixard::error_chain(error));
     let opened = Store::open(store).map_err(|error| failed(&error))?;
-    let kept = opened.ok_or_else(|| format!("{} is not there", store.display()))?.load::<Loading>();
-    let identity = kept.map_err(|error| failed(&error))?.identity;
+    let kept = opened.ok_or_else(|| format!("{} is not there", store.display()))?.identity();
+    let identity = kept.map_err(|error| failed(&error))?;
     let identity = identity.ok_or_else(|| format!("{} is of no member", store.display()))?;
     Seat::identity_of(&identity).ok_or_else(|| format!("{} keeps a damaged identity", store.display()))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
-use blixard_core::state::{Diverged, Instance, Node, Owner, Placement, State, Task};
+use blixard_core::state::{Diverged, Instance, Node, Owner, Placement, State, Task, Vm};
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, VmName};
 
 use super::proto;
@@ -86,9 +86,10 @@ fn amount(free: u64, total: u64) -> Option<proto::Amount> {
 }
 
 pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Instance {
-    let (shown, since, reason) = standing_of(state, id, inner);
+    let declared = state.declared(id);
+    let vm = declared.as_ref();
+    let (shown, since, reason) = standing_of(state, id, inner, vm);
     let placement = inner.placement.as_ref();
-    let vm = state.declared(id);
     let declared = || vm.map(|vm| vm.spec.request());
     let request = placement.map(|placement| placement.request).or_else(declared).unwrap_or_default();
     let runner = placement.map(|placement| placement.unit.runner.to_string());
@@ -116,9 +117,9 @@ pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Inst
 }
 
 /// The word for an instance's state, since when, and why it isn't running.
-fn standing_of(state: &State, id: &InstanceId, inner: &Instance) -> (&'static str, Timestamp, String) {
+fn standing_of(state: &State, id: &InstanceId, inner: &Instance, vm: Option<&Vm>) -> (&'static str, Timestamp, String) {
     let Some(placement) = &inner.placement else {
-        let stopped = state.declared(id).is_some_and(|vm| !vm.running);
+        let stopped = vm.is_some_and(|vm| !vm.running);
         let how = if stopped { format!("`blixard vm start {}` starts it", id.vm) } else { String::new() };
         return (if stopped { "stopped" } else { "pending" }, Timestamp(0), how);
     };
@@ -126,13 +127,13 @@ fn standing_of(state: &State, id: &InstanceId, inner: &Instance) -> (&'static st
         let node = name_of(state, placement.node);
         return ("unknown", status.since, format!("{node} does not answer, so it may still run there"));
     }
-    let (shown, reason) = shown_phase(state, id, placement);
+    let (shown, reason) = shown_phase(placement, vm);
     (shown, placement.phase_since, reason)
 }
 
-fn shown_phase(state: &State, id: &InstanceId, placement: &Placement) -> (&'static str, String) {
+fn shown_phase(placement: &Placement, vm: Option<&Vm>) -> (&'static str, String) {
     if placement.stopping {
-        let why = match state.declared(id) {
+        let why = match vm {
             None => "it is no longer declared",
             Some(vm) if !vm.running => "it is to be stopped",
             Some(_) => "it moves to another node",
@@ -158,7 +159,7 @@ fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instanc
         let Some(spec) = state.desired(&id) else { continue };
         let reason = reasons
             .entry((id.vm.clone(), state.volumes_on(&id)))
-            .or_insert_with(|| pending_reason(state, &rooms.explain(state, &id, spec)));
+            .or_insert_with(|| pending_reason(state, &rooms.explain(state, &id, &spec)));
         instance.reason.clone_from(reason);
     }
 }
@@ -167,7 +168,7 @@ fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instanc
 fn behind(state: &State, rooms: &Rooms) -> Vec<String> {
     let behind = state.unsettled().filter_map(|id| {
         let placement = state.instances().get(id)?.placement.as_ref()?;
-        let Change::Held(obstacle) = rooms.change(state, id, placement, state.desired(id)?)? else { return None };
+        let Change::Held(obstacle) = rooms.change(state, id, placement, &state.desired(id)?)? else { return None };
         let node = name_of(state, placement.node);
         Some(format!(
             "{id} runs on as it was before its declaration changed: {node}, where its volumes are: {obstacle}"
@@ -276,7 +277,7 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
     let named = one.chain(vm.iter().flat_map(|vm| state.instances_of(vm)));
     let explained = named.map(|(id, inner)| {
         let own = inner.placement.as_ref().map(|placement| placement.node);
-        let verdicts = state.desired(id).map(|spec| rooms.explain(state, id, spec)).unwrap_or_default();
+        let verdicts = state.desired(id).map(|spec| rooms.explain(state, id, &spec)).unwrap_or_default();
         // It takes room where it is, so of that node the question makes no sense.
         let others = verdicts.into_iter().filter(|(node, _)| Some(*node) != own);
         let verdicts = others.map(|(node, obstacle)| proto::Verdict {

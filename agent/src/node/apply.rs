@@ -10,11 +10,12 @@ use blixard_core::types::{Level, Term};
 
 use super::{Attempt, Node};
 use crate::log::LogError;
+use crate::memory;
 use crate::store::StoreError;
 
 /// A checkpoint of the store at least this often, in time and in bytes of entries, so that a crash replays little.
 const CHECKPOINT_TICKS: u64 = 500;
-const CHECKPOINT_BYTES: usize = 16 << 20;
+const CHECKPOINT_BYTES: usize = 4 << 20;
 
 /// What stops a node; it acknowledges nothing any more.
 #[derive(Debug, thiserror::Error)]
@@ -206,6 +207,8 @@ impl Node {
             self.driver.checkpointed(reader.checkpoint().clone());
             self.snapshots.latest = Some(Arc::new(reader));
         }
+        // All of the log and of the rows was read.
+        memory::trim();
         self.judge()
     }
 

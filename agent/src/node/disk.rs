@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use blixard_core::state::{Change, Table};
 
 use super::{Input, NodeError};
 use crate::log::{Log, LogError};
+use crate::memory;
 use crate::store::{Reader, Store, StoreError};
 
 /// The inbox of the loop that has them.
@@ -115,10 +117,13 @@ impl Writer {
     }
 }
 
+/// Values by their keys; nothing where a row is to be removed.
+type Rows = BTreeMap<(Table, Vec<u8>), Option<Arc<[u8]>>>;
+
 /// The store, and the rows that it lacks.
 pub(super) struct Keeper {
     store: Option<Store>,
-    pending: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+    pending: Rows,
     /// What was pending when a checkpoint was made of it, until the store is here to take it.
     cut: Option<(Checkpoint, Vec<Change>)>,
     /// What the next checkpoint holds, once the log holds its commit index.
@@ -145,13 +150,15 @@ impl Keeper {
         let work = move || {
             for StoreJob { mut store, changes, checkpoint, commit } in jobs {
                 let result = store.commit(&changes, &checkpoint, commit).and_then(|()| store.reader());
+                drop(changes);
+                memory::trim();
                 if inbox.blocking_send(Input::Kept(Box::new(Kept { store, result }))).is_err() {
                     return;
                 }
             }
         };
         spawn("store", work);
-        Self { store: Some(store), pending: BTreeMap::new(), cut: None, next: None, thread }
+        Self { store: Some(store), pending: Rows::new(), cut: None, next: None, thread }
     }
 
     /// Rows that an entry has written; a later one replaces an earlier one of the same key.

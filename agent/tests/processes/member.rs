@@ -15,7 +15,6 @@ use blixard::units::{Units, UnitsError};
 use blixard_core::command::{Answer, Command as Change, Entry, Presence, Request};
 use blixard_core::manifest::VmSpec;
 use blixard_core::reconcile::UnitChange;
-use blixard_core::state::Loading;
 use blixard_core::types::{Hypervisor, Labels, RestartPolicy, Timestamp};
 use blixard_core::unit::{Observed, VmUnit};
 use rustls::ClientConfig;
@@ -160,8 +159,7 @@ impl Member {
 
     fn identity(&self) -> NodeIdentity {
         let store = Store::open(&self.dir.join("data/raft/state.redb")).expect("it is a store");
-        let kept =
-            store.expect("it was made").load::<Loading>().expect("it can be read").identity.expect("it is a member");
+        let kept = store.expect("it was made").identity().expect("it can be read").expect("it is a member");
         Seat::identity_of(&kept).expect("it is a member")
     }
 }

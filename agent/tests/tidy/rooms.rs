@@ -33,7 +33,7 @@ const SHELL_EDGES: Table = &[
     ),
     ("api", &["node"]),
     ("cli", &["agent", "api::proto", "config", "gate", "probe::system"]),
-    ("node", &["log", "store", "transport"]),
+    ("node", &["log", "memory", "store", "transport"]),
     ("seat", &["config", "identity", "store", "transport"]),
     ("worker", &["config", "node", "units"]),
     // These stand for something outside.
@@ -70,6 +70,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("http", &["transport"]),
     ("hyper", &["transport"]),
     ("hyper-util", &["cli", "transport"]),
+    ("libc", &["memory"]),
     ("postcard", &["agent", "identity", "node", "seat", "store"]),
     ("prost", GENERATED),
     ("raft", &["log", "transport"]),

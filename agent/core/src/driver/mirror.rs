@@ -82,6 +82,10 @@ impl Mirror {
             self.bytes -= size_of_entry(&entry);
             self.base = Position::of(&entry);
         }
+        // A queue keeps the room of when it was longest.
+        if self.entries.capacity() / 4 > self.entries.len() {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
     }
 
     fn offset(&self, index: u64) -> usize {
@@ -233,6 +237,15 @@ mod tests {
         assert_eq!((mirror.first_index(), mirror.term(6)), (Ok(7), Ok(3)), "a peer needs the seventh");
         mirror.compact(0, 8);
         assert_eq!((mirror.first_index(), mirror.last_index()), (Ok(8), Ok(8)), "the store lacks the eighth");
+    }
+
+    #[test]
+    fn a_log_that_was_long_gives_its_memory_back() {
+        let mut mirror = mirror();
+        mirror.append((9..10_000).map(|index| entry(index, 3)).collect());
+        mirror.checkpointed(checkpoint(9_999));
+        mirror.compact(1_000, u64::MAX);
+        assert!(mirror.entries.len() > 1 && mirror.entries.capacity() < 100, "{}", mirror.entries.capacity());
     }
 
     #[test]

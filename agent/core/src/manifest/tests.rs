@@ -90,9 +90,9 @@ fn the_difference_of_two_manifests_is_a_line_a_vm() {
     use crate::state::tests::{manifest, vm};
     let before = manifest(&[("web", vm("web", 2)), ("db", vm("db", 1)), ("old", vm("old", 1))]);
     let after = manifest(&[("web", VmSpec { vcpus: 2, ..vm("web", 1) }), ("db", vm("db", 1)), ("new", vm("new", 1))]);
-    let lines = differences(&before.vms.iter().collect(), &after.vms);
+    let lines = differences(&before.vms, &after.vms);
     assert_eq!(lines, ["add new", "remove old", "change web: replicas 2 → 1, vCPUs 1 → 2"]);
-    assert!(differences(&before.vms.iter().collect(), &before.vms).is_empty());
+    assert!(differences(&before.vms, &before.vms).is_empty());
 }
 
 proptest::proptest! {

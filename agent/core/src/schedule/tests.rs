@@ -14,7 +14,7 @@ fn give(fixture: &mut Fixture, node: u64, change: impl FnOnce(&mut Worker)) {
 fn obstacles(fixture: &Fixture, instance: &str) -> Vec<String> {
     let spec = fixture.state.desired(&id(instance)).expect("it is declared");
     let texts =
-        Rooms::new(&fixture.state).explain(&fixture.state, &id(instance), spec).into_iter().map(|(node, obstacle)| {
+        Rooms::new(&fixture.state).explain(&fixture.state, &id(instance), &spec).into_iter().map(|(node, obstacle)| {
             match obstacle {
                 Some(obstacle) => format!("{node}: {obstacle}"),
                 None => format!("{node}: will do"),

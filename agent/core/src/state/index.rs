@@ -119,12 +119,10 @@ impl State {
     /// Follows what an entry has touched, and names the nodes that it is about.
     pub(super) fn index(&mut self, dirty: &Dirty) -> BTreeSet<NodeId> {
         let before = self.nodes_of(dirty);
-        for name in &dirty.vms {
-            for id in self.instances_of(name).map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-                self.index_instance(&id);
-            }
+        let of_vms = dirty.vms.iter().flat_map(|name| self.instances_of(name)).map(|(id, _)| id);
+        for id in dirty.instances.iter().chain(of_vms).cloned().collect::<BTreeSet<_>>() {
+            self.index_instance(&id);
         }
-        dirty.instances.iter().for_each(|id| self.index_instance(id));
         dirty.tasks.iter().for_each(|id| self.index_task(*id));
         before.into_iter().chain(self.nodes_of(dirty)).collect()
     }
@@ -137,9 +135,11 @@ impl State {
 
     fn index_instance(&mut self, id: &InstanceId) {
         let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
-        let is_unsettled = self.desired(id).is_some_and(|spec| {
-            placement.is_none_or(|placement| !placement.stopping && !placement.is_as_declared(id, spec))
-        });
+        let is_unsettled = match placement {
+            None => self.is_desired(id),
+            Some(placement) if placement.stopping => false,
+            Some(placement) => self.desired(id).is_some_and(|spec| !placement.is_as_declared(id, &spec)),
+        };
         self.index.instances.set(id, placement.map(|placement| (placement.node, placement.reserved)));
         set(&mut self.index.unsettled, id, is_unsettled);
     }

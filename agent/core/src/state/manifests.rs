@@ -1,12 +1,12 @@
 //! The history of manifests: which one is head, what a head changes, and what is held for a person to decide.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::nodes::not_a_member;
 use super::{HeadRecord, Held, Owner, Refusal, State, Vm, refuse};
 use crate::command::{ManifestReply, Origin, Reply};
-use crate::manifest::{Manifest, differences};
-use crate::types::{NodeId, Timestamp, VmName};
+use crate::manifest::{Manifest, VmSpec, differences};
+use crate::types::{NodeId, Timestamp};
 
 /// Heads that are remembered, and so known when a host offers one again.
 const MAX_HISTORY: usize = 256;
@@ -74,8 +74,8 @@ impl State {
     fn set_head(&mut self, index: u64, manifest: &Manifest, from: Origin, at: Timestamp) -> Result<Reply, Refusal> {
         self.check_owners(manifest).map_err(|conflict| Refusal(conflict.to_string()))?;
         let hash = manifest.hash();
-        let owned = self.vms.iter().filter(|(_, vm)| vm.owner == Owner::Manifest);
-        let mut diff = differences(&owned.map(|(name, vm)| (name, &vm.spec)).collect(), &manifest.vms);
+        let before = self.of_manifest().map(|(name, vm)| (name.clone(), vm.value().spec)).collect();
+        let mut diff = differences(&before, &manifest.vms);
         diff.truncate(MAX_DIFF_LINES);
         self.replace_vms(manifest, at);
         let record = HeadRecord { hash, at, from, diff, manifest: Some(manifest.clone()) };
@@ -91,12 +91,16 @@ impl State {
 
     /// Only what a manifest owns; it has been checked that the manifest names nothing else.
     fn replace_vms(&mut self, manifest: &Manifest, at: Timestamp) {
-        let owned = self.vms.iter().filter(|(_, vm)| vm.owner == Owner::Manifest);
-        let names = owned.map(|(name, _)| name).chain(manifest.vms.keys());
-        let differs = |name: &&VmName| self.vms.get(*name).map(|vm| &vm.spec) != manifest.vms.get(*name);
-        for name in names.filter(differs).cloned().collect::<BTreeSet<_>>() {
-            let spec = manifest.vms.get(&name).cloned();
-            self.set_vm(&name, spec.map(|spec| Vm { owner: Owner::Manifest, running: true, spec }), at);
+        let declared = |spec: &VmSpec| Vm { owner: Owner::Manifest, running: true, spec: spec.clone() };
+        let gone = self.of_manifest().map(|(name, _)| name).filter(|name| !manifest.vms.contains_key(name));
+        let mut changes: BTreeMap<_, _> = gone.map(|name| (name.clone(), None)).collect();
+        for (name, spec) in &manifest.vms {
+            if self.vm(name).is_none_or(|vm| vm.spec != *spec) {
+                changes.insert(name.clone(), Some(declared(spec)));
+            }
+        }
+        for (name, vm) in changes {
+            self.set_vm(&name, vm.as_ref(), at);
         }
     }
 

@@ -13,7 +13,7 @@ impl State {
         generation: Generation,
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
-        let Some(spec) = self.desired(id).cloned() else { return refuse(format!("{id} is not to run")) };
+        let Some(spec) = self.desired(id) else { return refuse(format!("{id} is not to run")) };
         let instance = self.instances.get(id).cloned().expect("what is declared has an instance");
         if generation.0 != instance.generation.0 + 1 {
             return refuse(format!("{id} is at generation {}, so {generation} is stale", instance.generation));
@@ -132,7 +132,7 @@ impl State {
     /// An instance that is neither declared nor placed is gone.
     pub(super) fn drop_if_removed(&mut self, id: &InstanceId) {
         let Some(instance) = self.instances.get(id) else { return };
-        if instance.placement.is_none() && self.declared(id).is_none() {
+        if instance.placement.is_none() && !self.is_declared(id) {
             if instance.generation > self.counters.generation_floor {
                 self.counters.generation_floor = instance.generation;
                 self.dirty.counters = true;

@@ -1,10 +1,12 @@
 //! The state as rows: what the store keeps, one table per kind.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::packed::{Packed, decode, encode};
 use super::{HeadRecord, Held, Instance, Node, State, Task, Vm, WorkerStatus};
 use crate::command::Worker;
 use crate::types::{InstanceId, NodeId, TaskId, VmName};
@@ -70,7 +72,7 @@ impl Table {
 pub struct Change {
     pub table: Table,
     pub key: Vec<u8>,
-    pub value: Option<Vec<u8>>,
+    pub value: Option<Arc<[u8]>>,
 }
 
 /// Which rows an entry has touched.
@@ -101,7 +103,7 @@ impl State {
     /// The touched rows as they are now.
     pub(super) fn rows(&self, dirty: Dirty) -> Vec<Change> {
         let mut changes = Vec::new();
-        let mut put = |table, key: Vec<u8>, value: Option<Vec<u8>>| changes.push(Change { table, key, value });
+        let mut put = |table, key: Vec<u8>, value: Option<Arc<[u8]>>| changes.push(Change { table, key, value });
         if dirty.cluster {
             put(Table::Cluster, Vec::new(), row(self.cluster.as_ref()));
         }
@@ -123,7 +125,7 @@ impl State {
             put(Table::WorkerStatus, number(id.0), row(self.worker_status.get(&id)));
         }
         for name in dirty.vms {
-            put(Table::Vms, text(&name), row(self.vms.get(&name)));
+            put(Table::Vms, text(&name), self.vms.get(&name).map(Packed::bytes));
         }
         for id in dirty.instances {
             put(Table::Placements, text(&id), row(self.instances.get(&id)));
@@ -149,9 +151,11 @@ impl State {
     ///
     /// # Errors
     /// The first row that can't be read.
-    pub fn from_rows(rows: impl IntoIterator<Item = (Table, Vec<u8>, Vec<u8>)>) -> Result<Self, RowError> {
+    pub fn from_rows(
+        rows: impl IntoIterator<Item = (Table, impl AsRef<[u8]>, impl AsRef<[u8]>)>,
+    ) -> Result<Self, RowError> {
         let mut loading = Loading::default();
-        loading.extend(rows);
+        rows.into_iter().for_each(|(table, key, value)| loading.add(table, key.as_ref(), value.as_ref()));
         loading.finish()
     }
 }
@@ -166,7 +170,7 @@ pub struct Loading {
     nodes: Vec<(NodeId, Node)>,
     workers: Vec<(NodeId, Worker)>,
     worker_status: Vec<(NodeId, WorkerStatus)>,
-    vms: Vec<(VmName, Vm)>,
+    vms: Vec<(VmName, Packed<Vm>)>,
     instances: Vec<(InstanceId, Instance)>,
     tasks: Vec<(TaskId, Task)>,
     manifests: Vec<(u64, HeadRecord)>,
@@ -175,24 +179,24 @@ pub struct Loading {
 }
 
 /// Where a row can't be read, [`Loading::finish`] says so.
-impl Extend<(Table, Vec<u8>, Vec<u8>)> for Loading {
-    fn extend<T: IntoIterator<Item = (Table, Vec<u8>, Vec<u8>)>>(&mut self, rows: T) {
-        rows.into_iter().for_each(|(table, key, value)| self.add(table, &key, &value));
+impl<'a> Extend<(Table, &'a [u8], &'a [u8])> for Loading {
+    fn extend<T: IntoIterator<Item = (Table, &'a [u8], &'a [u8])>>(&mut self, rows: T) {
+        rows.into_iter().for_each(|(table, key, value)| self.add(table, key, value));
     }
 }
 
 impl Loading {
     fn add(&mut self, table: Table, key: &[u8], value: &[u8]) {
         let taken = match table {
-            Table::Cluster => read(value).map(|cluster| self.state.cluster = Some(cluster)),
-            Table::Counters => read(value).map(|counters| self.state.counters = counters),
-            Table::Check => read(value).map(|check| self.state.check = Some(check)),
-            Table::Sessions => read(value).map(|sessions| self.state.sessions = sessions),
+            Table::Cluster => decode(value).map(|cluster| self.state.cluster = Some(cluster)),
+            Table::Counters => decode(value).map(|counters| self.state.counters = counters),
+            Table::Check => decode(value).map(|check| self.state.check = Some(check)),
+            Table::Sessions => decode(value).map(|sessions| self.state.sessions = sessions),
             Table::Workers => put(&mut self.workers, node_key(key), value),
             Table::Nodes => put(&mut self.nodes, node_key(key), value),
             Table::WorkerStatus => put(&mut self.worker_status, node_key(key), value),
             Table::Held => put(&mut self.held, node_key(key), value),
-            Table::Vms => put(&mut self.vms, text_key(key), value),
+            Table::Vms => text_key(key).zip(Packed::read(value)).map(|vm| self.vms.push(vm)),
             Table::Placements => put(&mut self.instances, text_key(key), value),
             Table::Tasks => put(&mut self.tasks, number_key(key).map(TaskId), value),
             Table::Manifests => put(&mut self.manifests, number_key(key), value),
@@ -230,19 +234,12 @@ impl Loading {
     }
 }
 
-fn row<T: Serialize>(value: Option<&T>) -> Option<Vec<u8>> {
-    value.map(|value| postcard::to_stdvec(value).expect("rows have no part that postcard refuses"))
-}
-
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Some(value),
-        _ => None,
-    }
+fn row<T: Serialize>(value: Option<&T>) -> Option<Arc<[u8]>> {
+    value.map(encode)
 }
 
 fn put<K, V: DeserializeOwned>(rows: &mut Vec<(K, V)>, key: Option<K>, value: &[u8]) -> Option<()> {
-    rows.push((key?, read(value)?));
+    rows.push((key?, decode(value)?));
     Some(())
 }
 

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::command::{MAX_MESSAGE_CHARS, ManifestReply, Presence, VmReport};
 use crate::schedule::schedule;
-use crate::types::{Exit, Hypervisor, Labels};
+use crate::types::{Exit, Hypervisor, Labels, StorePath};
 
 mod index;
 mod requests;
@@ -17,7 +18,7 @@ pub struct Fixture {
     pub state: State,
     pub index: u64,
     log: Vec<Entry>,
-    rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+    rows: BTreeMap<(Table, Vec<u8>), Arc<[u8]>>,
 }
 
 pub const TERM: Term = Term(1);
@@ -195,7 +196,7 @@ fn no_entry_places_more_on_a_node_than_it_has(state: &State, before: &State) {
 
 fn what_is_declared_has_an_instance_and_what_is_not_is_going(state: &State) {
     for (name, vm) in &state.vms {
-        assert!(vm.spec.instances(name).all(|id| state.instances.contains_key(&id)), "{name}");
+        assert!(vm.value().spec.instances(name).all(|id| state.instances.contains_key(&id)), "{name}");
     }
     for (id, instance) in &state.instances {
         if state.declared(id).is_none() {
@@ -205,7 +206,7 @@ fn what_is_declared_has_an_instance_and_what_is_not_is_going(state: &State) {
 }
 
 fn the_rows_are_the_state(fixture: &Fixture) {
-    let rows = fixture.rows.iter().map(|((table, key), value)| (*table, key.clone(), value.clone()));
+    let rows = fixture.rows.iter().map(|((table, key), value)| (*table, key, value));
     assert_eq!(State::from_rows(rows).expect("rows read back"), fixture.state);
 }
 

@@ -1,9 +1,12 @@
 //! VMs: whose they are, those of the command line, and what a change of one does to its instances.
 
+use serde::Deserialize;
+
+use super::packed::Packed;
 use super::{Instance, Owner, Refusal, State, Vm, refuse};
 use crate::command::{Presence, Reply};
 use crate::manifest::{Manifest, VmSpec};
-use crate::types::{InstanceId, StorePath, Timestamp, VmName};
+use crate::types::{Hash, InstanceId, StorePath, Timestamp, VmName};
 
 /// Most VMs, so that nobody can fill the memory by making one after the other.
 pub const MAX_VMS: usize = 200_000;
@@ -23,19 +26,51 @@ pub enum Conflict {
     Runner { name: VmName, runner: StorePath, owner: VmName },
 }
 
+/// Half of the SHA-256 of a runner's path.
+pub(super) type RunnerKey = [u8; 16];
+
+/// The first fields of a [`Vm`] and of its spec.
+#[derive(Deserialize)]
+pub(super) struct Head<'a> {
+    pub owner: Owner,
+    pub running: bool,
+    #[serde(borrow)]
+    pub runners: Vec<&'a str>,
+}
+
 impl State {
+    /// As much of a VM as most questions are about.
+    pub(super) fn vm_head(&self, name: &VmName) -> Option<Head<'_>> {
+        self.vms.get(name).map(Packed::head)
+    }
+
+    /// Whether there is, or will be, such an instance.
+    pub(super) fn is_declared(&self, id: &InstanceId) -> bool {
+        self.vm_head(&id.vm).is_some_and(|vm| vm.has(id.replica))
+    }
+
+    /// Whether this instance is to run.
+    pub(super) fn is_desired(&self, id: &InstanceId) -> bool {
+        self.vm_head(&id.vm).is_some_and(|vm| vm.running && vm.has(id.replica))
+    }
+
+    /// The VMs that a manifest has declared.
+    pub(super) fn of_manifest(&self) -> impl Iterator<Item = (&VmName, &Packed<Vm>)> {
+        self.vms.iter().filter(|(_, vm)| vm.head::<Head>().owner == Owner::Manifest)
+    }
+
     /// Checks that a manifest asks for nothing that is the command line's.
     ///
     /// # Errors
     /// The first VM that does.
     pub fn check_owners(&self, manifest: &Manifest) -> Result<(), Conflict> {
-        let of_cli = |name: &VmName| self.vms.get(name).is_some_and(|vm| vm.owner == Owner::Cli);
+        let of_cli = |name: &VmName| self.vm_head(name).is_some_and(|vm| vm.owner == Owner::Cli);
         for (name, spec) in &manifest.vms {
             if of_cli(name) {
                 return Err(Conflict::Name { name: name.clone() });
             }
             for runner in &spec.runners {
-                if let Some(owner) = self.runners.get(runner).filter(|owner| of_cli(owner)) {
+                if let Some(owner) = self.runners.get(&key_of(runner.as_str())).filter(|owner| of_cli(owner)) {
                     return Err(Conflict::Runner { name: name.clone(), runner: runner.clone(), owner: owner.clone() });
                 }
             }
@@ -52,7 +87,7 @@ impl State {
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
         Manifest::new([(name.clone(), spec.clone())].into()).map_err(|error| Refusal(error.of_one_vm()))?;
-        match (self.vms.get(name), must) {
+        match (self.vm_head(name), must) {
             (Some(vm), _) if vm.owner == Owner::Manifest => return Err(not_of_cli(name)),
             (Some(_), Some(Presence::Absent)) => {
                 return refuse(format!(
@@ -67,7 +102,7 @@ impl State {
             _ => {}
         }
         let taken = spec.runners.iter().find_map(|runner| {
-            let owner = self.runners.get(runner).filter(|owner| *owner != name)?;
+            let owner = self.runners.get(&key_of(runner.as_str())).filter(|owner| *owner != name)?;
             Some((runner, owner))
         });
         if let Some((runner, owner)) = taken {
@@ -75,27 +110,26 @@ impl State {
                 "{runner} is the runner of {owner}: a runner has one name, tap and socket, so {name} needs its own"
             ));
         }
-        self.set_vm(name, Some(Vm { owner: Owner::Cli, running, spec: spec.clone() }), at);
+        self.set_vm(name, Some(&Vm { owner: Owner::Cli, running, spec: spec.clone() }), at);
         Ok(Reply::Done)
     }
 
     pub(super) fn set_vm_running(&mut self, name: &VmName, running: bool, at: Timestamp) -> Result<Reply, Refusal> {
-        let vm = self.vm_of_cli(name)?;
-        if vm.running != running {
-            let vm = Vm { running, ..vm.clone() };
-            self.set_vm(name, Some(vm), at);
+        if self.check_of_cli(name)?.running != running {
+            let vm = self.vm(name).map(|vm| Vm { running, ..vm });
+            self.set_vm(name, vm.as_ref(), at);
         }
         Ok(Reply::Done)
     }
 
     pub(super) fn remove_vm(&mut self, name: &VmName, at: Timestamp) -> Result<Reply, Refusal> {
-        self.vm_of_cli(name)?;
+        self.check_of_cli(name)?;
         self.set_vm(name, None, at);
         Ok(Reply::Done)
     }
 
-    fn vm_of_cli(&self, name: &VmName) -> Result<&Vm, Refusal> {
-        match self.vms.get(name) {
+    fn check_of_cli(&self, name: &VmName) -> Result<Head<'_>, Refusal> {
+        match self.vm_head(name) {
             None => Err(unknown(name)),
             Some(vm) if vm.owner == Owner::Manifest => Err(not_of_cli(name)),
             Some(vm) => Ok(vm),
@@ -104,22 +138,24 @@ impl State {
 
     /// The one place where a VM comes, changes or goes. It looks at this VM's instances only, however many others
     /// there are.
-    pub(super) fn set_vm(&mut self, name: &VmName, vm: Option<Vm>, at: Timestamp) {
+    pub(super) fn set_vm(&mut self, name: &VmName, vm: Option<&Vm>, at: Timestamp) {
         let before = match vm {
-            Some(vm) => self.vms.insert(name.clone(), vm),
+            Some(vm) => self.vms.insert(name.clone(), Packed::of(vm)),
             None => self.vms.remove(name),
         };
         self.dirty.vms.insert(name.clone());
-        for runner in before.iter().flat_map(|vm| &vm.spec.runners) {
+        let before = before.as_ref().map(Packed::head::<Head>);
+        for runner in before.iter().flat_map(|vm| &vm.runners) {
+            let key = key_of(runner);
             // Another VM may have it by now, when a manifest has passed it on.
-            if self.runners.get(runner) == Some(name) {
-                self.runners.remove(runner);
+            if self.runners.get(&key) == Some(name) {
+                self.runners.remove(&key);
             }
         }
-        let after = self.vms.get(name);
-        self.runners.extend(runners_of(name, after));
-        let declared: Vec<InstanceId> = after.into_iter().flat_map(|vm| vm.spec.instances(name)).collect();
-        for id in declared {
+        for runner in vm.iter().flat_map(|vm| &vm.spec.runners) {
+            self.runners.insert(key_of(runner.as_str()), name.clone());
+        }
+        for id in vm.iter().flat_map(|vm| vm.spec.instances(name)) {
             if !self.instances.contains_key(&id) {
                 let generation = self.counters.generation_floor;
                 self.instances.insert(id.clone(), Instance { generation, ..Instance::default() });
@@ -127,18 +163,27 @@ impl State {
             }
         }
         let own = self.instances_of(name).map(|(id, _)| id);
-        for id in own.filter(|id| self.desired(id).is_none()).cloned().collect::<Vec<_>>() {
+        for id in own.filter(|id| !self.is_desired(id)).cloned().collect::<Vec<_>>() {
             self.stop_instance(&id, at);
         }
     }
 
     pub(super) fn index_runners(&mut self) {
-        self.runners = self.vms.iter().flat_map(|(name, vm)| runners_of(name, Some(vm))).collect();
+        let runners = self.vms.iter().flat_map(|(name, vm)| {
+            vm.head::<Head>().runners.into_iter().map(|runner| (key_of(runner), name.clone())).collect::<Vec<_>>()
+        });
+        self.runners = runners.collect();
     }
 }
 
-fn runners_of<'a>(name: &'a VmName, vm: Option<&'a Vm>) -> impl Iterator<Item = (StorePath, VmName)> + 'a {
-    vm.into_iter().flat_map(|vm| &vm.spec.runners).map(|runner| (runner.clone(), name.clone()))
+impl Head<'_> {
+    fn has(&self, replica: u16) -> bool {
+        usize::from(replica) < self.runners.len()
+    }
+}
+
+fn key_of(runner: &str) -> RunnerKey {
+    Hash::of(runner.as_bytes()).half()
 }
 
 fn unknown(name: &VmName) -> Refusal {

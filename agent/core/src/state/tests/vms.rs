@@ -13,16 +13,15 @@ pub fn what_is_not_to_run_is_nowhere_or_going(state: &State) {
 }
 
 pub fn the_manifest_has_the_vms_of_the_head_and_no_others(state: &State) {
-    let owned = state.vms.iter().filter(|(_, vm)| vm.owner == Owner::Manifest);
-    let owned: BTreeMap<_, _> = owned.map(|(name, vm)| (name.clone(), vm.spec.clone())).collect();
+    let owned: BTreeMap<_, _> = state.of_manifest().map(|(name, vm)| (name.clone(), vm.value().spec)).collect();
     let head = state.head().map(|head| head.manifest.clone().expect("the head is kept whole").vms);
     assert_eq!(owned, head.unwrap_or_default());
 }
 
 pub fn only_the_command_line_changes_its_own(state: &State, before: &State, command: &Command) {
     let own = |state: &State| {
-        let own = state.vms.iter().filter(|(_, vm)| vm.owner == Owner::Cli);
-        own.map(|(name, vm)| (name.clone(), vm.clone())).collect::<Vec<_>>()
+        let own = state.vms.iter().map(|(name, vm)| (name.clone(), vm.value()));
+        own.filter(|(_, vm)| vm.owner == Owner::Cli).collect::<Vec<_>>()
     };
     if !matches!(command, Command::PutVm { .. } | Command::SetVmRunning { .. } | Command::RemoveVm { .. }) {
         assert_eq!(own(state), own(before), "{command:?}");
@@ -216,7 +215,7 @@ fn a_replaced_vm_changes_as_little_as_one_of_a_manifest() {
     fixture.report("web-1", InstancePhase::Stopped);
     fixture.say(remove("web"));
     fixture.report("web-0", InstancePhase::Stopped);
-    assert!(fixture.state.instances().is_empty() && fixture.state.vms().is_empty());
+    assert!(fixture.state.instances().is_empty() && fixture.state.vms.is_empty());
 }
 
 #[test]
@@ -246,4 +245,20 @@ fn there_are_never_more_vms_than_the_most_and_those_that_are_there_may_be_replac
     let Reply::Refused(why) = say(put("more", vm("more", 1), None)) else { panic!("one more than the most") };
     assert!(why.contains("which is the most"), "{why}");
     assert_eq!(say(put("vm7", VmSpec { vcpus: 3, ..vm("vm7", 1) }, None)), Reply::Done);
+}
+
+#[test]
+fn the_first_fields_of_a_vm_are_those_that_most_questions_are_about() {
+    let mut fixture = Fixture::of_nodes(1);
+    fixture.declare(&[("web", vm("web", 2))]);
+    let put = |running| Command::PutVm { name: "db".parse().unwrap(), spec: vm("db", 1), running, must: None };
+    for running in [true, false] {
+        fixture.say(put(running));
+        for name in ["web", "db"] {
+            let name = name.parse().expect("a name");
+            let (head, vm) = (fixture.state.vm_head(&name).unwrap(), fixture.state.vm(&name).unwrap());
+            let runners: Vec<_> = vm.spec.runners.iter().map(StorePath::as_str).collect();
+            assert_eq!((head.owner, head.running, head.runners), (vm.owner, vm.running, runners));
+        }
+    }
 }

@@ -47,7 +47,7 @@ pub fn entries(bytes: &[u8]) {
             assert_eq!(Entry::decode(&entry.encode()).expect("it was encoded just now"), entry);
             for Change { table, key, value } in what_is_refused_leaves_the_state_as_it_was(&mut state, index, &entry) {
                 match value {
-                    Some(value) => rows.insert((table, key), value),
+                    Some(value) => rows.insert((table, key), value.to_vec()),
                     None => rows.remove(&(table, key)),
                 };
             }
@@ -62,7 +62,7 @@ pub fn entries(bytes: &[u8]) {
 /// As a snapshot brings them, and as one that is damaged does.
 fn rows_are_the_state_or_are_refused(state: &State, rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>, bytes: &mut Bytes) {
     let Change { table, key, value } = state.sessions_row();
-    let sessions = value.map(|value| (table, key, value));
+    let sessions = value.map(|value| (table, key, value.to_vec()));
     let mut rows: Vec<_> = rows.into_iter().map(|((table, key), value)| (table, key, value)).chain(sessions).collect();
     let read = State::from_rows(rows.clone()).expect("it was written just now");
     assert!(read == *state, "another state comes back");
