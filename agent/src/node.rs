@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::log::Log;
-use crate::store::{Incoming, Store};
+use crate::store::Store;
 use crate::transport::{Directory, Member, Transport};
 
 mod apply;
@@ -87,11 +87,9 @@ enum Input {
     /// The store is back from its thread.
     Kept(Box<disk::Kept>),
     /// A snapshot that the leader announced, or why it isn't here.
-    Fetched(Box<(Message, Result<Incoming, snapshot::FetchError>)>),
+    Fetched(Box<(Message, Result<snapshot::Fetched, snapshot::FetchError>)>),
     /// A follower asks for the rows of a snapshot that was announced to it.
     Serve(snapshot::Serve),
-    /// A follower has all rows of its snapshot.
-    Served(RaftId),
     /// Hand leadership over, make everything durable, end.
     Stop,
 }
@@ -313,7 +311,6 @@ impl Node {
                 // Whoever asked may have gone.
                 let _ = answer.send(self.serve_snapshot(peer, position));
             }
-            Input::Served(peer) => self.served_snapshot(peer),
             Input::Stop => self.stopping_at = self.stopping_at.or(Some(self.ticks)),
         }
         Ok(())

@@ -69,8 +69,6 @@ pub trait Inbound: Send + Sync + 'static {
     async fn forward(&self, from: NodeId, command: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, ForwardError>;
     /// The rows of the snapshot at this position, if this node has announced it to `from`.
     async fn snapshot(&self, from: NodeId, at: Position) -> Option<Arc<dyn SnapshotRows>>;
-    /// All rows of the snapshot that was announced to `to` are with it, or on their way.
-    fn served_snapshot(&self, to: NodeId);
     /// Makes a member of a host that proved the cluster secret; on a follower, by way of the leader.
     ///
     /// A refusal's text is shown to the host's operator.

@@ -30,7 +30,7 @@ pub mod wire;
 use std::collections::VecDeque;
 
 use raft::eraftpb::HardState;
-use raft::{RawNode, SnapshotStatus, StateRole};
+use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 
 pub use gate::RefusedMessage;
 pub use membership::{Membership, MembershipChange, RefusedChange};
@@ -144,7 +144,7 @@ pub struct Peer {
     pub matched: u64,
     /// Heard of within the current election timeout.
     pub recently_active: bool,
-    /// Active, replicating, and lacking fewer than [`CAUGHT_UP_ENTRIES`].
+    /// Active, known to have a part of the log, and lacking fewer than [`CAUGHT_UP_ENTRIES`] of it.
     pub caught_up: bool,
 }
 
@@ -305,10 +305,15 @@ impl Driver {
         self.admitted(message)
     }
 
-    /// Tells the leader how sending a snapshot to `peer` ended; until then it sends nothing else there.
-    pub fn report_snapshot(&mut self, peer: RaftId, arrived: bool) {
-        let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raw.report_snapshot(peer.0, status);
+    /// Whether the leader sends `peer` nothing else, since a snapshot was announced to it that it doesn't have yet.
+    pub fn awaits_snapshot(&self, peer: RaftId) -> bool {
+        self.raw.raft.prs().get(peer.0).is_some_and(|progress| progress.state == ProgressState::Snapshot)
+    }
+
+    /// Tells the leader that `peer` won't get the snapshot that was announced. That it has it, it says itself: raft would
+    /// try to go on there as soon as it is told by others, and find that `peer` hasn't installed it yet.
+    pub fn snapshot_failed(&mut self, peer: RaftId) {
+        self.raw.report_snapshot(peer.0, SnapshotStatus::Failure);
         self.pin_election_timeout();
     }
 
@@ -410,12 +415,11 @@ impl Driver {
     fn peer(&self, id: u64) -> Peer {
         let progress = self.raw.raft.prs().get(id).expect("it was listed");
         let lag = self.raw.raft.raft_log.last_index().saturating_sub(progress.matched);
-        let replicates = progress.state == raft::ProgressState::Replicate;
         Peer {
             id: RaftId(id),
             matched: progress.matched,
             recently_active: progress.recent_active,
-            caught_up: progress.recent_active && replicates && lag < CAUGHT_UP_ENTRIES,
+            caught_up: progress.recent_active && progress.matched > 0 && lag < CAUGHT_UP_ENTRIES,
         }
     }
 

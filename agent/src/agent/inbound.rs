@@ -92,12 +92,6 @@ impl Inbound for Inward {
         self.node.get()?.0.snapshot(from, at).await
     }
 
-    fn served_snapshot(&self, to: NodeId) {
-        if let Some((handle, _)) = self.node.get() {
-            handle.served_snapshot(to);
-        }
-    }
-
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
         self.issue(candidate).await.map_err(Refusal)
     }

@@ -292,14 +292,6 @@ impl Handle {
         answered.await.ok()?
     }
 
-    /// All of the announced snapshot is with node `to`, or on its way.
-    pub fn served_snapshot(&self, to: NodeId) {
-        if let Some(member) = self.directory.borrow().0.get(&to) {
-            // If it isn't heard, raft tries anew after a while.
-            let _ = self.inbox.try_send(Input::Served(member.raft));
-        }
-    }
-
     /// Asks the loop to hand leadership over and end.
     pub async fn stop(&self) {
         // A full inbox is being worked off: this is the one message that waits for its place.

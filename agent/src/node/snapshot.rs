@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use blixard_core::driver::{Checkpoint, Install, Message, Position, announced};
-use blixard_core::state::Loading;
+use blixard_core::state::{Loading, RowError, State};
 use blixard_core::types::{NodeId, RaftId};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::{Attempt, Input, Node, NodeError};
+use crate::memory;
 use crate::store::{ChunkError, Incoming, Reader, StoreError};
 use crate::transport::{SnapshotError, SnapshotRows, Transport};
 
@@ -38,7 +39,13 @@ pub(super) struct Snapshots {
     /// What is being fetched, and by whom.
     fetching: Option<(Position, AbortHandle)>,
     /// What was fetched, until raft says what to do with it.
-    incoming: Option<(Position, Incoming)>,
+    fetched: Option<(Position, Fetched)>,
+}
+
+/// A whole snapshot, and the state that its rows are.
+pub(super) struct Fetched {
+    incoming: Incoming,
+    state: State,
 }
 
 /// A snapshot that was announced to a follower.
@@ -82,15 +89,11 @@ impl Node {
         Some(source.clone())
     }
 
-    /// The follower has got all of it, so raft goes on with what comes behind.
-    pub(super) fn served_snapshot(&mut self, peer: RaftId) {
-        if self.snapshots.offers.remove(&peer).is_some() {
-            self.driver.report_snapshot(peer, true);
-        }
-    }
-
-    /// Gives up on followers that ask for nothing any more; raft would wait for them for ever.
+    /// Forgets those who have what they were offered, and gives up on followers that ask for nothing any more; raft would
+    /// wait for them for ever.
     pub(super) fn expire_offers(&mut self) {
+        let driver = &self.driver;
+        self.snapshots.offers.retain(|peer, _| driver.awaits_snapshot(*peer));
         let mut given_up = Vec::new();
         for (peer, offer) in &mut self.snapshots.offers {
             let chunks = offer.source.chunks.load(Ordering::Relaxed);
@@ -104,7 +107,7 @@ impl Node {
         for peer in given_up {
             tracing::warn!(%peer, "a snapshot was not fetched");
             self.snapshots.offers.remove(&peer);
-            self.driver.report_snapshot(peer, false);
+            self.driver.snapshot_failed(peer);
         }
     }
 
@@ -128,7 +131,7 @@ impl Node {
         if let Some((_, earlier)) = self.snapshots.fetching.take() {
             earlier.abort();
         }
-        self.snapshots.incoming = None;
+        self.snapshots.fetched = None;
         let (path, transport, inbox) = (self.store_path.clone(), self.transport.clone(), self.inbox.clone());
         let fetch = tokio::spawn(async move {
             let incoming = fetch(path, &transport, from, checkpoint).await;
@@ -143,22 +146,23 @@ impl Node {
     pub(super) fn fetched_snapshot(
         &mut self,
         message: Message,
-        incoming: Result<Incoming, FetchError>,
+        fetched: Result<Fetched, FetchError>,
     ) -> Result<(), NodeError> {
         let Some(Checkpoint { position, .. }) = announced(&message) else { return Ok(()) };
         if self.snapshots.fetching.take_if(|(at, _)| *at == position).is_none() {
             return Ok(());
         }
-        match incoming {
+        match fetched {
             Ok(_) if self.installing.is_some() => {}
-            Ok(incoming) => match self.driver.step_snapshot(message) {
-                Ok(()) => self.snapshots.incoming = Some((position, incoming)),
+            Ok(fetched) => match self.driver.step_snapshot(message) {
+                Ok(()) => self.snapshots.fetched = Some((position, fetched)),
                 // What raft was told of before stays.
                 Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused"),
             },
             Err(FetchError::Begin(error) | FetchError::Put(ChunkError::Write(error))) => {
                 return Err(NodeError::KeepSnapshot(error));
             }
+            Err(FetchError::Rows(error)) => return Err(NodeError::Rows(error)),
             Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot could not be fetched"),
         }
         Ok(())
@@ -167,21 +171,25 @@ impl Node {
     /// Puts the fetched snapshot in the place of store, state and log; both files have to be here.
     pub(super) fn install(&mut self, install: Install) -> Result<(), NodeError> {
         let position = install.checkpoint.position;
-        let (_, incoming) =
-            self.snapshots.incoming.take().filter(|(at, _)| *at == position).expect("raft was told of it");
+        let fetched = self.snapshots.fetched.take().filter(|(at, _)| *at == position);
+        let (_, Fetched { incoming, state }) = fetched.expect("raft was told of it");
         let store = self.keeper.store().expect("no checkpoint is under way");
         store.install(incoming).map_err(NodeError::WriteStore)?;
-        let (loaded, reader) = (store.load::<Loading>(), store.reader());
-        let loaded = loaded.map_err(NodeError::WriteStore)?;
-        self.snapshots.latest = Some(Arc::new(reader.map_err(NodeError::WriteStore)?));
-        self.state = loaded.rows.finish().map_err(NodeError::Rows)?;
+        self.snapshots.latest = Some(Arc::new(store.reader().map_err(NodeError::WriteStore)?));
+        let checkpoint = store.checkpoint().clone();
+        let before = std::mem::replace(&mut self.state, state);
+        // It may have been large: that is no work for the loop.
+        tokio::task::spawn_blocking(move || {
+            drop(before);
+            memory::trim();
+        });
         self.keeper.forget_pending();
         self.set_applied(position);
         for waiting in self.proposals.pass_over(position.index) {
             waiting.fail(Attempt::Unknown);
         }
-        self.writer.add(install.installed(&loaded.checkpoint));
-        self.driver.checkpointed(loaded.checkpoint);
+        self.writer.add(install.installed(&checkpoint));
+        self.driver.checkpointed(checkpoint);
         self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
         tracing::info!(index = position.index, "a snapshot is installed");
         self.news.assignment.send_modify(|revision| *revision += 1);
@@ -199,18 +207,20 @@ pub enum FetchError {
     Begin(#[source] StoreError),
     #[error("cannot keep a part of it")]
     Put(#[source] ChunkError),
+    #[error("cannot make a state of it")]
+    Rows(#[source] RowError),
 }
 
-/// All rows of a snapshot, in a file beside the store.
+/// All rows of a snapshot, in a file beside the store and as a state.
 async fn fetch(
     path: PathBuf,
     transport: &Transport,
     from: NodeId,
     checkpoint: Checkpoint,
-) -> Result<Incoming, FetchError> {
+) -> Result<Fetched, FetchError> {
     let position = checkpoint.position;
     let begun = blocking(move || Incoming::begin(&path, checkpoint)).await;
-    let mut incoming = begun.map_err(FetchError::Begin)?;
+    let (mut incoming, mut loading) = (begun.map_err(FetchError::Begin)?, Loading::default());
     let mut attempts = 0;
     loop {
         let error = match transport.snapshot(from, position, incoming.resume()).await {
@@ -218,11 +228,13 @@ async fn fetch(
                 match chunks.next().await {
                     Ok(chunk) => {
                         attempts = 0;
-                        let put = blocking(move || incoming.put(&chunk).map(|is_last| (incoming, is_last))).await;
-                        let (back, is_last) = put.map_err(FetchError::Put)?;
-                        incoming = back;
+                        let put =
+                            move || incoming.put(&chunk, &mut loading).map(|is_last| (incoming, loading, is_last));
+                        let is_last;
+                        (incoming, loading, is_last) = blocking(put).await.map_err(FetchError::Put)?;
                         if is_last {
-                            return Ok(incoming);
+                            let state = blocking(move || loading.finish()).await.map_err(FetchError::Rows)?;
+                            return Ok(Fetched { incoming, state });
                         }
                     }
                     Err(error) => break error,

@@ -12,7 +12,7 @@ use blixard_core::types::Hash;
 use redb::{Durability, ReadTransaction, ReadableTableMetadata};
 use serde::{Deserialize, Serialize};
 
-use super::{META, META_CHECKPOINT, META_IDENTITY, META_INSTALLED, Store, StoreError, encoded, rows};
+use super::{META, META_CHECKPOINT, META_INSTALLED, Store, StoreError, encoded, rows};
 
 /// The store as it was at one checkpoint.
 pub struct Reader {
@@ -28,8 +28,8 @@ const HASHED_BYTES: usize = 256 << 10;
 type Place = (u8, Vec<u8>);
 
 #[derive(Serialize, Deserialize)]
-struct Chunk {
-    rows: Vec<(u8, Vec<u8>, Vec<u8>)>,
+struct Chunk<B> {
+    rows: Vec<(u8, B, B)>,
     /// How many rows there are in all; only in the last chunk.
     total: Option<u64>,
 }
@@ -84,7 +84,7 @@ impl Reader {
     }
 
     fn read(&self, after: Option<&Place>, bytes: usize) -> Result<(Vec<u8>, Option<Vec<u8>>), redb::Error> {
-        let mut chunk = Chunk { rows: Vec::new(), total: None };
+        let mut chunk = Chunk::<Vec<u8>> { rows: Vec::new(), total: None };
         let (mut size, mut total) = (0, 0);
         for (number, table) in (0_u8..).zip(Table::ALL) {
             // An older agent of the same format may not have had the table.
@@ -136,12 +136,16 @@ impl Incoming {
         self.last.as_ref().map_or(Vec::new(), token)
     }
 
-    /// Puts the next chunk in; whether it was the last one, and all is on disk.
+    /// Puts the next chunk in, and its rows into `taken`; whether it was the last one, and all is on disk.
     ///
     /// # Errors
     /// When the chunk can't be read, rows are missing, or the disk fails.
-    pub fn put(&mut self, bytes: &[u8]) -> Result<bool, ChunkError> {
-        let Chunk { rows, total } = postcard::from_bytes(bytes).map_err(|_| ChunkError::Unreadable)?;
+    pub fn put(
+        &mut self,
+        bytes: &[u8],
+        taken: &mut impl for<'a> Extend<(Table, &'a [u8], &'a [u8])>,
+    ) -> Result<bool, ChunkError> {
+        let Chunk::<&[u8]> { rows, total } = postcard::from_bytes(bytes).map_err(|_| ChunkError::Unreadable)?;
         let known = |(table, ..): &(u8, _, _)| usize::from(*table) < Table::ALL.len();
         if !rows.iter().all(known) {
             return Err(ChunkError::Unreadable);
@@ -150,19 +154,20 @@ impl Incoming {
         if let Some(total) = total.filter(|total| *total != self.rows) {
             return Err(ChunkError::Incomplete { found: self.rows, total });
         }
-        self.last = rows.last().map(|(table, key, _)| (*table, key.clone())).or(self.last.take());
+        self.last = rows.last().map(|(table, key, _)| (*table, key.to_vec())).or(self.last.take());
         self.store(&rows, total.is_some()).map_err(ChunkError::Write)?;
+        taken.extend(rows.iter().map(|(table, key, value)| (Table::ALL[usize::from(*table)], *key, *value)));
         Ok(total.is_some())
     }
 
-    fn store(&mut self, chunk: &[(u8, Vec<u8>, Vec<u8>)], is_last: bool) -> Result<(), StoreError> {
+    fn store(&mut self, chunk: &[(u8, &[u8], &[u8])], is_last: bool) -> Result<(), StoreError> {
         let attempt = || {
             let mut transaction = self.store.database.begin_write()?;
             transaction.set_durability(if is_last { Durability::Immediate } else { Durability::None })?;
             for group in chunk.chunk_by(|(one, ..), (other, ..)| one == other) {
                 let mut table = transaction.open_table(rows(Table::ALL[usize::from(group[0].0)]))?;
                 for (_, key, value) in group {
-                    table.insert(key.as_slice(), value.as_slice())?;
+                    table.insert(*key, *value)?;
                 }
             }
             if is_last {
@@ -187,7 +192,7 @@ impl Store {
     /// When the disk fails, the store must not be used any more.
     pub fn install(&mut self, incoming: Incoming) -> Result<(), StoreError> {
         let mut store = incoming.store;
-        if let Some(identity) = self.meta(META_IDENTITY)? {
+        if let Some(identity) = self.identity()? {
             store.set_identity(&identity)?;
         }
         store.take_place()?;
@@ -200,6 +205,6 @@ fn token(place: &Place) -> Vec<u8> {
     postcard::to_stdvec(place).expect("bytes always encode")
 }
 
-fn to_bytes(chunk: &Chunk) -> Vec<u8> {
+fn to_bytes(chunk: &Chunk<Vec<u8>>) -> Vec<u8> {
     postcard::to_stdvec(chunk).expect("bytes always encode")
 }

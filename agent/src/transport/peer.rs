@@ -82,7 +82,7 @@ impl Peer for PeerService {
         let rows = self.shared.inbound.snapshot(peer, Position { index, term }).await;
         let rows = rows.ok_or_else(|| Status::not_found(format!("node {own} offers node {peer} no such snapshot")))?;
         let (out, chunks) = mpsc::channel(snapshot::CHUNKS_AHEAD);
-        self.shared.tasks.spawn(snapshot::serve(self.shared.clone(), peer, rows, after, out));
+        self.shared.tasks.spawn(snapshot::serve(rows, after, out));
         Ok(Response::new(ReceiverStream::new(chunks)))
     }
 

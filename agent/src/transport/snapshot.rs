@@ -13,7 +13,7 @@ use tonic::{Code, Status, Streaming};
 use super::link::describe;
 use super::proto::peer_client::PeerClient;
 use super::proto::{SnapshotChunk, SnapshotRequest};
-use super::{MAX_FRAME, Shared, SnapshotError, SnapshotRows};
+use super::{MAX_FRAME, SnapshotError, SnapshotRows};
 
 /// Bytes a second that one snapshot takes of a leader at most: what it has to do beside comes first.
 const BYTES_PER_SECOND: u32 = 256 << 20;
@@ -59,13 +59,7 @@ fn refused(from: NodeId, status: &Status) -> SnapshotError {
 }
 
 /// The server side: reads chunk after chunk, as fast as they are taken.
-pub async fn serve(
-    shared: Arc<Shared>,
-    to: NodeId,
-    rows: Arc<dyn SnapshotRows>,
-    mut after: Vec<u8>,
-    out: mpsc::Sender<Result<SnapshotChunk, Status>>,
-) {
+pub async fn serve(rows: Arc<dyn SnapshotRows>, mut after: Vec<u8>, out: mpsc::Sender<Result<SnapshotChunk, Status>>) {
     let mut due = Instant::now();
     loop {
         let reading = rows.clone();
@@ -82,7 +76,7 @@ pub async fn serve(
         if out.send(Ok(SnapshotChunk { rows })).await.is_err() {
             return;
         }
-        let Some(next) = next else { return shared.inbound.served_snapshot(to) };
+        let Some(next) = next else { return };
         after = next;
         due = due.max(Instant::now()) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
         tokio::time::sleep_until(due).await;

@@ -21,7 +21,16 @@ use raft::eraftpb::HardState;
 use redb::TableDefinition;
 
 /// What a store holds, row by row.
-type Loaded = blixard::store::Loaded<Vec<(Table, Vec<u8>, Vec<u8>)>>;
+type Loaded = blixard::store::Loaded<Rows>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Rows(Vec<(Table, Vec<u8>, Vec<u8>)>);
+
+impl<'a> Extend<(Table, &'a [u8], &'a [u8])> for Rows {
+    fn extend<T: IntoIterator<Item = (Table, &'a [u8], &'a [u8])>>(&mut self, rows: T) {
+        self.0.extend(rows.into_iter().map(|(table, key, value)| (table, key.to_vec(), value.to_vec())));
+    }
+}
 
 struct Place {
     directory: tempfile::TempDir,
@@ -71,7 +80,7 @@ fn many_rows() -> Vec<Change> {
 }
 
 fn put(table: Table, key: u8, size: usize) -> Change {
-    Change { table, key: vec![key], value: Some(vec![key; size]) }
+    Change { table, key: vec![key], value: Some(vec![key; size].into()) }
 }
 
 fn row(table: Table, key: u8) -> (Table, Vec<u8>, Vec<u8>) {
@@ -93,7 +102,7 @@ fn rows_the_checkpoint_and_the_identity_come_back() {
     let removal = Change { table: Table::Vms, key: vec![3], value: None };
     store.commit(&[removal], &at(8), committed(8)).unwrap();
     let expected = Loaded {
-        rows: vec![row(Table::Nodes, 2), row(Table::Vms, 1)],
+        rows: Rows(vec![row(Table::Nodes, 2), row(Table::Vms, 1)]),
         checkpoint: at(8),
         installed: false,
         identity: Some(b"alpha".to_vec()),
@@ -133,16 +142,16 @@ fn a_checkpoint_ahead_of_the_log_is_refused_and_writes_nothing() {
     assert_eq!(place.killed().checkpoint(), &at(5));
 }
 
-/// Copies what `from` holds into a new store beside the one at `path`, in chunks of `bytes`.
-fn copied(from: &Store, path: &Path, bytes: usize) -> Incoming {
+/// Copies what `from` holds into a new store beside the one at `path`, in chunks of `bytes`; also what passed by.
+fn copied(from: &Store, path: &Path, bytes: usize) -> (Incoming, Rows) {
     let reader = from.reader().unwrap();
-    let mut incoming = Incoming::begin(path, reader.checkpoint().clone()).unwrap();
+    let (mut incoming, mut passed) = (Incoming::begin(path, reader.checkpoint().clone()).unwrap(), Rows::default());
     loop {
         let (chunk, next) = reader.chunk(&incoming.resume(), bytes).unwrap();
-        let is_last = incoming.put(&chunk).unwrap();
+        let is_last = incoming.put(&chunk, &mut passed).unwrap();
         assert_eq!((is_last, incoming.resume()), (next.is_none(), next.unwrap_or(incoming.resume())));
         if is_last {
-            return incoming;
+            return (incoming, passed);
         }
     }
 }
@@ -156,7 +165,8 @@ fn a_snapshot_takes_the_stores_place_whole_and_leaves_who_the_node_is() {
         let mut store = Store::open(&to.path()).unwrap().unwrap_or_else(|| to.create());
         store.set_identity(b"beta").unwrap();
         store.commit(&[put(Table::Held, 255, 3)], &at(9), committed(9)).unwrap();
-        let incoming = copied(&source, &to.path(), bytes);
+        let (incoming, passed) = copied(&source, &to.path(), bytes);
+        assert_eq!(passed, expected.rows);
         assert_eq!(to.killed().checkpoint(), &at(9), "nothing has changed before it is installed");
         store.install(incoming).unwrap();
         let mut installed = Loaded { identity: Some(b"beta".to_vec()), installed: true, ..expected.clone() };
@@ -178,7 +188,7 @@ fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
     let mut store = to.create();
     let reader = source.reader().unwrap();
     let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
-    while !incoming.put(&reader.chunk(&incoming.resume(), 500).unwrap().0).unwrap() {
+    while !incoming.put(&reader.chunk(&incoming.resume(), 500).unwrap().0, &mut Rows::default()).unwrap() {
         let index = source.checkpoint().position.index + 1;
         let changes: Vec<_> = many_rows().into_iter().map(|change| Change { value: None, ..change }).collect();
         source.commit(&changes, &at(index), committed(index)).unwrap();
@@ -199,11 +209,11 @@ fn a_snapshot_that_lost_a_part_or_cannot_be_read_is_refused() {
     let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
     let (_, next) = reader.chunk(&[], 5_000).unwrap();
     let (rest, _) = reader.chunk(&next.unwrap(), 1 << 20).unwrap();
-    assert!(matches!(incoming.put(&rest), Err(ChunkError::Incomplete { total: 200, .. })));
+    assert!(matches!(incoming.put(&rest, &mut Rows::default()), Err(ChunkError::Incomplete { total: 200, .. })));
     let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
-    assert!(matches!(incoming.put(b"\xff\xff"), Err(ChunkError::Unreadable)));
+    assert!(matches!(incoming.put(b"\xff\xff", &mut Rows::default()), Err(ChunkError::Unreadable)));
     let unknown_table = postcard::to_stdvec(&(vec![(99_u8, vec![1_u8], vec![1_u8])], None::<u64>)).unwrap();
-    assert!(matches!(incoming.put(&unknown_table), Err(ChunkError::Unreadable)));
+    assert!(matches!(incoming.put(&unknown_table, &mut Rows::default()), Err(ChunkError::Unreadable)));
 }
 
 #[test]
@@ -301,7 +311,7 @@ fn turns(driver: &mut Driver, log: &mut Log) -> Vec<Change> {
         for entry in turn.committed {
             driver.applied(entry.position.index);
             if let Content::Command(key) = entry.content {
-                rows.push(Change { table: Table::Tasks, key, value: Some(Vec::new()) });
+                rows.push(Change { table: Table::Tasks, key, value: Some([].into()) });
             }
         }
     }
@@ -324,7 +334,7 @@ fn a_server_that_is_killed_again_and_again_goes_on_with_all_it_acknowledged() {
         driver.campaign_if_alone();
         let mut changes = turns(&mut driver, &mut log);
         let replayed = changes.iter().map(|change| &change.key);
-        let held: Vec<_> = rows.iter().map(|(_, key, _)| key).chain(replayed).cloned().collect();
+        let held: Vec<_> = rows.0.iter().map(|(_, key, _)| key).chain(replayed).cloned().collect();
         assert_eq!(held, (0..expected).map(|number| number.to_be_bytes().to_vec()).collect::<Vec<_>>(), "boot {boot}");
         for number in expected..expected + 30 {
             driver.propose(number.to_be_bytes().to_vec()).unwrap();

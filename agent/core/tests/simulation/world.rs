@@ -16,6 +16,8 @@ pub const FOUNDER: RaftId = RaftId(1);
 pub type Time = u64;
 pub const MILLISECOND: Time = 1_000;
 pub const SECOND: Time = 1_000 * MILLISECOND;
+/// How long a leader waits for a follower to fetch its snapshot.
+const OFFER: Time = 500 * MILLISECOND;
 /// What a server's clock calls a tick, by a clock that is right.
 const TICK: Time = 10 * MILLISECOND;
 
@@ -87,14 +89,22 @@ enum Event {
         message: Message,
         state: State,
         arrived: bool,
-        from_boot: u64,
+    },
+    /// A leader has waited long enough for a follower to have its snapshot.
+    OfferExpires {
+        server: RaftId,
+        boot: u64,
+        peer: RaftId,
     },
 }
 
 impl Event {
     fn server(&self) -> RaftId {
         match self {
-            Self::Tick { server, .. } | Self::LogDone { server, .. } | Self::StoreDone { server, .. } => *server,
+            Self::Tick { server, .. }
+            | Self::LogDone { server, .. }
+            | Self::StoreDone { server, .. }
+            | Self::OfferExpires { server, .. } => *server,
             Self::Deliver(message) | Self::Fetched { message, .. } => RaftId(message.to),
         }
     }
@@ -300,7 +310,8 @@ impl World {
         assert_eq!(blixard_core::driver::announced(&message).as_ref(), Some(&server.store.checkpoint));
         let arrived = !self.network.cut.contains(&(from, to)) && !self.random.percent(self.network.drop_percent * 2);
         let takes = self.random.between(MILLISECOND, 40 * MILLISECOND + self.network.latency * 2);
-        self.after(takes, Event::Fetched { message, state, arrived, from_boot });
+        self.after(takes, Event::Fetched { message, state, arrived });
+        self.after(takes + OFFER, Event::OfferExpires { server: from, boot: from_boot, peer: to });
     }
 
     fn after(&mut self, time: Time, event: Event) {
@@ -344,16 +355,17 @@ impl World {
                     self.with(id, Server::store_done);
                 }
             }
-            Event::Fetched { message, state, arrived, from_boot } => self.fetched(message, state, arrived, from_boot),
+            Event::Fetched { message, state, arrived } => self.fetched(message, state, arrived),
+            Event::OfferExpires { boot, peer, .. } => {
+                if server.boot == boot && server.is_up() && server.driver().awaits_snapshot(peer) {
+                    self.with(id, |server| server.driver().snapshot_failed(peer));
+                }
+            }
         }
     }
 
-    fn fetched(&mut self, message: Message, state: State, arrived: bool, from_boot: u64) {
-        let (from, to) = (RaftId(message.from), RaftId(message.to));
-        let sender = &self.servers[&from];
-        if sender.is_up() && sender.boot == from_boot {
-            self.with(from, |server| server.driver().report_snapshot(to, arrived));
-        }
+    fn fetched(&mut self, message: Message, state: State, arrived: bool) {
+        let to = RaftId(message.to);
         if arrived && self.servers[&to].is_up() {
             self.trace.push(shown(&message));
             let checkpoint = blixard_core::driver::announced(&message).expect("it was sent as one");

@@ -90,7 +90,6 @@ pub struct Recorder {
     pub forwards: AtomicUsize,
     /// What whoever asks for a snapshot is given.
     pub rows: Mutex<Option<Arc<dyn SnapshotRows>>>,
-    pub served: Mutex<Vec<NodeId>>,
     steps: mpsc::UnboundedSender<Message>,
     unreachable: mpsc::UnboundedSender<RaftId>,
 }
@@ -119,9 +118,6 @@ impl Inbound for Recorder {
     }
     async fn snapshot(&self, _: NodeId, _: Position) -> Option<Arc<dyn SnapshotRows>> {
         self.rows.lock().unwrap().clone()
-    }
-    fn served_snapshot(&self, to: NodeId) {
-        self.served.lock().unwrap().push(to);
     }
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
         self.admits.fetch_add(1, Ordering::Relaxed);
@@ -169,7 +165,6 @@ impl Node {
             admits: AtomicUsize::new(0),
             forwards: AtomicUsize::new(0),
             rows: Mutex::new(None),
-            served: Mutex::new(Vec::new()),
             steps: steps_sender,
             unreachable: unreachable_sender,
         });

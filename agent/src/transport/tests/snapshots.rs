@@ -42,11 +42,10 @@ async fn fetched(cluster: &Cluster, after: Vec<u8>, count: usize) -> Result<Vec<
 }
 
 #[tokio::test]
-async fn a_snapshot_comes_whole_in_order_and_its_sender_hears_of_it() {
+async fn a_snapshot_comes_whole_and_in_order() {
     let cluster = pair().await;
     *cluster.nodes[0].recorder.rows.lock().unwrap() = Some(Arc::new(Numbers { count: 40, broken: None }));
     assert_eq!(fetched(&cluster, Vec::new(), 40).await.unwrap(), (0..40).collect::<Vec<u8>>());
-    wait_for("the sender to know", || {}, || *cluster.nodes[0].recorder.served.lock().unwrap() == [node(1)]).await;
 }
 
 #[tokio::test]
@@ -55,7 +54,6 @@ async fn a_snapshot_that_broke_off_is_gone_on_with() {
     *cluster.nodes[0].recorder.rows.lock().unwrap() = Some(Arc::new(Numbers { count: 9, broken: Some(5) }));
     let broken = fetched(&cluster, Vec::new(), 9).await.unwrap_err();
     assert!(matches!(&broken, SnapshotError::Broken { reason, .. } if reason.contains("the disk is gone")), "{broken}");
-    assert!(cluster.nodes[0].recorder.served.lock().unwrap().is_empty());
     *cluster.nodes[0].recorder.rows.lock().unwrap() = Some(Arc::new(Numbers { count: 9, broken: None }));
     assert_eq!(fetched(&cluster, vec![4], 4).await.unwrap(), [5, 6, 7, 8]);
 }

@@ -184,7 +184,7 @@ impl Server {
                 drop(self.driver.propose_membership(bytes.one_of(&changes)(RaftId(id)), Vec::new()));
             }
             28 => drop(self.driver.transfer_leader(RaftId(bytes.one_of(&[OWN, 2, 3, 4, 9])))),
-            29 => self.driver.report_snapshot(RaftId(bytes.one_of(&[2, 3, 4, 9])), bytes.happens(128)),
+            29 => self.driver.snapshot_failed(RaftId(bytes.one_of(&[2, 3, 4, 9]))),
             30 => self.driver.report_unreachable(RaftId(bytes.one_of(&[2, 3, 4, 9]))),
             _ if bytes.happens(64) => self.restart(),
             _ => self.driver.campaign_if_alone(),
