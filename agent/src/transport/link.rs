@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!           directory changes            stream ends: what is queued is dropped, the peer reported unreachable
-//!  (none) ───────────────────▶ streaming ─────────────────────────────▶ waiting (50 ms, doubling up to 500 ms)
-//!                                  ▲                                        │
+//!  (none) ───────────────────▶ streaming ─────────────────────────────▶ waiting (50 ms, doubling up to 500 ms,
+//!                                  ▲                                        │   or until the peer calls)
 //!                                  └────────────────────────────────────────┘
 //! ```
 
@@ -16,7 +16,7 @@ use blixard_core::driver::wire;
 use blixard_core::types::{ClusterId, NodeId, RaftId};
 use hyper_util::rt::TokioIo;
 use raft::eraftpb::Message;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -38,7 +38,7 @@ pub const BATCH_MESSAGES: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 /// Frames that were taken off the queue and that the connection hasn't taken yet.
 const FRAMES_IN_FLIGHT: usize = 2;
-const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+pub const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_millis(500);
 
 /// The links of this node, one to each other member.
@@ -56,6 +56,8 @@ struct Link {
     queue: mpsc::Sender<Queued>,
     waiting_bytes: Arc<AtomicUsize>,
     channel: Channel,
+    /// The peer has called this node: it can be called, too.
+    called: Arc<Notify>,
     /// Dropped with the link, which ends its task.
     _alive: watch::Sender<()>,
 }
@@ -87,6 +89,14 @@ impl Links {
     pub fn channel(&self, node: NodeId) -> Option<Channel> {
         let table = self.0.read().expect("nothing panics while it holds this lock");
         table.links.get(&node).map(|link| link.channel.clone())
+    }
+
+    /// Has the link try now, if it waits until it tries its peer again.
+    pub fn called_by(&self, node: NodeId) {
+        let table = self.0.read().expect("nothing panics while it holds this lock");
+        if let Some(link) = table.links.get(&node) {
+            link.called.notify_waiters();
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Table)) {
@@ -160,6 +170,7 @@ fn open_link(
     let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let (alive, mut gone) = watch::channel(());
+    let called = Arc::new(Notify::new());
     let carrier = Carrier {
         member: member.clone(),
         cluster: own.cluster,
@@ -168,6 +179,7 @@ fn open_link(
         connected,
         queue: waiting,
         waiting_bytes: waiting_bytes.clone(),
+        called: called.clone(),
         inbound: shared.inbound.clone(),
     };
     shared.tasks.spawn(async move {
@@ -176,7 +188,7 @@ fn open_link(
             () = carrier.run() => {}
         }
     });
-    Ok(Link { member, queue, waiting_bytes, channel, _alive: alive })
+    Ok(Link { member, queue, waiting_bytes, channel, called, _alive: alive })
 }
 
 fn lazy_channel(
@@ -208,13 +220,14 @@ struct Carrier {
     connected: Arc<AtomicBool>,
     queue: mpsc::Receiver<Queued>,
     waiting_bytes: Arc<AtomicUsize>,
+    called: Arc<Notify>,
     inbound: Arc<dyn Inbound>,
 }
 
 impl Carrier {
     async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
-        let mut said = false;
+        let (mut said, mut was_called) = (false, false);
         loop {
             let begun = Instant::now();
             let reason = self.stream().await;
@@ -227,10 +240,11 @@ impl Carrier {
                 debug!(peer = %self.member.name, address = %self.member.address, reason, "peer is still unreachable");
             }
             if lasted {
-                backoff = FIRST_BACKOFF;
+                (backoff, was_called) = (FIRST_BACKOFF, false);
             }
             self.inbound.unreachable(self.member.raft);
-            self.drop_queued_for(backoff).await;
+            // Once: two that end each other's streams at once would never wait.
+            was_called |= self.drop_queued_for(backoff, !was_called).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
         }
     }
@@ -260,16 +274,17 @@ impl Carrier {
         }
     }
 
-    /// What is queued while the peer can't be reached is stale by the time it can.
-    async fn drop_queued_for(&mut self, backoff: Duration) {
-        let over = tokio::time::sleep(backoff);
-        tokio::pin!(over);
+    /// What is queued while the peer can't be reached is stale by the time it can; whether it called meanwhile.
+    async fn drop_queued_for(&mut self, backoff: Duration, unless_called: bool) -> bool {
+        let (over, called) = (tokio::time::sleep(backoff), self.called.notified());
+        tokio::pin!(over, called);
         loop {
             tokio::select! {
-                () = &mut over => return,
+                () = &mut over => return false,
+                () = &mut called, if unless_called => return true,
                 queued = self.queue.recv() => match queued {
                     Some(Queued { bytes, .. }) => self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed),
-                    None => return,
+                    None => return false,
                 },
             };
         }

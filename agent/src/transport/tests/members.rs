@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tonic::Code;
 
+use super::super::link::FIRST_BACKOFF;
 use super::super::proto::peer_client::PeerClient;
 use super::super::proto::{ForwardRequest, RaftFrame};
 use super::super::*;
@@ -192,6 +193,29 @@ async fn a_peer_that_restarts_is_reported_and_then_reached_again() {
     cluster.nodes[1] = cluster.start_node(1, address).await;
     cluster.publish();
     wait_for("a message", &mut send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_calls_is_called_at_once() {
+    // Without that it takes as long as the link would wait, each time; a busy machine takes its time now and then.
+    for _ in 0..20 {
+        let mut cluster = Cluster::start(2).await;
+        let address = cluster.nodes[1].address();
+        cluster.nodes[1].transport.shutdown().await;
+        for _ in 0..4 {
+            next("report", &mut cluster.nodes[0].unreachable, |_| true).await;
+        }
+        let begun = Instant::now();
+        cluster.nodes[1] = cluster.start_node(1, address).await;
+        cluster.publish();
+        let sender = cluster.nodes[0].transport.clone();
+        let send = || sender.send(vec![heartbeat(0, 1, 1)]);
+        wait_for("a message", send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+        if begun.elapsed() < FIRST_BACKOFF * 8 {
+            return;
+        }
+    }
+    panic!("it is called when the link has waited");
 }
 
 /// Passes bytes on, until `silenced` changes: what is connected then stays so, and carries nothing any more.
