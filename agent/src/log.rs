@@ -19,7 +19,7 @@ pub use disk::{Directory, Disk, DiskFile};
 use segment::{Defect, Header, Item};
 
 /// A batch that begins behind this offset begins a new segment.
-pub const SEGMENT_BYTES: u64 = 16 << 20;
+pub const SEGMENT_BYTES: u64 = 4 << 20;
 
 /// The log, open for appending; it holds the directory's lock.
 pub struct Log<D: Disk = Directory> {

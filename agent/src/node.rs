@@ -79,6 +79,8 @@ pub struct Founding {
 enum Input {
     Step(Vec<Message>),
     Unreachable(RaftId),
+    /// A member has opened its stream to this one: it is there, perhaps again.
+    Called,
     Propose(Box<Proposal>),
     Barrier(Waiting<()>),
     Query(Query),
@@ -192,8 +194,8 @@ struct Node {
     lead: lead::Lead,
     liveness: Liveness,
     ticks: u64,
-    /// Ticks at the last checkpoint.
-    checkpointed_at: u64,
+    /// Ticks at the last checkpoint since the start.
+    checkpointed_at: Option<u64>,
     /// Bytes that were applied since.
     applied_bytes: usize,
     stopping_at: Option<u64>,
@@ -246,7 +248,7 @@ impl Node {
             lead: lead::Lead::new(parts.check_ticks),
             liveness: Liveness::default(),
             ticks: 0,
-            checkpointed_at: 0,
+            checkpointed_at: None,
             applied_bytes: 0,
             stopping_at: None,
             closing: false,
@@ -298,6 +300,7 @@ impl Node {
             Input::Step(_) if self.closing => {}
             Input::Step(messages) => messages.into_iter().for_each(|message| self.step(message)),
             Input::Unreachable(peer) => self.driver.report_unreachable(peer),
+            Input::Called => self.driver.call(),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
             Input::Query(query) => query(&self.state, &self.standing()),

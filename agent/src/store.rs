@@ -164,6 +164,8 @@ impl Store {
         };
         // After a failed sync the system's cache may show what the disk doesn't hold; so what is read comes from there.
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| failed(error.into()))?;
+        // All of it is read: at once, and not page by page.
+        rustix::fs::fadvise(&file, 0, None, Advice::WillNeed).map_err(|error| failed(error.into()))?;
         let mut magic = Vec::new();
         file.by_ref().take(REDB_MAGIC.len() as u64).read_to_end(&mut magic).map_err(failed)?;
         if magic != REDB_MAGIC {

@@ -63,6 +63,8 @@ pub trait Inbound: Send + Sync + 'static {
     fn step(&self, messages: Vec<Message>);
     /// Messages to `peer` were lost: its connection failed, or its queue is full. Must not block.
     fn unreachable(&self, peer: RaftId);
+    /// A member has opened its stream to this one, and can be called. Must not block.
+    fn called(&self);
     /// Whether this node is in a cluster; it is told to whoever asks, secret or not.
     fn standing(&self) -> Standing;
     /// Proposes `command` if this node leads, and answers what applying it returned, by `deadline`.

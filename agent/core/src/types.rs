@@ -188,8 +188,8 @@ impl FromStr for InstanceId {
     type Err = InvalidValue;
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let parsed = text.rsplit_once('-').and_then(|(vm, replica)| {
-            let instance = Self { vm: vm.parse().ok()?, replica: replica.parse().ok()? };
-            (instance.to_string() == text).then_some(instance)
+            let is_canonical = replica == "0" || !replica.starts_with(['0', '+']);
+            Some(Self { vm: vm.parse().ok()?, replica: replica.parse().ok().filter(|_| is_canonical)? })
         });
         parsed.ok_or_else(|| InvalidValue::Instance { text: excerpt(text) })
     }

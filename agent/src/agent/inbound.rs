@@ -66,6 +66,12 @@ impl Inbound for Inward {
         }
     }
 
+    fn called(&self) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.called();
+        }
+    }
+
     fn standing(&self) -> Standing {
         let cluster = self.node.get().map(|(_, cluster)| *cluster).or(self.kept);
         cluster.map_or(Standing::Blank, Standing::Member)

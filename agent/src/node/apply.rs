@@ -186,7 +186,8 @@ impl Node {
     pub(super) fn checkpoint_if_due(&mut self) {
         let position = self.position();
         let is_behind = self.snapshots.latest.as_ref().is_none_or(|reader| reader.checkpoint().position < position);
-        let due = self.ticks.saturating_sub(self.checkpointed_at) >= CHECKPOINT_TICKS
+        // What a start has replayed, the next needn't replay again.
+        let due = self.checkpointed_at.is_none_or(|at| self.ticks.saturating_sub(at) >= CHECKPOINT_TICKS)
             || self.applied_bytes >= CHECKPOINT_BYTES
             || self.driver.wants_checkpoint()
             || self.keeper.has_cut()
@@ -214,7 +215,7 @@ impl Node {
 
     /// Makes a checkpoint of everything applied so far.
     pub(super) fn cut_checkpoint(&mut self) {
-        (self.checkpointed_at, self.applied_bytes) = (self.ticks, 0);
+        (self.checkpointed_at, self.applied_bytes) = (Some(self.ticks), 0);
         self.keeper.add(vec![self.state.sessions_row()]);
         self.keeper.cut(Checkpoint { position: self.position(), membership: self.driver.membership() });
     }

@@ -51,6 +51,7 @@ impl Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftEnd>, Status> {
         let (peer, _, cluster) = self.authenticate(&request)?;
         self.shared.links.called_by(peer);
+        self.shared.inbound.called();
         let mut frames = request.into_inner();
         let refuse = |reason: &str| self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
         loop {

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::State;
 use super::rows::Dirty;
+use super::{Placement, State, Task};
 use crate::types::{InstanceId, NodeId, Resources, TaskId, VmName};
 
 /// Follows from VMs, instances and tasks; brought up to date with every entry.
@@ -106,14 +106,14 @@ impl State {
     }
 
     pub(super) fn index_all(&mut self) {
-        self.index = Index::default();
         self.index_runners();
-        for id in self.instances.keys().cloned().collect::<Vec<_>>() {
-            self.index_instance(&id);
+        let mut index = Index::default();
+        for (id, instance) in &self.instances {
+            let placement = instance.placement.as_deref();
+            index.set_instance(id, placement, self.is_unsettled(id, placement));
         }
-        for id in self.tasks.keys().copied().collect::<Vec<_>>() {
-            self.index_task(id);
-        }
+        self.tasks.iter().for_each(|(id, task)| index.set_task(*id, Some(task)));
+        self.index = index;
     }
 
     /// Follows what an entry has touched, and names the nodes that it is about.
@@ -123,7 +123,7 @@ impl State {
         for id in dirty.instances.iter().chain(of_vms).cloned().collect::<BTreeSet<_>>() {
             self.index_instance(&id);
         }
-        dirty.tasks.iter().for_each(|id| self.index_task(*id));
+        dirty.tasks.iter().for_each(|id| self.index.set_task(*id, self.tasks.get(id)));
         before.into_iter().chain(self.nodes_of(dirty)).collect()
     }
 
@@ -134,21 +134,31 @@ impl State {
     }
 
     fn index_instance(&mut self, id: &InstanceId) {
-        let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
-        let is_unsettled = match placement {
+        let placement = self.instances.get(id).and_then(|instance| instance.placement.as_deref());
+        let is_unsettled = self.is_unsettled(id, placement);
+        self.index.set_instance(id, placement, is_unsettled);
+    }
+
+    fn is_unsettled(&self, id: &InstanceId, placement: Option<&Placement>) -> bool {
+        match placement {
             None => self.is_desired(id),
             Some(placement) if placement.stopping => false,
             Some(placement) => self.desired(id).is_some_and(|spec| !placement.is_as_declared(id, &spec)),
-        };
-        self.index.instances.set(id, placement.map(|placement| (placement.node, placement.reserved)));
-        set(&mut self.index.unsettled, id, is_unsettled);
+        }
+    }
+}
+
+impl Index {
+    fn set_instance(&mut self, id: &InstanceId, placement: Option<&Placement>, is_unsettled: bool) {
+        self.instances.set(id, placement.map(|placement| (placement.node, placement.reserved)));
+        set(&mut self.unsettled, id, is_unsettled);
     }
 
-    fn index_task(&mut self, id: TaskId) {
-        let open = self.tasks.get(&id).filter(|task| !task.is_over());
+    fn set_task(&mut self, id: TaskId, task: Option<&Task>) {
+        let open = task.filter(|task| !task.is_over());
         let held = open.and_then(|task| Some((task.node?, task.spec.request)));
-        set(&mut self.index.waiting, &id, open.is_some() && held.is_none());
-        self.index.tasks.set(&id, held);
+        set(&mut self.waiting, &id, open.is_some() && held.is_none());
+        self.tasks.set(&id, held);
     }
 }
 

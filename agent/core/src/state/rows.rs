@@ -209,7 +209,7 @@ impl Loading {
     /// # Errors
     /// The first row that can't be read.
     pub fn finish(self) -> Result<State, RowError> {
-        let Self { mut state, workers, instances, wrong, .. } = self;
+        let Self { mut state, workers, mut instances, wrong, .. } = self;
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
@@ -223,9 +223,12 @@ impl Loading {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
         }
-        // One text for each name.
-        let shared = |InstanceId { vm, replica }| {
-            let vm = state.vms.get_key_value(&vm).map_or(vm, |(known, _)| known.clone());
+        // One text for each name: both are in the order of the names.
+        instances.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let mut names = state.vms.keys().peekable();
+        let mut shared = |InstanceId { vm, replica }| {
+            while names.next_if(|name| **name < vm).is_some() {}
+            let vm = names.peek().filter(|name| ***name == vm).map_or(vm, |name| VmName::clone(name));
             InstanceId { vm, replica }
         };
         state.instances = instances.into_iter().map(|(id, instance)| (shared(id), instance)).collect();

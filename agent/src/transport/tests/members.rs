@@ -211,6 +211,7 @@ async fn a_peer_that_calls_is_called_at_once() {
         let sender = cluster.nodes[0].transport.clone();
         let send = || sender.send(vec![heartbeat(0, 1, 1)]);
         wait_for("a message", send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+        assert!(cluster.nodes[0].recorder.calls.load(Ordering::Relaxed) > 0, "who leads is told that it is there");
         if begun.elapsed() < FIRST_BACKOFF * 8 {
             return;
         }

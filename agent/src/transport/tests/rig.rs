@@ -88,6 +88,7 @@ pub struct Recorder {
     pub authority: Option<Arc<Authority>>,
     pub admits: AtomicUsize,
     pub forwards: AtomicUsize,
+    pub calls: AtomicUsize,
     /// What whoever asks for a snapshot is given.
     pub rows: Mutex<Option<Arc<dyn SnapshotRows>>>,
     steps: mpsc::UnboundedSender<Message>,
@@ -103,6 +104,9 @@ impl Inbound for Recorder {
     }
     fn unreachable(&self, peer: RaftId) {
         let _ = self.unreachable.send(peer);
+    }
+    fn called(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
     }
     fn standing(&self) -> Standing {
         *self.standing.lock().unwrap()
@@ -164,6 +168,7 @@ impl Node {
             authority,
             admits: AtomicUsize::new(0),
             forwards: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
             rows: Mutex::new(None),
             steps: steps_sender,
             unreachable: unreachable_sender,

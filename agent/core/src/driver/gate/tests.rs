@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata};
 
@@ -387,6 +389,18 @@ fn a_heartbeat_does_not_commit_beyond_the_log() {
     let beyond = Message { commit: 10, ..message(MessageType::MsgHeartbeat) };
     assert!(unfit(&mut follower(), beyond.clone()).contains("was its disk replaced?"));
     follower().step(Message { term: 4, ..beyond }).unwrap();
+}
+
+#[test]
+fn a_leader_calls_when_it_is_asked_to_and_nobody_else_does() {
+    let called = |mut driver: Driver| {
+        persist(&mut driver);
+        driver.call();
+        let sent = driver.turn().map(|turn| turn.send).unwrap_or_default().into_iter();
+        let heartbeats = sent.filter(|message| message.msg_type() == MessageType::MsgHeartbeat);
+        heartbeats.map(|message| message.to).collect::<BTreeSet<_>>()
+    };
+    assert_eq!((called(leader()), called(follower())), ([12, 13, 14].into(), BTreeSet::new()));
 }
 
 #[test]
