@@ -386,14 +386,23 @@ impl Data {
         let locked = log::Directory::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
         // It may be what has filled the disk, and the log wants room to open.
         Store::remove_unfinished(&path).map_err(AgentError::OpenStore)?;
-        let (mut log, mut replay) = Log::open_on(locked, log::SEGMENT_BYTES).map_err(AgentError::OpenLog)?;
-        let store = match Store::open(&path).map_err(AgentError::OpenStore)? {
-            Some(store) => store,
+        let read = |store: Store| {
+            let loaded = store.load::<Loading>()?;
+            Ok((store, loaded))
+        };
+        // Where there is much, each takes its time.
+        let (opened, stored) = std::thread::scope(|scope| {
+            let opened = scope.spawn(|| Log::open_on(locked, log::SEGMENT_BYTES));
+            let stored = Store::open(&path).and_then(|store| store.map(read).transpose());
+            (opened.join().expect("it doesn't panic"), stored)
+        });
+        let (mut log, mut replay) = opened.map_err(AgentError::OpenLog)?;
+        let (store, loaded) = match stored.map_err(AgentError::OpenStore)? {
+            Some(stored) => stored,
             // A new one would make another host of this: one that could found a cluster on the log of its old one.
             None if replay != Replay::default() => return Err(AgentError::StoreMissing { path }),
-            None => Store::create(&path).map_err(AgentError::OpenStore)?,
+            None => Store::create(&path).and_then(read).map_err(AgentError::OpenStore)?,
         };
-        let loaded = store.load::<Loading>().map_err(AgentError::OpenStore)?;
         let Loaded { rows, checkpoint, installed, identity } = loaded;
         let state = rows.finish().map_err(|source| AgentError::Load { path: path.clone(), source })?;
         if installed {

@@ -19,7 +19,7 @@ use redb::{
 };
 use rustix::fs::Advice;
 
-pub use snapshot::{ChunkError, Incoming, Reader};
+pub use snapshot::{ChunkError, Incoming, Reader, rows_of};
 
 /// Layout of the tables; what is in their rows is versioned with the cluster's state.
 const FORMAT: u32 = 1;

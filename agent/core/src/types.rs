@@ -261,8 +261,8 @@ impl Hash {
         Self(sha2::Sha256::digest(bytes).into())
     }
     /// The first half: still enough that no two are alike.
-    pub fn half(&self) -> [u8; 16] {
-        self.0.first_chunk().copied().expect("it is longer")
+    pub fn half(&self) -> u128 {
+        u128::from_be_bytes(*self.0.first_chunk().expect("it is longer"))
     }
     /// The first 12 digits: enough for a person to tell two apart.
     pub fn short(&self) -> String {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use blixard_core::driver::{Checkpoint, Install, Message, Position, announced};
@@ -19,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::{Attempt, Input, Node, NodeError};
 use crate::memory;
-use crate::store::{ChunkError, Incoming, Reader, StoreError};
+use crate::store::{ChunkError, Incoming, Reader, StoreError, rows_of};
 use crate::transport::{SnapshotError, SnapshotRows, Transport};
 
 /// Bytes of rows in one chunk.
@@ -220,7 +221,9 @@ async fn fetch(
 ) -> Result<Fetched, FetchError> {
     let position = checkpoint.position;
     let begun = blocking(move || Incoming::begin(&path, checkpoint)).await;
-    let (mut incoming, mut loading) = (begun.map_err(FetchError::Begin)?, Loading::default());
+    let mut incoming = begun.map_err(FetchError::Begin)?;
+    let (passed, passing) = channel();
+    let state = tokio::task::spawn_blocking(move || load(&passing));
     let mut attempts = 0;
     loop {
         let error = match transport.snapshot(from, position, incoming.resume()).await {
@@ -228,13 +231,15 @@ async fn fetch(
                 match chunks.next().await {
                     Ok(chunk) => {
                         attempts = 0;
-                        let put =
-                            move || incoming.put(&chunk, &mut loading).map(|is_last| (incoming, loading, is_last));
-                        let is_last;
-                        (incoming, loading, is_last) = blocking(put).await.map_err(FetchError::Put)?;
+                        let chunk = Arc::new(chunk);
+                        // Whoever can't read it has ended; then it can't be put, either.
+                        let _ = passed.send(chunk.clone());
+                        let put = blocking(move || incoming.put(&chunk).map(|is_last| (incoming, is_last))).await;
+                        let (back, is_last) = put.map_err(FetchError::Put)?;
+                        incoming = back;
                         if is_last {
-                            let state = blocking(move || loading.finish()).await.map_err(FetchError::Rows)?;
-                            return Ok(Fetched { incoming, state });
+                            drop(passed);
+                            return Ok(Fetched { incoming, state: state.await.expect(ENDS)? });
                         }
                     }
                     Err(error) => break error,
@@ -250,8 +255,19 @@ async fn fetch(
     }
 }
 
+/// The state that chunks are which pass by.
+fn load(chunks: &Receiver<Arc<Vec<u8>>>) -> Result<State, FetchError> {
+    let mut loading = Loading::default();
+    for chunk in chunks {
+        loading.extend(rows_of(&chunk).map_err(FetchError::Put)?);
+    }
+    loading.finish().map_err(FetchError::Rows)
+}
+
+const ENDS: &str = "it doesn't panic, and nobody ends it";
+
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("it doesn't panic, and nobody ends it")
+    tokio::task::spawn_blocking(work).await.expect(ENDS)
 }
 
 /// Serves the rows of a snapshot that this node has announced.

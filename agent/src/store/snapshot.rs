@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use blixard_core::driver::Checkpoint;
 use blixard_core::state::Table;
 use blixard_core::types::Hash;
-use redb::{Durability, ReadTransaction, ReadableTableMetadata};
+use redb::{ReadTransaction, ReadableTableMetadata, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{META, META_CHECKPOINT, META_INSTALLED, Store, StoreError, encoded, rows};
@@ -32,6 +32,23 @@ struct Chunk<B> {
     rows: Vec<(u8, B, B)>,
     /// How many rows there are in all; only in the last chunk.
     total: Option<u64>,
+}
+
+impl<'a> Chunk<&'a [u8]> {
+    fn read(bytes: &'a [u8]) -> Result<Self, ChunkError> {
+        let chunk: Self = postcard::from_bytes(bytes).map_err(|_| ChunkError::Unreadable)?;
+        let is_known = |(table, ..): &(u8, _, _)| usize::from(*table) < Table::ALL.len();
+        if chunk.rows.iter().all(is_known) { Ok(chunk) } else { Err(ChunkError::Unreadable) }
+    }
+}
+
+/// The rows of one chunk.
+///
+/// # Errors
+/// When the chunk can't be read.
+pub fn rows_of(chunk: &[u8]) -> Result<impl Iterator<Item = (Table, &[u8], &[u8])>, ChunkError> {
+    let rows = Chunk::read(chunk)?.rows.into_iter();
+    Ok(rows.map(|(table, key, value)| (Table::ALL[usize::from(table)], key, value)))
 }
 
 /// Why a chunk can't be put into the incoming store.
@@ -115,6 +132,8 @@ impl Reader {
 
 /// A snapshot on its way in; beside the store, whose place it takes once it is whole.
 pub struct Incoming {
+    /// All of it, until the last chunk is in.
+    transaction: Option<WriteTransaction>,
     store: Store,
     last: Option<Place>,
     rows: u64,
@@ -128,7 +147,7 @@ impl Incoming {
     pub fn begin(path: &Path, checkpoint: Checkpoint) -> Result<Self, StoreError> {
         let mut store = Store::unfinished(path)?;
         store.checkpoint = checkpoint;
-        Ok(Self { store, last: None, rows: 0 })
+        Ok(Self { transaction: None, store, last: None, rows: 0 })
     }
 
     /// What to ask for next, if the stream ends before its last chunk.
@@ -136,45 +155,41 @@ impl Incoming {
         self.last.as_ref().map_or(Vec::new(), token)
     }
 
-    /// Puts the next chunk in, and its rows into `taken`; whether it was the last one, and all is on disk.
+    /// Puts the next chunk in; whether it was the last one, and all is on disk.
     ///
     /// # Errors
     /// When the chunk can't be read, rows are missing, or the disk fails.
-    pub fn put(
-        &mut self,
-        bytes: &[u8],
-        taken: &mut impl for<'a> Extend<(Table, &'a [u8], &'a [u8])>,
-    ) -> Result<bool, ChunkError> {
-        let Chunk::<&[u8]> { rows, total } = postcard::from_bytes(bytes).map_err(|_| ChunkError::Unreadable)?;
-        let known = |(table, ..): &(u8, _, _)| usize::from(*table) < Table::ALL.len();
-        if !rows.iter().all(known) {
-            return Err(ChunkError::Unreadable);
-        }
+    pub fn put(&mut self, bytes: &[u8]) -> Result<bool, ChunkError> {
+        let Chunk { rows, total } = Chunk::read(bytes)?;
         self.rows += rows.len() as u64;
         if let Some(total) = total.filter(|total| *total != self.rows) {
             return Err(ChunkError::Incomplete { found: self.rows, total });
         }
         self.last = rows.last().map(|(table, key, _)| (*table, key.to_vec())).or(self.last.take());
         self.store(&rows, total.is_some()).map_err(ChunkError::Write)?;
-        taken.extend(rows.iter().map(|(table, key, value)| (Table::ALL[usize::from(*table)], *key, *value)));
         Ok(total.is_some())
     }
 
     fn store(&mut self, chunk: &[(u8, &[u8], &[u8])], is_last: bool) -> Result<(), StoreError> {
-        let attempt = || {
-            let mut transaction = self.store.database.begin_write()?;
-            transaction.set_durability(if is_last { Durability::Immediate } else { Durability::None })?;
+        let mut attempt = || {
+            let transaction = match self.transaction.take() {
+                Some(begun) => begun,
+                None => self.store.database.begin_write()?,
+            };
             for group in chunk.chunk_by(|(one, ..), (other, ..)| one == other) {
                 let mut table = transaction.open_table(rows(Table::ALL[usize::from(group[0].0)]))?;
                 for (_, key, value) in group {
                     table.insert(*key, *value)?;
                 }
             }
-            if is_last {
-                let mut meta = transaction.open_table(META)?;
-                meta.insert(META_CHECKPOINT, encoded(&self.store.checkpoint).as_slice())?;
-                meta.insert(META_INSTALLED, [].as_slice())?;
+            if !is_last {
+                self.transaction = Some(transaction);
+                return Ok(());
             }
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(META_CHECKPOINT, encoded(&self.store.checkpoint).as_slice())?;
+            meta.insert(META_INSTALLED, [].as_slice())?;
+            drop(meta);
             transaction.commit()?;
             Ok(())
         };

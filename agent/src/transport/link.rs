@@ -95,7 +95,7 @@ impl Links {
     pub fn called_by(&self, node: NodeId) {
         let table = self.0.read().expect("nothing panics while it holds this lock");
         if let Some(link) = table.links.get(&node) {
-            link.called.notify_waiters();
+            link.called.notify_one();
         }
     }
 
@@ -227,7 +227,7 @@ struct Carrier {
 impl Carrier {
     async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
-        let (mut said, mut was_called) = (false, false);
+        let mut said = false;
         loop {
             let begun = Instant::now();
             let reason = self.stream().await;
@@ -240,11 +240,10 @@ impl Carrier {
                 debug!(peer = %self.member.name, address = %self.member.address, reason, "peer is still unreachable");
             }
             if lasted {
-                (backoff, was_called) = (FIRST_BACKOFF, false);
+                backoff = FIRST_BACKOFF;
             }
             self.inbound.unreachable(self.member.raft);
-            // Once: two that end each other's streams at once would never wait.
-            was_called |= self.drop_queued_for(backoff, !was_called).await;
+            self.drop_queued_for(backoff, begun + FIRST_BACKOFF).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
         }
     }
@@ -274,17 +273,22 @@ impl Carrier {
         }
     }
 
-    /// What is queued while the peer can't be reached is stale by the time it can; whether it called meanwhile.
-    async fn drop_queued_for(&mut self, backoff: Duration, unless_called: bool) -> bool {
-        let (over, called) = (tokio::time::sleep(backoff), self.called.notified());
+    /// What is queued while the peer can't be reached is stale by the time it can. A peer that calls is there, and is called
+    /// back, but not before `earliest`: two that end each other's streams at once would never wait.
+    async fn drop_queued_for(&mut self, backoff: Duration, earliest: Instant) {
+        let called = async {
+            self.called.notified().await;
+            tokio::time::sleep_until(earliest).await;
+        };
+        let over = tokio::time::sleep(backoff);
         tokio::pin!(over, called);
         loop {
             tokio::select! {
-                () = &mut over => return false,
-                () = &mut called, if unless_called => return true,
+                () = &mut over => return,
+                () = &mut called => return,
                 queued = self.queue.recv() => match queued {
                     Some(Queued { bytes, .. }) => self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed),
-                    None => return false,
+                    None => return,
                 },
             };
         }

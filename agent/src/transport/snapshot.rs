@@ -17,6 +17,8 @@ use super::{MAX_FRAME, SnapshotError, SnapshotRows};
 
 /// Bytes a second that one snapshot takes of a leader at most: what it has to do beside comes first.
 const BYTES_PER_SECOND: u32 = 256 << 20;
+/// How far it may be ahead of that: timers are too coarse for single chunks.
+const BURST: Duration = Duration::from_millis(5);
 /// Chunks that are read and not sent yet.
 pub const CHUNKS_AHEAD: usize = 2;
 
@@ -79,6 +81,8 @@ pub async fn serve(rows: Arc<dyn SnapshotRows>, mut after: Vec<u8>, out: mpsc::S
         let Some(next) = next else { return };
         after = next;
         due = due.max(Instant::now()) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
-        tokio::time::sleep_until(due).await;
+        if due > Instant::now() + BURST {
+            tokio::time::sleep_until(due).await;
+        }
     }
 }

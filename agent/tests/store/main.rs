@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blixard::log::{Log, Replay};
-use blixard::store::{ChunkError, Incoming, Store, StoreError};
+use blixard::store::{ChunkError, Incoming, Store, StoreError, rows_of};
 use blixard_core::driver::{
     Checkpoint, CommitOnDisk, Content, Driver, Membership, Position, Recovered, Settings, Write,
 };
@@ -148,7 +148,8 @@ fn copied(from: &Store, path: &Path, bytes: usize) -> (Incoming, Rows) {
     let (mut incoming, mut passed) = (Incoming::begin(path, reader.checkpoint().clone()).unwrap(), Rows::default());
     loop {
         let (chunk, next) = reader.chunk(&incoming.resume(), bytes).unwrap();
-        let is_last = incoming.put(&chunk, &mut passed).unwrap();
+        let is_last = incoming.put(&chunk).unwrap();
+        passed.extend(rows_of(&chunk).unwrap());
         assert_eq!((is_last, incoming.resume()), (next.is_none(), next.unwrap_or(incoming.resume())));
         if is_last {
             return (incoming, passed);
@@ -188,7 +189,7 @@ fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
     let mut store = to.create();
     let reader = source.reader().unwrap();
     let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
-    while !incoming.put(&reader.chunk(&incoming.resume(), 500).unwrap().0, &mut Rows::default()).unwrap() {
+    while !incoming.put(&reader.chunk(&incoming.resume(), 500).unwrap().0).unwrap() {
         let index = source.checkpoint().position.index + 1;
         let changes: Vec<_> = many_rows().into_iter().map(|change| Change { value: None, ..change }).collect();
         source.commit(&changes, &at(index), committed(index)).unwrap();
@@ -209,11 +210,11 @@ fn a_snapshot_that_lost_a_part_or_cannot_be_read_is_refused() {
     let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
     let (_, next) = reader.chunk(&[], 5_000).unwrap();
     let (rest, _) = reader.chunk(&next.unwrap(), 1 << 20).unwrap();
-    assert!(matches!(incoming.put(&rest, &mut Rows::default()), Err(ChunkError::Incomplete { total: 200, .. })));
+    assert!(matches!(incoming.put(&rest), Err(ChunkError::Incomplete { total: 200, .. })));
     let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
-    assert!(matches!(incoming.put(b"\xff\xff", &mut Rows::default()), Err(ChunkError::Unreadable)));
+    assert!(matches!(incoming.put(b"\xff\xff"), Err(ChunkError::Unreadable)));
     let unknown_table = postcard::to_stdvec(&(vec![(99_u8, vec![1_u8], vec![1_u8])], None::<u64>)).unwrap();
-    assert!(matches!(incoming.put(&unknown_table, &mut Rows::default()), Err(ChunkError::Unreadable)));
+    assert!(matches!(incoming.put(&unknown_table), Err(ChunkError::Unreadable)));
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::packed::Packed;
 use super::rows::Dirty;
-use super::{Placement, State, Task};
+use super::vms::Head;
+use super::{Placement, State, Task, Vm};
 use crate::types::{InstanceId, NodeId, Resources, TaskId, VmName};
 
 /// Follows from VMs, instances and tasks; brought up to date with every entry.
@@ -107,10 +109,12 @@ impl State {
 
     pub(super) fn index_all(&mut self) {
         self.index_runners();
-        let mut index = Index::default();
+        let (mut index, mut vms) = (Index::default(), self.vms.iter().peekable());
         for (id, instance) in &self.instances {
-            let placement = instance.placement.as_deref();
-            index.set_instance(id, placement, self.is_unsettled(id, placement));
+            // Both are in the order of the names.
+            while vms.next_if(|(name, _)| **name < id.vm).is_some() {}
+            let vm = vms.peek().filter(|(name, _)| **name == id.vm).map(|(_, vm)| *vm);
+            index.set_instance(id, instance.placement.as_deref(), vm);
         }
         self.tasks.iter().for_each(|(id, task)| index.set_task(*id, Some(task)));
         self.index = index;
@@ -135,21 +139,20 @@ impl State {
 
     fn index_instance(&mut self, id: &InstanceId) {
         let placement = self.instances.get(id).and_then(|instance| instance.placement.as_deref());
-        let is_unsettled = self.is_unsettled(id, placement);
-        self.index.set_instance(id, placement, is_unsettled);
-    }
-
-    fn is_unsettled(&self, id: &InstanceId, placement: Option<&Placement>) -> bool {
-        match placement {
-            None => self.is_desired(id),
-            Some(placement) if placement.stopping => false,
-            Some(placement) => self.desired(id).is_some_and(|spec| !placement.is_as_declared(id, &spec)),
-        }
+        self.index.set_instance(id, placement, self.vms.get(&id.vm));
     }
 }
 
 impl Index {
-    fn set_instance(&mut self, id: &InstanceId, placement: Option<&Placement>, is_unsettled: bool) {
+    fn set_instance(&mut self, id: &InstanceId, placement: Option<&Placement>, vm: Option<&Packed<Vm>>) {
+        let is_to_run = |vm: &&Packed<Vm>| {
+            let head: Head = vm.head();
+            head.running && head.has(id.replica)
+        };
+        let is_unsettled = vm.filter(is_to_run).is_some_and(|vm| match placement {
+            None => true,
+            Some(placement) => !placement.stopping && !placement.is_as_declared(id, &vm.value().spec),
+        });
         self.instances.set(id, placement.map(|placement| (placement.node, placement.reserved)));
         set(&mut self.unsettled, id, is_unsettled);
     }

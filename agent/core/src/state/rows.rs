@@ -1,12 +1,13 @@
 //! The state as rows: what the store keeps, one table per kind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::packed::{Packed, decode, encode};
+use super::vms::Head;
 use super::{HeadRecord, Held, Instance, Node, State, Task, Vm, WorkerStatus};
 use crate::command::Worker;
 use crate::types::{InstanceId, NodeId, TaskId, VmName};
@@ -22,6 +23,7 @@ pub enum Table {
     Workers,
     WorkerStatus,
     Vms,
+    /// An instance that was never placed has no row: it follows from its VM.
     Placements,
     Tasks,
     Manifests,
@@ -128,7 +130,8 @@ impl State {
             put(Table::Vms, text(&name), self.vms.get(&name).map(Packed::bytes));
         }
         for id in dirty.instances {
-            put(Table::Placements, text(&id), row(self.instances.get(&id)));
+            let instance = self.instances.get(&id).filter(|instance| **instance != Instance::default());
+            put(Table::Placements, text(&id), row(instance));
         }
         for id in dirty.tasks {
             put(Table::Tasks, number(id.0), row(self.tasks.get(&id)));
@@ -209,7 +212,7 @@ impl Loading {
     /// # Errors
     /// The first row that can't be read.
     pub fn finish(self) -> Result<State, RowError> {
-        let Self { mut state, workers, mut instances, wrong, .. } = self;
+        let Self { mut state, workers, instances, wrong, .. } = self;
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
@@ -223,18 +226,28 @@ impl Loading {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
         }
-        // One text for each name: both are in the order of the names.
-        instances.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        let mut names = state.vms.keys().peekable();
-        let mut shared = |InstanceId { vm, replica }| {
-            while names.next_if(|name| **name < vm).is_some() {}
-            let vm = names.peek().filter(|name| ***name == vm).map_or(vm, |name| VmName::clone(name));
-            InstanceId { vm, replica }
-        };
-        state.instances = instances.into_iter().map(|(id, instance)| (shared(id), instance)).collect();
+        state.instances = whole(instances, &state);
         state.index_all();
         Ok(state)
     }
+}
+
+/// The instances that have rows, and those that follow from their VMs; with one text for each name.
+fn whole(mut rows: Vec<(InstanceId, Instance)>, state: &State) -> BTreeMap<InstanceId, Instance> {
+    rows.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    let (mut rows, mut all) = (rows.into_iter().peekable(), Vec::new());
+    for (name, vm) in &state.vms {
+        let id = |replica| InstanceId { vm: name.clone(), replica };
+        all.extend(std::iter::from_fn(|| rows.next_if(|(id, _)| id.vm < *name)));
+        for id in vm.head::<Head>().replicas().map(id) {
+            let row = rows.next_if(|(row, _)| *row == id);
+            all.push((id, row.map(|(_, instance)| instance).unwrap_or_default()));
+        }
+        let going = std::iter::from_fn(|| rows.next_if(|(id, _)| id.vm == *name));
+        all.extend(going.map(|(row, instance)| (id(row.replica), instance)));
+    }
+    all.extend(rows);
+    all.into_iter().collect()
 }
 
 fn row<T: Serialize>(value: Option<&T>) -> Option<Arc<[u8]>> {

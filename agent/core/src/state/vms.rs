@@ -27,7 +27,7 @@ pub enum Conflict {
 }
 
 /// Half of the SHA-256 of a runner's path.
-pub(super) type RunnerKey = [u8; 16];
+pub(super) type RunnerKey = u128;
 
 /// The first fields of a [`Vm`] and of its spec.
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ impl State {
     }
 
     /// Whether this instance is to run.
-    pub(super) fn is_desired(&self, id: &InstanceId) -> bool {
+    fn is_desired(&self, id: &InstanceId) -> bool {
         self.vm_head(&id.vm).is_some_and(|vm| vm.running && vm.has(id.replica))
     }
 
@@ -177,8 +177,12 @@ impl State {
 }
 
 impl Head<'_> {
-    fn has(&self, replica: u16) -> bool {
+    pub(super) fn has(&self, replica: u16) -> bool {
         usize::from(replica) < self.runners.len()
+    }
+
+    pub(super) fn replicas(&self) -> impl Iterator<Item = u16> {
+        0..u16::try_from(self.runners.len()).unwrap_or(u16::MAX)
     }
 }
 
