@@ -243,7 +243,7 @@ impl Carrier {
                 backoff = FIRST_BACKOFF;
             }
             self.inbound.unreachable(self.member.raft);
-            self.drop_queued_for(backoff, begun + FIRST_BACKOFF).await;
+            self.drop_queued_for(backoff, begun + backoff / 5).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
         }
     }
