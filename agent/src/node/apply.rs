@@ -231,7 +231,12 @@ impl Node {
     /// The store holds a checkpoint: the log may forget what is before it.
     pub(super) fn kept(&mut self, kept: super::disk::Kept) -> Result<(), NodeError> {
         let reader = self.keeper.back(kept)?;
+        let is_awaited = self.driver.wants_checkpoint();
         let needed = self.driver.checkpointed(reader.checkpoint().clone());
+        if is_awaited {
+            // Raft tries again when the follower answers.
+            self.driver.call();
+        }
         self.writer.release_before(needed);
         let reader = Arc::new(reader);
         self.hash_if_marked(&reader);

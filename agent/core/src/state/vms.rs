@@ -6,7 +6,7 @@ use super::packed::Packed;
 use super::{Instance, Owner, Refusal, State, Vm, refuse};
 use crate::command::{Presence, Reply};
 use crate::manifest::{Manifest, VmSpec};
-use crate::types::{Hash, InstanceId, StorePath, Timestamp, VmName};
+use crate::types::{Generation, Hash, InstanceId, StorePath, Timestamp, VmName};
 
 /// Most VMs, so that nobody can fill the memory by making one after the other.
 pub const MAX_VMS: usize = 200_000;
@@ -159,7 +159,9 @@ impl State {
             if !self.instances.contains_key(&id) {
                 let generation = self.counters.generation_floor;
                 self.instances.insert(id.clone(), Instance { generation, ..Instance::default() });
-                self.dirty.instances.insert(id);
+                if generation > Generation(0) {
+                    self.dirty.instances.insert(id);
+                }
             }
         }
         let own = self.instances_of(name).map(|(id, _)| id);

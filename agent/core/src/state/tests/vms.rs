@@ -262,3 +262,20 @@ fn the_first_fields_of_a_vm_are_those_that_most_questions_are_about() {
         }
     }
 }
+
+#[test]
+fn an_instance_has_a_row_once_it_was_placed() {
+    let mut fixture = Fixture::of_nodes(1);
+    let rows = |fixture: &Fixture| fixture.rows.keys().filter(|(table, _)| *table == Table::Placements).count();
+    fixture.declare(&[("web", vm("web", 2))]);
+    assert_eq!((rows(&fixture), fixture.state.instances().len()), (0, 2));
+    fixture.settle();
+    assert_eq!(rows(&fixture), 2);
+    // A generation that was given must not be given again, though it is another instance.
+    fixture.declare(&[]);
+    fixture.report("web-0", InstancePhase::Stopped);
+    fixture.report("web-1", InstancePhase::Stopped);
+    assert_eq!(rows(&fixture), 0);
+    fixture.declare(&[("web", vm("web", 1))]);
+    assert_eq!(rows(&fixture), 1);
+}
