@@ -108,7 +108,6 @@ impl State {
     }
 
     pub(super) fn index_all(&mut self) {
-        self.index_runners();
         let (mut index, mut vms) = (Index::default(), self.vms.iter().peekable());
         for (id, instance) in &self.instances {
             // Both are in the order of the names.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::packed::{Packed, decode, encode};
-use super::vms::Head;
+use super::vms::{Head, RunnerKey};
 use super::{HeadRecord, Held, Instance, Node, State, Task, Vm, WorkerStatus};
 use crate::command::Worker;
 use crate::types::{InstanceId, NodeId, TaskId, VmName};
@@ -174,6 +174,7 @@ pub struct Loading {
     workers: Vec<(NodeId, Worker)>,
     worker_status: Vec<(NodeId, WorkerStatus)>,
     vms: Vec<(VmName, Packed<Vm>)>,
+    runners: Vec<(RunnerKey, VmName)>,
     instances: Vec<(InstanceId, Instance)>,
     tasks: Vec<(TaskId, Task)>,
     manifests: Vec<(u64, HeadRecord)>,
@@ -199,7 +200,10 @@ impl Loading {
             Table::Nodes => put(&mut self.nodes, node_key(key), value),
             Table::WorkerStatus => put(&mut self.worker_status, node_key(key), value),
             Table::Held => put(&mut self.held, node_key(key), value),
-            Table::Vms => text_key(key).zip(Packed::read(value)).map(|vm| self.vms.push(vm)),
+            Table::Vms => text_key(key).zip(Packed::read(value)).map(|(name, vm): (_, Packed<Vm>)| {
+                self.runners.extend(vm.head::<Head>().owned_by(&name));
+                self.vms.push((name, vm));
+            }),
             Table::Placements => put(&mut self.instances, text_key(key), value),
             Table::Tasks => put(&mut self.tasks, number_key(key).map(TaskId), value),
             Table::Manifests => put(&mut self.manifests, number_key(key), value),
@@ -219,6 +223,7 @@ impl Loading {
         state.nodes = self.nodes.into_iter().collect();
         state.worker_status = self.worker_status.into_iter().collect();
         state.vms = self.vms.into_iter().collect();
+        state.runners = self.runners.into_iter().collect();
         state.tasks = self.tasks.into_iter().collect();
         state.manifests = self.manifests.into_iter().collect();
         state.held = self.held.into_iter().collect();

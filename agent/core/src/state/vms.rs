@@ -169,18 +169,16 @@ impl State {
             self.stop_instance(&id, at);
         }
     }
-
-    pub(super) fn index_runners(&mut self) {
-        let runners = self.vms.iter().flat_map(|(name, vm)| {
-            vm.head::<Head>().runners.into_iter().map(|runner| (key_of(runner), name.clone())).collect::<Vec<_>>()
-        });
-        self.runners = runners.collect();
-    }
 }
 
 impl Head<'_> {
     pub(super) fn has(&self, replica: u16) -> bool {
         usize::from(replica) < self.runners.len()
+    }
+
+    /// Each of its runners, with its name.
+    pub(super) fn owned_by(&self, name: &VmName) -> impl Iterator<Item = (RunnerKey, VmName)> {
+        self.runners.iter().map(|runner| (key_of(runner), name.clone()))
     }
 
     pub(super) fn replicas(&self) -> impl Iterator<Item = u16> {
