@@ -44,13 +44,21 @@ pub enum RefusedMessage {
 }
 
 impl RefusedMessage {
-    /// Whether an honest server may have sent it, before this one was started again or lost its lead: what it was about
-    /// is asked for again.
+    /// Whether an honest server may have sent it, before this one was started again, lost its lead, was sent more entries,
+    /// or followed somebody else for a while: what it was about is asked for again, or was given up.
     pub fn may_be_late(&self) -> bool {
-        use MessageType::{MsgAppendResponse, MsgReadIndex, MsgReadIndexResp};
+        use MessageType as T;
         match self {
             Self::Step { .. } => true,
-            Self::Unfit { kind, .. } => matches!(kind, MsgAppendResponse | MsgReadIndex | MsgReadIndexResp),
+            Self::Unfit { kind, .. } => matches!(
+                kind,
+                T::MsgAppendResponse
+                    | T::MsgReadIndex
+                    | T::MsgReadIndexResp
+                    | T::MsgRequestPreVoteResponse
+                    | T::MsgRequestVoteResponse
+                    | T::MsgTimeoutNow
+            ),
             Self::Kind { .. } | Self::Malformed { .. } | Self::Entry { .. } => false,
         }
     }

@@ -6,12 +6,14 @@ use blixard_core::driver::{Committed, Content, Membership, Message, Position, Ro
 use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, MessageType};
 
+use super::image::Image;
 use super::server::{Server, Told};
 
 /// What was seen so far, and how often what had to happen did.
 pub struct Facts {
     seed: u64,
-    leaders: BTreeMap<u64, RaftId>,
+    /// Who leads each term, and the log with which it began to.
+    leaders: BTreeMap<u64, (RaftId, Image)>,
     /// Whom each server has told, in each term, that it votes for them.
     votes: BTreeMap<(RaftId, u64), u64>,
     /// Where each server stood when it was last looked at.
@@ -80,13 +82,14 @@ impl Facts {
     }
 
     fn at_most_one_server_leads_a_term(&mut self, server: &Server) {
-        let status = server.status();
-        if status.soft.role == Role::Leader {
-            let leader = *self.leaders.entry(status.term).or_insert_with(|| {
+        let (status, image) = (server.status(), &server.log.durable);
+        // Who votes alone leads before its term is on disk. Nobody has heard of that one, and a crash takes it back.
+        if status.soft.role == Role::Leader && image.hard_state.term >= status.term {
+            let (leader, _) = self.leaders.entry(status.term).or_insert_with(|| {
                 self.elections += 1;
-                server.id
+                (server.id, image.clone())
             });
-            assert_eq!(leader, server.id, "seed {}: two servers lead term {}", self.seed, status.term);
+            assert_eq!(*leader, server.id, "seed {}: two servers lead term {}", self.seed, status.term);
         }
     }
 
@@ -203,15 +206,36 @@ impl Facts {
                 MessageType::MsgRequestVoteResponse if !message.reject => {
                     term > message.term || (term == message.term && vote == message.to)
                 }
-                MessageType::MsgAppendResponse if !message.reject => {
-                    image.last() >= message.index || server.store.checkpoint.position.index >= message.index
+                MessageType::MsgAppendResponse if !message.reject => self.is_answered_for(server, message),
+                MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => {
+                    term >= message.term
                 }
-                MessageType::MsgAppend | MessageType::MsgHeartbeat => term >= message.term,
                 _ => true,
             };
             let shown = super::world::shown(message);
             assert!(is_written, "seed {}: {shown} leaves before it is on disk: {:?}", self.seed, image.hard_state);
         }
+    }
+
+    /// Whether the log on disk agrees, up to where `answer` says so, with that of the leader whom it is for.
+    ///
+    /// One write may bring an entry, the answer to it, and what replaced it in a later term: then the log parts from that
+    /// leader's before. Such an answer is no worse than one that was long under way: the entry was in the log, in memory,
+    /// whenever this server has voted since. Who was elected without it proves that no quorum has acknowledged it.
+    fn is_answered_for(&self, server: &Server, answer: &Message) -> bool {
+        let (image, term) = (&server.log.durable, answer.term);
+        if server.store.checkpoint.position.index >= answer.index {
+            return true;
+        }
+        let Some((_, began)) = self.leaders.get(&term) else { return false };
+        let last = image.last().min(answer.index);
+        let of_leader = match (last > began.last(), began.term_at(last)) {
+            (true, _) => Some(term),
+            (false, None) => self.committed.get(&last).map(|entry| entry.position.term),
+            (false, known) => known,
+        };
+        let is_replaced = image.hard_state.term > term;
+        if image.term_at(last) == of_leader { last == answer.index } else { is_replaced }
     }
 
     fn no_server_votes_twice_in_a_term(&mut self, id: RaftId, messages: &[Message]) {

@@ -76,7 +76,7 @@ fn trouble(world: &mut World, next_id: &mut u64) {
             let slow = world.random.between(0, 300 * MILLISECOND);
             world.servers.get_mut(&id).expect("it is one of them").sync_time = slow;
         }
-        66..70 => {
+        66..70 if is_up => {
             let left = u32::try_from(world.random.below(20)).expect("it is small");
             world.servers.get_mut(&id).expect("it is one of them").log.writes_left = Some(left);
         }

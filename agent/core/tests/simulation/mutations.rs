@@ -49,7 +49,7 @@ fn a_log_that_is_cut_too_early_is_caught() {
 
 #[test]
 fn a_log_that_does_not_begin_anew_behind_a_snapshot_is_caught() {
-    is_caught(Mutation::ForgetsRestarts, "has a gap");
+    is_caught(Mutation::ForgetsRestarts, "leaves before it is on disk");
 }
 
 #[test]

@@ -449,12 +449,15 @@ fn a_server_that_still_writes_wins_no_election() {
     let mut driver = follower();
     driver.step(Message { index: 9, log_term: 5, entries: vec![entry(10, 5)], ..append() }).unwrap();
     let writes = turns(&mut driver);
-    assert_eq!(unfit(&mut driver, message(MessageType::MsgTimeoutNow)), "this server is still writing, and can't lead");
+    let handover = message(MessageType::MsgTimeoutNow);
+    assert_eq!(unfit(&mut driver, handover.clone()), "this server is still writing, and can't lead");
+    assert!(driver.step(handover).unwrap_err().may_be_late(), "its sender gave the handover up, and went on");
     (0..60).for_each(|_| driver.tick());
     assert_eq!(driver.soft().role, Role::Candidate);
     for kind in [MessageType::MsgRequestPreVoteResponse, MessageType::MsgRequestVoteResponse] {
         let granted = Message { term: 6, ..message(kind) };
         assert_eq!(unfit(&mut driver, granted.clone()), "this server has not asked for a vote yet");
+        assert!(driver.step(granted).unwrap_err().may_be_late(), "it stood before it followed");
     }
     driver.persisted(Write::write_all(writes, &mut Disk).unwrap().unwrap());
     persist(&mut driver);
