@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
 use blixard_core::command::{Answer, Command, Entry, Request};
-use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
+use blixard_core::driver::{self, Driver, ELECTION_TICKS, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
@@ -41,8 +41,8 @@ const INBOX: usize = 4096;
 const BATCH: usize = 1024;
 /// A worker that the leader hasn't heard for this long does not answer.
 const SILENT_TICKS: u64 = 300;
-/// Ticks that are made up for after a pause.
-const MAX_TICKS_AT_ONCE: u128 = 10;
+/// Ticks that are made up for after a pause: what came meanwhile is to be heard before an election is due.
+const MAX_TICKS_AT_ONCE: u128 = ELECTION_TICKS as u128 / 3;
 
 /// What the loop is made of.
 pub struct Parts {

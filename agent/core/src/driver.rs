@@ -37,7 +37,7 @@ pub use membership::{Membership, MembershipChange, RefusedChange};
 pub use proposals::{Fate, Proposals};
 pub use raft::eraftpb::Message;
 pub use recovered::{Position, Recovered, StartError, behind_snapshot};
-pub use settings::Settings;
+pub use settings::{ELECTION_TICKS, Settings};
 pub use turn::{CommitOnDisk, Committed, Content, Durable, Install, LogStore, Turn, Write, announced};
 
 use serde::{Deserialize, Serialize};
@@ -179,8 +179,14 @@ impl Driver {
 
     /// Lets one tick pass.
     pub fn tick(&mut self) {
-        // Who votes alone becomes leader at once, and raft wants everything from before on disk by then.
-        let is_early = self.is_alone() && self.is_writing() && self.soft().role != Role::Leader;
+        // Who votes alone becomes leader at once, and raft wants everything from before on disk by then. Who stands asks
+        // for votes once its own is on disk: a slow one mustn't make it stand anew before anybody has heard of it.
+        let is_early = self.is_writing()
+            && match self.soft().role {
+                Role::Follower => self.is_alone(),
+                Role::Candidate => true,
+                Role::Leader => false,
+            };
         if is_early || self.installing.is_some() {
             return;
         }

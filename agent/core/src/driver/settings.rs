@@ -2,6 +2,9 @@
 
 use crate::types::RaftId;
 
+/// Ticks that a follower waits for its leader by default, or up to twice as many, before it stands for election.
+pub const ELECTION_TICKS: u16 = 20;
+
 /// What a driver is made with; counts are ticks of 10 ms in the agent.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -26,12 +29,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Heartbeats every 50 ms and elections after 300 to 600 ms at 10 ms a tick.
+    /// Heartbeats every 50 ms and elections after 200 to 400 ms at 10 ms a tick.
     pub fn new(id: RaftId, seed: u64) -> Self {
         Self {
             id,
             seed,
-            election_ticks: 30,
+            election_ticks: ELECTION_TICKS,
             heartbeat_ticks: 5,
             max_command_bytes: crate::command::MAX_BYTES,
             max_message_bytes: 512 << 10,
@@ -73,4 +76,48 @@ fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::MessageType;
+
+    use super::super::{Driver, Membership, Message, Recovered, Role};
+    use super::*;
+
+    /// One of three voters, just started.
+    fn started(seed: u64) -> Driver {
+        let membership = Membership { voters: [1, 2, 3].map(RaftId).into(), ..Membership::default() };
+        let recovered = Recovered { membership, ..Recovered::blank(RaftId(1)) };
+        Driver::new(Settings::new(RaftId(1), seed), recovered).unwrap()
+    }
+
+    /// After how many ticks it stands for election.
+    fn waits(driver: &mut Driver) -> u16 {
+        let ticks = (1..1000).find(|_| {
+            driver.tick();
+            driver.soft().role == Role::Candidate
+        });
+        ticks.expect("it hears nobody")
+    }
+
+    #[test]
+    fn who_has_heard_a_leader_waits_one_timeout_at_least_and_two_at_most() {
+        let waited: Vec<u16> = (0..1000)
+            .map(|seed| {
+                let mut driver = started(seed);
+                let heartbeat = Message {
+                    msg_type: MessageType::MsgHeartbeat.into(),
+                    from: 2,
+                    to: 1,
+                    term: 1,
+                    ..Message::default()
+                };
+                driver.step(heartbeat).unwrap();
+                waits(&mut driver)
+            })
+            .collect();
+        assert_eq!(waited.iter().min(), Some(&ELECTION_TICKS));
+        assert_eq!(waited.iter().max(), Some(&(2 * ELECTION_TICKS - 1)));
+    }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use blixard_core::driver::{
-    Driver, Fate, Membership, MembershipChange, ProposeError, ReadError, Recovered, Role, Settings, Write,
+    Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, ProposeError, ReadError, Recovered, Role, Settings,
+    Write,
 };
 use blixard_core::types::RaftId;
 
 use super::disk::LogDisk;
-use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, World};
+use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, TICK, World};
 
 fn three(seed: u64) -> World {
     World::of_voters(seed, 3, Mutation::None)
@@ -135,6 +136,20 @@ fn a_server_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
     world.heal();
     world.run_for(SECOND);
     assert_eq!((world.leader(), world.status(leader).term), (Some(leader), term));
+}
+
+#[test]
+fn a_candidate_gives_its_disk_time_before_it_stands_anew() {
+    let terms = (0..100).map(|seed| {
+        let mut world = three(seed);
+        // Its own vote and the other's together take longer than some wait.
+        world.servers.values_mut().for_each(|server| server.sync_time = TICK * u64::from(ELECTION_TICKS - 1));
+        world.until("leader", |world| world.leader().is_some());
+        world.status(world.leader().unwrap()).term
+    });
+    let mut terms: Vec<_> = terms.collect();
+    terms.sort_unstable();
+    assert_eq!(terms[terms.len() / 2], 1, "{terms:?}");
 }
 
 #[test]

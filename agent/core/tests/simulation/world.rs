@@ -19,7 +19,7 @@ pub const SECOND: Time = 1_000 * MILLISECOND;
 /// How long a leader waits for a follower to fetch its snapshot.
 const OFFER: Time = 500 * MILLISECOND;
 /// What a server's clock calls a tick, by a clock that is right.
-const TICK: Time = 10 * MILLISECOND;
+pub const TICK: Time = 10 * MILLISECOND;
 
 /// A small generator of our own, so that no update of a crate changes what a seed means.
 pub struct Random(u64);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata};
 
 use super::super::announced as announced_checkpoint;
-use super::super::{Driver, LogStore, Membership, Position, Recovered, Role, Settings, Write};
+use super::super::{Driver, ELECTION_TICKS, LogStore, Membership, Position, Recovered, Role, Settings, Write};
 use super::*;
 use crate::types::RaftId;
 
@@ -52,7 +52,7 @@ fn persist(driver: &mut Driver) {
 
 fn candidate() -> Driver {
     let mut driver = follower();
-    (0..60).for_each(|_| driver.tick());
+    (0..2 * ELECTION_TICKS).for_each(|_| driver.tick());
     assert_eq!((driver.soft().role, driver.term()), (Role::Candidate, 5));
     persist(&mut driver);
     driver.step(Message { term: 6, from: 12, ..message(MessageType::MsgRequestPreVoteResponse) }).unwrap();
@@ -452,7 +452,7 @@ fn a_server_that_still_writes_wins_no_election() {
     let handover = message(MessageType::MsgTimeoutNow);
     assert_eq!(unfit(&mut driver, handover.clone()), "this server is still writing, and can't lead");
     assert!(driver.step(handover).unwrap_err().may_be_late(), "its sender gave the handover up, and went on");
-    (0..60).for_each(|_| driver.tick());
+    (0..2 * ELECTION_TICKS).for_each(|_| driver.tick());
     assert_eq!(driver.soft().role, Role::Candidate);
     for kind in [MessageType::MsgRequestPreVoteResponse, MessageType::MsgRequestVoteResponse] {
         let granted = Message { term: 6, ..message(kind) };
