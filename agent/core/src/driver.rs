@@ -173,6 +173,7 @@ impl Driver {
             last_read: 0,
             unapplied_changes: VecDeque::new(),
         };
+        driver.raw.raft.election_elapsed = driver.settings.head_start();
         driver.pin_election_timeout();
         Ok(driver)
     }

@@ -62,6 +62,14 @@ impl Settings {
         }
     }
 
+    /// How many ticks of its first election timeout a server has behind it when it starts.
+    ///
+    /// It has followed nobody: a leader that reaches it is heard within a heartbeat. Where none does, it may stand before
+    /// its links are up; it asks for pre-votes first, which raise no term, and which those who hear a leader refuse.
+    pub(super) fn head_start(&self) -> usize {
+        usize::from(self.election_ticks - self.heartbeat_ticks)
+    }
+
     /// The election timeout of one node in one term, in ticks; raft would draw it from a thread's generator.
     pub(super) fn election_timeout(&self, term: u64) -> usize {
         let mixed = mix(mix(self.seed ^ mix(self.id.0)) ^ term);
@@ -99,6 +107,15 @@ mod tests {
             driver.soft().role == Role::Candidate
         });
         ticks.expect("it hears nobody")
+    }
+
+    #[test]
+    fn who_starts_gives_a_leader_one_heartbeat_and_then_stands_within_one_timeout() {
+        let Settings { election_ticks, heartbeat_ticks, .. } = Settings::new(RaftId(1), 0);
+        let waited: Vec<u16> = (0..1000).map(|seed| waits(&mut started(seed))).collect();
+        assert_eq!(waited.iter().min(), Some(&heartbeat_ticks));
+        assert_eq!(waited.iter().max(), Some(&(heartbeat_ticks + election_ticks - 1)));
+        assert_eq!(waited[7], waits(&mut started(7)), "a seed is one history");
     }
 
     #[test]

@@ -139,6 +139,40 @@ fn a_server_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
 }
 
 #[test]
+fn a_server_that_starts_and_hears_nobody_yet_does_not_depose_the_leader() {
+    let mut world = three(5);
+    let leader = world.elect();
+    let term = world.status(leader).term;
+    let restarted = other_than(&world, &[leader]);
+    world.crash(restarted);
+    world.start(restarted);
+    // It is heard, and what the others say gets lost.
+    world.network.cut.extend(world.ids().into_iter().map(|id| (id, restarted)));
+    world.until("that it stands", |world| world.status(restarted).soft.role == Role::Candidate);
+    world.run_for(SECOND);
+    assert_eq!((world.leader(), world.status(leader).term), (Some(leader), term));
+    world.heal();
+    world.until("that it follows", |world| world.status(restarted).soft.leader == Some(leader));
+    assert_eq!((world.leader(), world.status(leader).term), (Some(leader), term));
+}
+
+#[test]
+fn servers_that_all_start_at_once_mostly_have_a_leader_within_one_timeout() {
+    let took = (0..100).map(|seed| {
+        let mut world = three(seed);
+        world.elect();
+        world.ids().into_iter().for_each(|id| world.crash(id));
+        world.ids().into_iter().for_each(|id| world.start(id));
+        let started = world.now;
+        world.until("leader", |world| world.leader().is_some());
+        world.now - started
+    });
+    let mut took: Vec<_> = took.collect();
+    took.sort_unstable();
+    assert!(took[took.len() / 2] < TICK * u64::from(ELECTION_TICKS), "{took:?}");
+}
+
+#[test]
 fn a_candidate_gives_its_disk_time_before_it_stands_anew() {
     let terms = (0..100).map(|seed| {
         let mut world = three(seed);
