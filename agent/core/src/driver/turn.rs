@@ -235,6 +235,10 @@ impl Driver {
         let (mut send, mut after) = (leading, held);
         if self.promised > self.persisted {
             after.append(&mut send);
+        } else {
+            // All that an answer to a heartbeat promises is the term in which it is given. A leader takes followers that
+            // leave it without for lost, and their disks may be slower than it has patience.
+            send.extend(after.extract_if(.., |message| message.msg_type() == MessageType::MsgHeartbeatResponse));
         }
         if self.in_flight.is_none() && !must_sync {
             send.append(&mut after);

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use blixard_core::driver::{
-    Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, ProposeError, ReadError, Recovered, Role, Settings,
-    Write,
+    Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, Message, ProposeError, ReadError, Recovered, Role,
+    Settings, Write,
 };
 use blixard_core::types::RaftId;
+use raft::eraftpb::{Entry, MessageType};
 
 use super::disk::LogDisk;
 use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, TICK, World};
@@ -184,6 +185,46 @@ fn a_candidate_gives_its_disk_time_before_it_stands_anew() {
     let mut terms: Vec<_> = terms.collect();
     terms.sort_unstable();
     assert_eq!(terms[terms.len() / 2], 1, "{terms:?}");
+}
+
+#[test]
+fn a_leader_keeps_followers_whose_disks_are_slower_than_its_patience() {
+    for seed in 0..20 {
+        let mut world = three(seed);
+        let leader = world.elect();
+        let term = world.status(leader).term;
+        let followers = world.servers.values_mut().filter(|server| server.id != leader);
+        followers.for_each(|server| server.sync_time = 3 * TICK * u64::from(ELECTION_TICKS));
+        for _ in 0..5 {
+            let command = world.propose(leader).expect("it leads");
+            acknowledged(&mut world, &command);
+        }
+        assert_eq!((world.leader(), world.status(leader).term), (Some(leader), term), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_heartbeat_is_answered_once_its_term_is_on_disk_and_then_ahead_of_all_writes() {
+    let membership = Membership { voters: [1, 2, 3].map(RaftId).into(), ..Membership::default() };
+    let recovered = Recovered { membership, ..Recovered::blank(FOUNDER) };
+    let (mut driver, mut log) = (Driver::new(Settings::new(FOUNDER, 0), recovered).unwrap(), LogDisk::default());
+    let from_leader =
+        |kind: MessageType| Message { msg_type: kind.into(), from: 2, to: 1, term: 1, ..Message::default() };
+    let kinds = |messages: &[Message]| messages.iter().map(Message::msg_type).collect::<Vec<_>>();
+
+    driver.step(from_leader(MessageType::MsgHeartbeat)).unwrap();
+    let turn = driver.turn().unwrap();
+    assert_eq!(kinds(&turn.send), []);
+    let durable = Write::write_all(turn.write.into_iter().collect(), &mut log).unwrap().unwrap();
+    assert_eq!(kinds(&driver.persisted(durable)), [MessageType::MsgHeartbeatResponse]);
+
+    let entries = vec![Entry { index: 1, term: 1, ..Entry::default() }];
+    driver.step(Message { entries, ..from_leader(MessageType::MsgAppend) }).unwrap();
+    let write = driver.turn().unwrap().write;
+    driver.step(from_leader(MessageType::MsgHeartbeat)).unwrap();
+    assert_eq!(kinds(&driver.turn().unwrap().send), [MessageType::MsgHeartbeatResponse]);
+    let durable = Write::write_all(write.into_iter().collect(), &mut log).unwrap().unwrap();
+    assert_eq!(kinds(&driver.persisted(durable)), [MessageType::MsgAppendResponse]);
 }
 
 #[test]
