@@ -144,11 +144,7 @@ impl State {
 
 impl Index {
     fn set_instance(&mut self, id: &InstanceId, placement: Option<&Placement>, vm: Option<&Packed<Vm>>) {
-        let is_to_run = |vm: &&Packed<Vm>| {
-            let head: Head = vm.head();
-            head.running && head.has(id.replica)
-        };
-        let is_unsettled = vm.filter(is_to_run).is_some_and(|vm| match placement {
+        let is_unsettled = vm.filter(|vm| vm.head::<Head>().runs(id.replica)).is_some_and(|vm| match placement {
             None => true,
             Some(placement) => !placement.stopping && !placement.is_as_declared(id, &vm.value().spec),
         });

@@ -51,7 +51,7 @@ impl State {
 
     /// Whether this instance is to run.
     fn is_desired(&self, id: &InstanceId) -> bool {
-        self.vm_head(&id.vm).is_some_and(|vm| vm.running && vm.has(id.replica))
+        self.vm_head(&id.vm).is_some_and(|vm| vm.runs(id.replica))
     }
 
     /// The VMs that a manifest has declared.
@@ -172,8 +172,13 @@ impl State {
 }
 
 impl Head<'_> {
-    pub(super) fn has(&self, replica: u16) -> bool {
+    fn has(&self, replica: u16) -> bool {
         usize::from(replica) < self.runners.len()
+    }
+
+    /// Whether this replica is to run.
+    pub(super) fn runs(&self, replica: u16) -> bool {
+        self.running && self.has(replica)
     }
 
     /// Each of its runners, with its name.
