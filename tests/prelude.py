@@ -149,3 +149,21 @@ def task(host, name):
 def wait_for_task(host, name, state):
     """Until a task is in a state; the line about it."""
     return wait_for(f"{name} to be {state}", lambda: task(host, name), lambda line: state in line.split())
+
+
+def wait_until_all_applied(hosts):
+    """Until these hosts' states are made of the same entries."""
+    wait_for(
+        "the same entries to be applied everywhere",
+        lambda: cluster_of(hosts),
+        lambda seen: len({view.get("applied") for view in seen.values()}) == 1,
+    )
+
+
+def wait_until_gone(hosts, instance, left):
+    """Until this instance runs on none of these hosts, and the first of them lists only those that are left."""
+    wait_for(
+        f"{instance} to be gone",
+        lambda: [vm["instance"] for vm in status(hosts[0])["vms"]] + [host.name for host in hosts if is_active(host, instance)],
+        lambda seen: seen == left,
+    )

@@ -115,11 +115,7 @@ with subtest("they go on"):
     for host in others:
         host.succeed(f"systemctl reload {AGENT}")
         wait_for_task(host, run_task(host, "true"), "done")
-    wait_for(
-        "db-0 to be gone",
-        lambda: [vm["instance"] for vm in status(beta)["vms"]] + [host.name for host in others if is_active(host, "db-0")],
-        lambda seen: seen == ["web-0"],
-    )
+    wait_until_gone(others, "db-0", ["web-0"])
 
 with subtest("once there is room it ends, and the next one is a member again, with nobody's help"):
     wait_until_told()
@@ -135,11 +131,7 @@ with subtest("nothing that was acknowledged is lost, and all agree"):
     ran = run_task(alpha, "true")
     for host in hosts:
         wait_for_task(host, ran, "done")
-    wait_for(
-        "the same entries to be applied everywhere",
-        lambda: cluster_of(hosts),
-        lambda seen: len({view.get("applied") for view in seen.values()}) == 1,
-    )
+    wait_until_all_applied(hosts)
     seen = {host.name: tasks(host) for host in hosts}
     assert seen["alpha"] == seen["beta"] == seen["gamma"], seen
     lost = set(alpha.succeed(f"cat {ACKNOWLEDGED}").split()) - seen["alpha"].keys()

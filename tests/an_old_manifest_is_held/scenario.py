@@ -16,14 +16,6 @@ def wait_for_held(names):
     )
 
 
-def wait_until_only_web_runs():
-    wait_for(
-        "db-0 to be gone",
-        lambda: [vm["instance"] for vm in status(alpha)["vms"]] + [host.name for host in hosts if is_active(host, "db-0")],
-        lambda seen: seen == ["web-0"],
-    )
-
-
 with subtest("two VMs run, as all hosts' manifest says"):
     start_all()
     wait_for_cluster(hosts)
@@ -42,7 +34,7 @@ with subtest("two VMs run, as all hosts' manifest says"):
 
 with subtest("a manifest that the cluster has never seen is applied at a reload"):
     switch(alpha, "/run/later.json")
-    wait_until_only_web_runs()
+    wait_until_gone(hosts, "db-0", ["web-0"])
     wait_for_health(alpha)
 
 with subtest("the earlier one is held at a reload"):
@@ -65,7 +57,7 @@ with subtest("a host that boots with the earlier one changes nothing either"):
     wait_for_held(["alpha", booted.name])
     # A task that is done has been through everything that a start of db-0 would have.
     wait_for_task(alpha, run_task(alpha, "true"), "done")
-    wait_until_only_web_runs()
+    wait_until_gone(hosts, "db-0", ["web-0"])
     assert process(web, "web-0") == untouched
 
 with subtest("a person has to say which of two"):
@@ -79,7 +71,7 @@ with subtest("the one that is accepted is head, for all who carry it"):
 
 with subtest("rollback goes back to the one before"):
     alpha.succeed("blixard manifest rollback", timeout=MAX_WAIT)
-    wait_until_only_web_runs()
+    wait_until_gone(hosts, "db-0", ["web-0"])
     wait_for_health(alpha)
 
 with subtest("the other VM never noticed"):

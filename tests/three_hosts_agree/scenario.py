@@ -34,11 +34,7 @@ with subtest("each host answers a proposal, and what one is told, all apply"):
         name = run_task(host, "true")
         for other in hosts:
             wait_for_task(other, name, "done")
-    wait_for(
-        "the same entries to be applied everywhere",
-        lambda: cluster_of(hosts),
-        lambda seen: len({view.get("applied") for view in seen.values()}) == 1,
-    )
+    wait_until_all_applied(hosts)
 
 with subtest("the leader's agent stops, and another leads the same cluster"):
     leader = named(hosts, wait_for_cluster(hosts)["leader"])
