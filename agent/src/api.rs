@@ -7,7 +7,7 @@ use std::pin::Pin;
 use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Reply, TaskSpec};
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
-use blixard_core::state::Conflict;
+use blixard_core::state::{Conflict, State};
 use blixard_core::types::{NodeId, Resources, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
-use crate::node::{Handle, ProposeError};
+use crate::node::{Handle, ProposeError, Standing};
 
 pub mod view;
 
@@ -108,11 +108,8 @@ impl Api {
         }
     }
 
-    async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&blixard_core::state::State, &crate::node::Standing) -> T + Send + 'static,
-    ) -> Result<T, Status> {
-        self.handle()?.read(read).await.map_err(|error| to_status(&error))
+    fn read<T>(&self, read: impl FnOnce(&State, &Standing) -> T) -> Result<T, Status> {
+        Ok(self.handle()?.read(read))
     }
 
     /// Waits until what this node reads is as fresh as it is asked to be.
@@ -178,7 +175,7 @@ impl proto::api_server::Api for Api {
             }
         };
         let expected = confirmed || freshness == proto::Freshness::Stale;
-        let reply = self.read(move |state, standing| {
+        let reply = self.read(|state, standing| {
             let mut reply = view::status(state, standing);
             if let Some(cluster) = &mut reply.cluster {
                 cluster.confirmed = confirmed;
@@ -188,7 +185,7 @@ impl proto::api_server::Api for Api {
             }
             reply
         });
-        Ok(Response::new(reply.await?))
+        Ok(Response::new(reply?))
     }
 
     type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<proto::StatusReply, Status>> + Send>>;
@@ -199,17 +196,14 @@ impl proto::api_server::Api for Api {
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let handle = self.handle()?;
         let changes = WatchStream::new(handle.changes());
-        let replies = changes.then(move |_| {
-            let handle = handle.clone();
-            async move { handle.read(view::status).await.map_err(|error| to_status(&error)) }
-        });
+        let replies = changes.map(move |_| Ok(handle.read(view::status)));
         Ok(Response::new(Box::pin(replies)))
     }
 
     async fn plan(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::PlanReply>, Status> {
         let manifest = parse_manifest(&request.into_inner().json)?;
         self.await_fresh(proto::Freshness::Linearizable).await?;
-        let reply = self.read(move |state, _| {
+        let reply = self.read(|state, _| {
             let planned = plan::plan(state, &manifest)?;
             let stopped = planned.iter().filter(|planned| planned.action == plan::PlannedAction::Stop).count();
             let unchanged = manifest.instances().count() + stopped - planned.len();
@@ -222,7 +216,7 @@ impl proto::api_server::Api for Api {
             Ok(proto::PlanReply { planned: planned.collect(), unchanged })
         });
         let refused = |conflict: Conflict| Status::failed_precondition(conflict.to_string());
-        Ok(Response::new(reply.await?.map_err(refused)?))
+        Ok(Response::new(reply?.map_err(refused)?))
     }
 
     async fn apply(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::ApplyReply>, Status> {
@@ -238,7 +232,7 @@ impl proto::api_server::Api for Api {
         self.await_fresh(request.into_inner().freshness()).await?;
         let reply =
             self.read(|state, _| proto::ListManifestsReply { heads: view::heads(state), held: view::held(state) });
-        Ok(Response::new(reply.await?))
+        Ok(Response::new(reply?))
     }
 
     async fn accept_manifest(
@@ -247,12 +241,10 @@ impl proto::api_server::Api for Api {
     ) -> Result<Response<proto::ApplyReply>, Status> {
         let name = request.into_inner().node;
         self.await_fresh(proto::Freshness::Linearizable).await?;
-        let held: Vec<(NodeId, String)> = self
-            .read(|state, _| {
-                let name_of = |node: &NodeId| state.nodes().get(node).map(|member| member.name.to_string());
-                state.held().keys().map(|node| (*node, name_of(node).unwrap_or_default())).collect()
-            })
-            .await?;
+        let held: Vec<(NodeId, String)> = self.read(|state, _| {
+            let name_of = |node: &NodeId| state.nodes().get(node).map(|member| member.name.to_string());
+            state.held().keys().map(|node| (*node, name_of(node).unwrap_or_default())).collect()
+        })?;
         let wanted = |(_, held): &&(NodeId, String)| name.is_empty() || *held == name;
         let mut matching = held.iter().filter(wanted);
         let node = match (matching.next(), matching.next()) {
@@ -278,8 +270,7 @@ impl proto::api_server::Api for Api {
         let request = request.into_inner();
         self.await_fresh(request.freshness()).await?;
         let name = request.vm;
-        let wanted = name.clone();
-        let instances = self.read(move |state, _| view::explain(state, &wanted)).await?;
+        let instances = self.read(|state, _| view::explain(state, &name))?;
         if instances.is_empty() {
             return Err(Status::not_found(format!("there is no VM {name:?}: see `blixard vm ls`")));
         }
@@ -333,6 +324,6 @@ impl proto::api_server::Api for Api {
     ) -> Result<Response<proto::ListTasksReply>, Status> {
         self.await_fresh(request.into_inner().freshness()).await?;
         let reply = self.read(|state, _| proto::ListTasksReply { tasks: view::tasks(state) });
-        Ok(Response::new(reply.await?))
+        Ok(Response::new(reply?))
     }
 }

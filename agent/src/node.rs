@@ -27,11 +27,14 @@ mod apply;
 mod check;
 mod disk;
 mod handle;
+mod known;
 mod lead;
 mod snapshot;
 
 pub use apply::NodeError;
-pub use handle::{Handle, ProposeError, Standing};
+pub use handle::{Handle, ProposeError};
+use known::Known;
+pub use known::Standing;
 
 /// How often raft's clock ticks.
 pub const TICK: Duration = Duration::from_millis(10);
@@ -83,7 +86,8 @@ enum Input {
     Called,
     Propose(Box<Proposal>),
     Barrier(Waiting<()>),
-    Query(Query),
+    /// Says that the loop takes what comes in.
+    Respond(oneshot::Sender<()>),
     /// The log is back from its thread.
     Written(Box<disk::Written>),
     /// The store is back from its thread.
@@ -95,9 +99,6 @@ enum Input {
     /// Hand leadership over, make everything durable, end.
     Stop,
 }
-
-/// Runs on the loop's thread, so it must be quick.
-type Query = Box<dyn FnOnce(&State, &Standing) + Send>;
 
 struct Proposal {
     command: Command,
@@ -126,20 +127,13 @@ enum Attempt {
 pub type Ended = oneshot::Receiver<Result<(), NodeError>>;
 
 /// Starts the loop on the current tokio runtime, which it may keep from other work for as long as a short write takes.
-pub fn start(parts: Parts) -> (Handle, Ended) {
+pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = channel(INBOX);
     let news = News::default();
-    let directory = parts.directory.subscribe();
-    let handle = Handle::new(
-        parts.node,
-        parts.understands,
-        parts.client,
-        inbox.clone(),
-        &news,
-        parts.transport.clone(),
-        directory,
-    );
-    let node = Node::new(parts, inbox, handle.clone(), news);
+    let standing = Standing::of(parts.node, parts.raft, &parts.driver);
+    let known = known::Shared::new(Known { state: std::mem::take(&mut parts.state), standing });
+    let handle = Handle::new(&parts, inbox.clone(), known.clone(), &news);
+    let node = Node::new(parts, inbox, handle.clone(), known, news);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         // Nobody waits for the end of a node whose agent is gone.
@@ -160,14 +154,13 @@ pub fn directory_of(state: &State) -> Directory {
 
 struct Node {
     own: NodeId,
-    raft: RaftId,
     driver: Driver,
     writer: disk::Writer,
     keeper: disk::Keeper,
     snapshots: snapshot::Snapshots,
     /// A snapshot that raft wants installed, until log and store are both here.
     installing: Option<Install>,
-    state: State,
+    known: known::Shared,
     store_path: PathBuf,
     inbox: Sender<Input>,
     /// For what it asks of itself as others do.
@@ -217,12 +210,11 @@ struct News {
 }
 
 impl Node {
-    fn new(parts: Parts, inbox: Sender<Input>, handle: Handle, news: News) -> Self {
-        let applied = parts.driver.status().applied;
+    fn new(parts: Parts, inbox: Sender<Input>, handle: Handle, known: known::Shared, news: News) -> Self {
+        let applied = known.look().standing.applied;
         let applied_term = Term(parts.store.checkpoint().position.term);
         Self {
             own: parts.node,
-            raft: parts.raft,
             driver: parts.driver,
             writer: disk::Writer::new(parts.log, inbox.clone()),
             keeper: disk::Keeper::new(parts.store, inbox.clone()),
@@ -232,7 +224,7 @@ impl Node {
             inbox,
             published: handle.applied(),
             handle,
-            state: parts.state,
+            known,
             transport: parts.transport,
             directory: parts.directory,
             founding: parts.founding,
@@ -303,7 +295,8 @@ impl Node {
             Input::Called => self.driver.call(),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
-            Input::Query(query) => query(&self.state, &self.standing()),
+            // Whoever asked may have gone.
+            Input::Respond(answer) => _ = answer.send(()),
             Input::Written(written) => {
                 let durable = self.writer.back(*written)?;
                 self.written(durable);
@@ -333,7 +326,7 @@ impl Node {
             }
             return;
         }
-        if let Some((node, _)) = self.state.node_of_raft(from) {
+        if let Some((node, _)) = self.known.look().state.node_of_raft(from) {
             self.liveness.heard(node, self.ticks);
         }
     }
@@ -403,16 +396,16 @@ impl Node {
         self.unserved.retain(|_, queue| !queue.is_empty());
     }
 
-    fn standing(&self) -> Standing {
-        let status = self.driver.status();
-        Standing {
-            node: self.own,
-            raft: self.raft,
-            leader: status.soft.leader,
-            term: Term(status.term),
-            voters: status.membership.voters,
-            learners: status.membership.learners,
-            applied: self.applied,
+    /// Notes whom this node follows by now, and in which term.
+    fn note_leader(&mut self) {
+        let (leader, term) = (self.driver.soft().leader, Term(self.driver.term()));
+        let told = {
+            let standing = &self.known.look().standing;
+            (standing.leader, standing.term)
+        };
+        if told != (leader, term) {
+            let standing = &mut self.known.change().standing;
+            (standing.leader, standing.term) = (leader, term);
         }
     }
 
@@ -423,7 +416,7 @@ impl Node {
             self.news.leader.send_replace(soft.leader);
         }
         if soft.role == Role::Leader {
-            self.liveness.restart(&self.state, self.ticks);
+            self.liveness.restart(&self.known.look().state, self.ticks);
             self.lead = lead::Lead::new(self.ticks + self.check_ticks);
         }
         self.changed();

@@ -79,14 +79,17 @@ impl<U: Units> Worker<U> {
         loop {
             self.changes.mark_unchanged();
             self.news.mark_unchanged();
-            let done = match self.units.observe().await {
-                Ok(observed) => self.step(observed, &permits, &mut changing, &mut reporting).await,
-                Err(error) => Err(crate::error_chain(&error)),
+            let again = match self.units.observe().await {
+                Ok(observed) => {
+                    self.step(&observed, &permits, &mut changing, &mut reporting);
+                    RESYNC
+                }
+                Err(error) => {
+                    tracing::warn!(error = crate::error_chain(&error), "units are left as they are for now");
+                    PAUSE
+                }
             };
-            if let Err(error) = &done {
-                tracing::warn!(error, "units are left as they are for now");
-            }
-            let resync = Instant::now() + if done.is_ok() { RESYNC } else { PAUSE };
+            let resync = Instant::now() + again;
             let wake = self.attempts.next_retry().map_or(resync, |retry| retry.min(resync));
             tokio::select! {
                 Some(tried) = changing.join_next() => self.attempts.note(tried.expect("a change doesn't panic")),
@@ -98,20 +101,19 @@ impl<U: Units> Worker<U> {
         }
     }
 
-    async fn step(
+    fn step(
         &mut self,
-        observed: Observed,
+        observed: &Observed,
         permits: &Arc<Semaphore>,
         changing: &mut JoinSet<(String, Outcome)>,
         reporting: &mut JoinSet<()>,
-    ) -> Result<(), String> {
+    ) {
         let node = self.handle.node();
         let known = self.attempts.known();
-        let read = self.handle.read(move |state, _| {
-            let actions = reconcile::reconcile(node, state, &observed, &known);
-            (actions, reconcile::report(node, state, &observed, &known))
+        let (actions, (vms, tasks)) = self.handle.read(|state, _| {
+            let actions = reconcile::reconcile(node, state, observed, &known);
+            (actions, reconcile::report(node, state, observed, &known))
         });
-        let (actions, (vms, tasks)) = read.await.map_err(|error| crate::error_chain(&error))?;
         for attempt in self.attempts.choose(actions) {
             let (units, permits) = (Arc::clone(&self.units), Arc::clone(permits));
             changing.spawn(async move { attempt.make(units.as_ref(), &permits).await });
@@ -127,6 +129,5 @@ impl<U: Units> Worker<U> {
                 }
             });
         }
-        Ok(())
     }
 }

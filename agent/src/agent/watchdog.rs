@@ -23,7 +23,7 @@ pub fn start() -> watch::Sender<Asked> {
                 }
                 let handle = asking.borrow().clone();
                 let answers = match handle {
-                    Some(handle) => handle.read(|_, _| ()).await.is_ok(),
+                    Some(handle) => handle.responds().await,
                     None => true,
                 };
                 if answers {

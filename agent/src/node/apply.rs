@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use blixard_core::command::{Answer, DecodeError, Entry, Reply};
 use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Message, Position, ProposeError};
-use blixard_core::state::{Change, Diverged, RowError, Table};
+use blixard_core::state::{Change, Diverged, RowError, State, Table};
 use blixard_core::types::{Level, Term};
 
 use super::{Attempt, Node};
@@ -65,6 +65,7 @@ impl Node {
             }
             while let Some(turn) = self.driver.turn() {
                 self.send(turn.send);
+                self.note_leader();
                 if let Some(soft) = turn.soft {
                     self.note_soft(soft);
                 }
@@ -121,13 +122,15 @@ impl Node {
         let Some(last) = committed.last().map(|entry| entry.position) else { return Ok(()) };
         let (mut changed, mut answers) = (Changed::default(), Vec::new());
         let servers = self.driver.membership();
+        let known = self.known.clone();
+        let mut known = known.change();
         self.applied_bytes += committed.iter().map(Committed::bytes).sum::<usize>();
         for entry in committed {
             let index = entry.position.index;
             let done = Answer { index, reply: Reply::Done };
             let answer = match &entry.content {
                 Content::Nothing => done,
-                Content::Command(bytes) => self.apply_command(entry.position, bytes, &mut changed)?,
+                Content::Command(bytes) => self.apply_command(&mut known.state, entry.position, bytes, &mut changed)?,
                 Content::Membership { change, .. } => match self.driver.apply_membership(index, *change) {
                     Ok(_) => {
                         tracing::info!(index, change = %change, "the servers have changed");
@@ -141,12 +144,18 @@ impl Node {
             );
         }
         self.set_applied(last);
+        known.standing.applied = last.index;
         let servers = Some(self.driver.membership()).filter(|now| *now != servers);
-        self.driver.applied(self.applied);
-        if changed.members {
-            self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
+        let is_changed = servers.is_some() || changed.anything;
+        if let Some(servers) = servers {
+            known.standing.set_servers(servers);
         }
-        if servers.is_some() || changed.anything {
+        if changed.members {
+            self.directory.send_replace(Arc::new(super::directory_of(&known.state)));
+        }
+        drop(known);
+        self.driver.applied(self.applied);
+        if is_changed {
             self.lead.dirty = true;
             self.changed();
         }
@@ -160,10 +169,16 @@ impl Node {
         Ok(())
     }
 
-    fn apply_command(&mut self, position: Position, bytes: &[u8], changed: &mut Changed) -> Result<Answer, NodeError> {
+    fn apply_command(
+        &mut self,
+        state: &mut State,
+        position: Position,
+        bytes: &[u8],
+        changed: &mut Changed,
+    ) -> Result<Answer, NodeError> {
         let Position { index, term } = position;
         let entry = Entry::decode(bytes).map_err(|source| NodeError::Decode { index, source })?;
-        let outcome = self.state.apply(index, Term(term), &entry);
+        let outcome = state.apply(index, Term(term), &entry);
         tracing::trace!(index, term, command = ?entry.command, reply = ?outcome.answer.reply, "applied");
         let touches = |table| outcome.changes.iter().any(|change| change.table == table);
         let (is_checked, is_judged) = (touches(Table::Check), touches(Table::Cluster) || touches(Table::WorkerStatus));
@@ -171,11 +186,11 @@ impl Node {
         changed.anything |= !outcome.changes.is_empty();
         changed.rows.extend(outcome.changes);
         if is_checked || is_judged {
-            self.judge()?;
+            self.judge(state)?;
         }
-        if is_checked && self.state.check().is_some_and(|check| check.at == index) {
+        if is_checked && state.check().is_some_and(|check| check.at == index) {
             self.keeper.add(std::mem::take(&mut changed.rows));
-            self.mark(position);
+            self.mark(state, position);
         }
         if outcome.nodes.contains(&self.own) {
             self.news.assignment.send_modify(|revision| *revision += 1);
@@ -194,7 +209,8 @@ impl Node {
             || self.closing;
         if is_behind && due {
             if self.keeper.is_idle() {
-                self.cut_checkpoint();
+                let known = self.known.clone();
+                self.cut_checkpoint(&known.look().state);
             }
             self.begin_checkpoint();
         }
@@ -210,13 +226,13 @@ impl Node {
         }
         // All of the log and of the rows was read.
         memory::trim();
-        self.judge()
+        self.judge(&self.known.look().state)
     }
 
     /// Makes a checkpoint of everything applied so far.
-    pub(super) fn cut_checkpoint(&mut self) {
+    pub(super) fn cut_checkpoint(&mut self, state: &State) {
         (self.checkpointed_at, self.applied_bytes) = (Some(self.ticks), 0);
-        self.keeper.add(vec![self.state.sessions_row()]);
+        self.keeper.add(vec![state.sessions_row()]);
         self.keeper.cut(Checkpoint { position: self.position(), membership: self.driver.membership() });
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use blixard_core::command::Command;
 use blixard_core::driver::Position;
+use blixard_core::state::State;
 
 use super::snapshot::blocking;
 use super::{Node, NodeError};
@@ -12,21 +13,21 @@ use crate::store::Reader;
 impl Node {
     /// # Errors
     /// When this server may not go on.
-    pub(super) fn judge(&self) -> Result<(), NodeError> {
+    pub(super) fn judge(&self, state: &State) -> Result<(), NodeError> {
         let understands = self.understands;
-        if let Some(level) = self.state.level().filter(|level| *level > understands) {
+        if let Some(level) = state.level().filter(|level| *level > understands) {
             return Err(NodeError::TooOld { level, understands });
         }
-        self.state.divergence(self.own).map_or(Ok(()), |diverged| Err(NodeError::Diverged(diverged)))
+        state.divergence(self.own).map_or(Ok(()), |diverged| Err(NodeError::Diverged(diverged)))
     }
 
     /// Makes a checkpoint of exactly what is applied now, whose rows are hashed once the store holds them.
     ///
     /// Where an earlier one still waits for the store, this server has nothing to say to the check.
-    pub(super) fn mark(&mut self, position: Position) {
+    pub(super) fn mark(&mut self, state: &State, position: Position) {
         self.set_applied(position);
         if !self.keeper.has_cut() {
-            self.cut_checkpoint();
+            self.cut_checkpoint(state);
             self.marked = position.index;
         }
     }

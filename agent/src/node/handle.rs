@@ -8,41 +8,21 @@ use std::time::Duration;
 use blixard_core::command::{self, Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{Message, Position};
 use blixard_core::state::{State, WINDOW};
-use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
+use blixard_core::types::{ClientId, Level, NodeId, RaftId, Timestamp};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::known::{Shared, Standing};
 use super::snapshot::Serve;
-use super::{Attempt, Input, News, Proposal, Waiting};
+use super::{Attempt, Input, News, Parts, Proposal, Waiting};
 use crate::transport::{Directory, ForwardError, SnapshotRows, Transport};
 
 /// How long a proposal or a read waits before it ends in an error.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The index of what the leader's agent refused, and not the state: entries are counted from 1.
 const BY_NO_ENTRY: u64 = 0;
-
-/// Where this node stands among the servers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub node: NodeId,
-    pub raft: RaftId,
-    /// Nothing where no leader is known.
-    pub leader: Option<RaftId>,
-    pub term: Term,
-    pub voters: BTreeSet<RaftId>,
-    pub learners: BTreeSet<RaftId>,
-    /// Index of the last entry that the state holds.
-    pub applied: u64,
-}
-
-impl Standing {
-    /// A leader steps down without a quorum, and a follower forgets one that it doesn't hear.
-    pub fn has_quorum(&self) -> bool {
-        self.leader.is_some()
-    }
-}
 
 /// Why a proposal or a read has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +55,7 @@ pub struct Handle {
     node: NodeId,
     understands: Level,
     inbox: Sender<Input>,
+    known: Shared,
     revisions: watch::Receiver<u64>,
     assignments: watch::Receiver<u64>,
     leaders: watch::Receiver<Option<RaftId>>,
@@ -85,28 +66,18 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(
-        node: NodeId,
-        understands: Level,
-        client: ClientId,
-        inbox: Sender<Input>,
-        news: &News,
-        transport: Arc<Transport>,
-        directory: watch::Receiver<Arc<Directory>>,
-    ) -> Self {
-        let client = Arc::new(Client { id: client, open: Mutex::default() });
-        let (revisions, assignments) = (news.revision.subscribe(), news.assignment.subscribe());
-        let leaders = news.leader.subscribe();
+    pub(super) fn new(parts: &Parts, inbox: Sender<Input>, known: Shared, news: &News) -> Self {
         Self {
-            node,
-            understands,
+            node: parts.node,
+            understands: parts.understands,
             inbox,
-            revisions,
-            assignments,
-            leaders,
-            transport,
-            directory,
-            client,
+            known,
+            revisions: news.revision.subscribe(),
+            assignments: news.assignment.subscribe(),
+            leaders: news.leader.subscribe(),
+            transport: parts.transport.clone(),
+            directory: parts.directory.subscribe(),
+            client: Arc::new(Client { id: parts.client, open: Mutex::default() }),
             applied: Arc::default(),
         }
     }
@@ -216,20 +187,16 @@ impl Handle {
         }
     }
 
-    /// Reads the state of this node as it is.
-    ///
-    /// # Errors
-    /// `Stopped` or `Busy`.
-    pub async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&State, &Standing) -> T + Send + 'static,
-    ) -> Result<T, ProposeError> {
+    /// Reads the state of this node as it is; nothing is applied meanwhile. `read` must not read again.
+    pub fn read<T>(&self, read: impl FnOnce(&State, &Standing) -> T) -> T {
+        let known = self.known.look();
+        read(&known.state, &known.standing)
+    }
+
+    /// Whether the loop takes what comes in; waits for that as long as it takes.
+    pub async fn responds(&self) -> bool {
         let (answer, answered) = oneshot::channel();
-        let query = move |state: &State, standing: &Standing| {
-            let _ = answer.send(read(state, standing));
-        };
-        self.send(Input::Query(Box::new(query)))?;
-        answered.await.map_err(|_| ProposeError::Stopped)
+        self.send(Input::Respond(answer)).is_ok() && answered.await.is_ok()
     }
 
     /// Returns once this node has applied everything that was acknowledged anywhere before the call (a `ReadIndex`).
@@ -251,15 +218,8 @@ impl Handle {
     /// # Errors
     /// `Stopped`.
     pub async fn founded(&self) -> Result<(), ProposeError> {
-        let mut changes = self.changes();
-        loop {
-            match self.read(|state, _| state.cluster().is_some()).await {
-                Ok(true) => return Ok(()),
-                Ok(false) | Err(ProposeError::Busy) => {}
-                Err(error) => return Err(error),
-            }
-            changes.changed().await.map_err(|_| ProposeError::Stopped)?;
-        }
+        let founded = |_: &u64| self.read(|state, _| state.cluster().is_some());
+        self.changes().wait_for(founded).await.map(|_| ()).map_err(|_| ProposeError::Stopped)
     }
 
     /// A number that grows whenever the state, the leader or the servers have changed.

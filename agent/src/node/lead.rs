@@ -78,7 +78,7 @@ impl Node {
         if !self.lead.undecided.is_empty() {
             return;
         }
-        if self.state.cluster().is_none() {
+        if self.known.look().state.cluster().is_none() {
             if let Some(founding) = self.founding.clone() {
                 self.decide(founding.command);
             }
@@ -86,18 +86,21 @@ impl Node {
         }
         if self.ticks.saturating_sub(self.lead.looked_at) >= LIVENESS_TICKS {
             self.lead.looked_at = self.ticks;
-            for decision in self.liveness.decide(&self.state, self.own, self.ticks, SILENT_TICKS) {
+            let decisions = self.liveness.decide(&self.known.look().state, self.own, self.ticks, SILENT_TICKS);
+            for decision in decisions {
                 tracing::info!(?decision, "a worker's status changes");
                 self.decide(decision);
             }
-            if let Some(change) = membership::next_change(&self.state, &self.driver.status()) {
+            let change = membership::next_change(&self.known.look().state, &self.driver.status());
+            if let Some(change) = change {
                 // Refused while another is under way, or the learner falls behind: it is tried again.
                 if let Err(error) = self.driver.propose_membership(change, Vec::new()) {
                     tracing::debug!(%change, %error, "a change of the servers waits");
                 }
             }
         }
-        if let Some(level) = self.state.next_level() {
+        let level = self.known.look().state.next_level();
+        if let Some(level) = level {
             tracing::info!(%level, "every node understands a newer feature level");
             self.decide(Command::RaiseLevel { level });
             return;
@@ -112,7 +115,8 @@ impl Node {
             return;
         }
         if std::mem::take(&mut self.lead.dirty) {
-            for decision in schedule::schedule(&self.state) {
+            let decisions = schedule::schedule(&self.known.look().state);
+            for decision in decisions {
                 tracing::info!(?decision, "the scheduler decides");
                 self.decide(decision);
             }
@@ -121,14 +125,15 @@ impl Node {
 
     /// Whether there were entries other than the last check's own.
     fn has_changed_since_check(&self) -> bool {
-        let check = self.state.check();
+        let known = self.known.look();
+        let check = known.state.check();
         self.applied > check.map_or(0, |check| check.at + check.hashes.len() as u64)
     }
 
     /// The founder gives the other servers time to join, or it would place everything on itself.
     fn awaits_servers(&mut self) -> bool {
         let Some(founding) = &self.founding else { return false };
-        let registered = self.state.nodes().values().filter(|node| node.worker.is_some()).count();
+        let registered = self.known.look().state.nodes().values().filter(|node| node.worker.is_some()).count();
         let waits = registered < founding.servers && self.ticks < FOUNDING_TICKS;
         if !waits {
             self.founding = None;

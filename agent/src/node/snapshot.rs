@@ -178,7 +178,12 @@ impl Node {
         store.install(incoming).map_err(NodeError::WriteStore)?;
         self.snapshots.latest = Some(Arc::new(store.reader().map_err(NodeError::WriteStore)?));
         let checkpoint = store.checkpoint().clone();
-        let before = std::mem::replace(&mut self.state, state);
+        let before = {
+            let known = &mut *self.known.change();
+            known.standing.applied = position.index;
+            known.standing.set_servers(checkpoint.membership.clone());
+            std::mem::replace(&mut known.state, state)
+        };
         // It may have been large: that is no work for the loop.
         tokio::task::spawn_blocking(move || {
             drop(before);
@@ -191,11 +196,11 @@ impl Node {
         }
         self.writer.add(install.installed(&checkpoint));
         self.driver.checkpointed(checkpoint);
-        self.directory.send_replace(Arc::new(super::directory_of(&self.state)));
+        self.directory.send_replace(Arc::new(super::directory_of(&self.known.look().state)));
         tracing::info!(index = position.index, "a snapshot is installed");
         self.news.assignment.send_modify(|revision| *revision += 1);
         self.changed();
-        self.judge()
+        self.judge(&self.known.look().state)
     }
 }
 

@@ -1,0 +1,68 @@
+//! What this node knows, to be looked at on any thread: whoever asks a question needn't wake the loop for it, and what
+//! takes long to answer is no work of the loop's. The loop alone changes it.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use blixard_core::driver::{Driver, Membership};
+use blixard_core::state::State;
+use blixard_core::types::{NodeId, RaftId, Term};
+
+/// Where this node stands among the servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub node: NodeId,
+    pub raft: RaftId,
+    /// Nothing where no leader is known.
+    pub leader: Option<RaftId>,
+    pub term: Term,
+    pub voters: BTreeSet<RaftId>,
+    pub learners: BTreeSet<RaftId>,
+    /// Index of the last entry that the state holds.
+    pub applied: u64,
+}
+
+impl Standing {
+    pub(super) fn of(node: NodeId, raft: RaftId, driver: &Driver) -> Self {
+        let status = driver.status();
+        let Membership { voters, learners } = status.membership;
+        let (leader, term) = (status.soft.leader, Term(status.term));
+        Self { node, raft, leader, term, voters, learners, applied: status.applied }
+    }
+
+    pub(super) fn set_servers(&mut self, servers: Membership) {
+        (self.voters, self.learners) = (servers.voters, servers.learners);
+    }
+
+    /// A leader steps down without a quorum, and a follower forgets one that it doesn't hear.
+    pub fn has_quorum(&self) -> bool {
+        self.leader.is_some()
+    }
+}
+
+/// The state, and where the node stands as of then.
+pub(super) struct Known {
+    pub state: State,
+    pub standing: Standing,
+}
+
+/// All clones are the same.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<RwLock<Known>>);
+
+impl Shared {
+    pub fn new(known: Known) -> Self {
+        Self(Arc::new(RwLock::new(known)))
+    }
+
+    /// Whoever holds it long keeps the loop from applying anything.
+    pub fn look(&self) -> RwLockReadGuard<'_, Known> {
+        self.0.read().expect(NO_PANIC)
+    }
+
+    pub fn change(&self) -> RwLockWriteGuard<'_, Known> {
+        self.0.write().expect(NO_PANIC)
+    }
+}
+
+const NO_PANIC: &str = "a panic ends the agent";
