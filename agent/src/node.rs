@@ -278,11 +278,12 @@ impl Node {
             self.lead();
             self.turns().await?;
             self.closing |= self.has_stopped();
-            if self.closing {
+            if self.closing || self.driver.wants_checkpoint() {
                 self.checkpoint_if_due();
-                if self.is_checkpointed() {
-                    return Ok(());
-                }
+                self.turns().await?;
+            }
+            if self.closing && self.is_checkpointed() {
+                return Ok(());
             }
         }
     }

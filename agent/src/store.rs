@@ -2,9 +2,11 @@
 //!
 //! Each commit is a checkpoint: the rows, the last entry that is in them and the servers as of it, in one transaction, on
 //! disk when it returns. What was applied since the last one, the log brings back. A checkpoint asks for a [`CommitOnDisk`]
-//! at least as high as what was applied, so no store is ever ahead of its log, but for one that took a snapshot's place.
+//! at least as high as what was applied, so no store is ever ahead of its log, but for one that a snapshot has overtaken:
+//! that one lies beside it, and its rows come into their tables with the next checkpoint.
 
 mod snapshot;
+mod spool;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -20,6 +22,7 @@ use redb::{
 use rustix::fs::Advice;
 
 pub use snapshot::{ChunkError, Incoming, Reader, rows_of};
+use spool::Spool;
 
 /// Layout of the tables; what is in their rows is versioned with the cluster's state.
 const FORMAT: u32 = 1;
@@ -29,8 +32,6 @@ const CACHE_BYTES: usize = 2 << 20;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_CHECKPOINT: &str = "checkpoint";
-/// There while the rows came by a snapshot and nothing was applied to them since: the log may not have begun anew yet.
-const META_INSTALLED: &str = "installed";
 const META_IDENTITY: &str = "identity";
 
 /// The open store; it holds the file's lock.
@@ -38,6 +39,8 @@ pub struct Store {
     path: PathBuf,
     database: Database,
     checkpoint: Checkpoint,
+    /// A snapshot that is newer than what the database holds.
+    overtaken: Option<Spool>,
 }
 
 /// Everything a store holds, with its rows in an `R`: a state that is made of them one by one needn't keep them beside it.
@@ -121,9 +124,8 @@ impl Store {
 
     /// A new, empty store that doesn't have its name yet; what an earlier one left there is gone.
     fn unfinished(path: &Path) -> Result<Self, StoreError> {
-        // Whoever still writes to an earlier one writes to a file without a name.
-        Self::remove_unfinished(path)?;
         let name = unfinished(path);
+        remove(&name)?;
         let failed = |source| StoreError::Create { path: name.clone(), source };
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&name).map_err(failed)?;
         Self::create_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path)
@@ -134,21 +136,14 @@ impl Store {
     /// # Errors
     /// When the directory can't be written.
     pub fn remove_unfinished(path: &Path) -> Result<(), StoreError> {
-        let name = unfinished(path);
-        match fs::remove_file(&name) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Create { path: name, source }),
-            _ => Ok(()),
-        }
+        spool::Writer::remove(path)?;
+        remove(&unfinished(path))
     }
 
     /// Gives an unfinished store its name, in place of whatever has it.
     fn take_place(&mut self) -> Result<(), StoreError> {
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let rename = || {
-            fs::rename(unfinished(&self.path), &self.path)?;
-            File::open(directory)?.sync_all()
-        };
-        rename().map_err(|source| StoreError::Create { path: self.path.clone(), source })
+        let renamed = fs::rename(unfinished(&self.path), &self.path).and_then(|()| sync_directory(&self.path));
+        renamed.map_err(|source| StoreError::Create { path: self.path.clone(), source })
     }
 
     /// The store at `path`, or nothing when there is none.
@@ -171,7 +166,9 @@ impl Store {
         if magic != REDB_MAGIC {
             return Err(StoreError::ForeignFile { path: path.to_owned() });
         }
-        Self::open_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path).map(Some)
+        let mut store = Self::open_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path)?;
+        store.overtaken = Spool::find(path, &store.checkpoint)?;
+        Ok(Some(store))
     }
 
     /// A new, empty store on any backend; `path` is for messages.
@@ -214,7 +211,7 @@ impl Store {
         let database =
             builder.set_check_integrity_on_open(true).set_cache_size(CACHE_BYTES).create_with_backend(backend);
         let database = database.map_err(|source| opened(path, source))?;
-        Ok(Self { path: path.to_owned(), database, checkpoint: Checkpoint::default() })
+        Ok(Self { path: path.to_owned(), database, checkpoint: Checkpoint::default(), overtaken: None })
     }
 
     /// Reads everything.
@@ -223,11 +220,18 @@ impl Store {
     /// When the file can't be read, or a row is damaged.
     pub fn load<R: Default + for<'a> Extend<(Table, &'a [u8], &'a [u8])>>(&self) -> Result<Loaded<R>, StoreError> {
         let mut loaded = Loaded {
-            checkpoint: self.load_checkpoint()?,
-            installed: self.meta(META_INSTALLED)?.is_some(),
+            checkpoint: self.checkpoint().clone(),
+            installed: self.overtaken.is_some(),
             identity: self.identity()?,
             rows: R::default(),
         };
+        if let Some(snapshot) = &self.overtaken {
+            snapshot.read(|chunk| {
+                loaded.rows.extend(chunk.rows());
+                Ok(())
+            })?;
+            return Ok(loaded);
+        }
         let read = || {
             let transaction = self.database.begin_read()?;
             for table in Table::ALL {
@@ -256,16 +260,19 @@ impl Store {
 
     /// The last log entry that is in the rows, and the servers as of then.
     pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
+        self.overtaken.as_ref().map_or(&self.checkpoint, |snapshot| &snapshot.checkpoint)
     }
 
-    /// What is in the store now, to be read while it goes on.
+    /// What is in the store now, to be read while it goes on; nothing while a snapshot's rows aren't in their tables.
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn reader(&self) -> Result<Reader, StoreError> {
+    pub fn reader(&self) -> Result<Option<Reader>, StoreError> {
+        if self.overtaken.is_some() {
+            return Ok(None);
+        }
         let transaction = self.database.begin_read().map_err(|source| self.unread(source.into()))?;
-        Ok(Reader::new(transaction, self.checkpoint.clone(), self.path.clone()))
+        Ok(Some(Reader::new(transaction, self.checkpoint.clone(), self.path.clone())))
     }
 
     /// Writes what the entries up to `checkpoint` have changed, a key at most once, all of it or nothing; on disk when it
@@ -279,13 +286,31 @@ impl Store {
         checkpoint: &Checkpoint,
         commit: CommitOnDisk,
     ) -> Result<(), StoreError> {
-        let before = self.checkpoint.position;
+        let before = self.checkpoint().position;
         assert!(checkpoint.position >= before, "entries are applied in order: {checkpoint:?} after {before:?}");
         Self::check_order(checkpoint, commit)?;
+        match self.overtaken.take() {
+            None => self.put(changes, checkpoint),
+            Some(snapshot) => self.succeed(snapshot, changes, checkpoint),
+        }
+    }
+
+    /// Lets a store take this one's place that has a snapshot's rows, and who this node is.
+    fn succeed(&mut self, snapshot: Spool, changes: &[Change], checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let mut next = Self::unfinished(&self.path)?;
+        next.fill(&snapshot)?;
+        if let Some(identity) = self.identity()? {
+            next.set_identity(&identity)?;
+        }
+        next.put(changes, checkpoint)?;
+        next.take_place()?;
+        *self = next;
+        snapshot.remove()
+    }
+
+    fn put(&mut self, changes: &[Change], checkpoint: &Checkpoint) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let mut meta = transaction.open_table(META)?;
-            meta.insert(META_CHECKPOINT, encoded(checkpoint).as_slice())?;
-            meta.remove(META_INSTALLED)?;
+            transaction.open_table(META)?.insert(META_CHECKPOINT, encoded(checkpoint).as_slice())?;
             for group in changes.chunk_by(|one, other| one.table == other.table) {
                 let mut table = transaction.open_table(rows(group[0].table))?;
                 for Change { key, value, .. } in group {
@@ -324,7 +349,7 @@ impl Store {
             transaction.commit()?;
             Ok(())
         };
-        attempt().map_err(|source: redb::Error| StoreError::Write { path: self.path.clone(), source: Box::new(source) })
+        attempt().map_err(|source: redb::Error| self.unwritten(source))
     }
 
     fn meta(&self, row: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -347,6 +372,10 @@ impl Store {
         StoreError::DamagedRow { path: self.path.clone(), row }
     }
 
+    fn unwritten(&self, source: redb::Error) -> StoreError {
+        StoreError::Write { path: self.path.clone(), source: Box::new(source) }
+    }
+
     fn unread(&self, source: redb::Error) -> StoreError {
         let path = self.path.clone();
         match source {
@@ -361,15 +390,35 @@ fn rows(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> 
     TableDefinition::new(table.name())
 }
 
+/// A file beside the store.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Create { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has the names in a file's directory on disk.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
 fn encoded(checkpoint: &Checkpoint) -> Vec<u8> {
     postcard::to_stdvec(checkpoint).expect("numbers always encode")
 }
 
 /// The name of a store that isn't whole yet.
 fn unfinished(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".unfinished");
-    PathBuf::from(name)
+    beside(path, ".unfinished")
 }
 
 /// Why redb didn't open the file.

@@ -151,6 +151,7 @@ impl Node {
             known.standing.set_servers(servers);
         }
         if changed.members {
+            self.lead.look_at = self.ticks;
             self.directory.send_replace(Arc::new(super::directory_of(&known.state)));
         }
         drop(known);
@@ -220,7 +221,7 @@ impl Node {
     pub(super) fn begin(&mut self) -> Result<(), NodeError> {
         let store = self.keeper.store().expect("nothing is under way yet");
         let reader = store.reader().map_err(NodeError::WriteStore)?;
-        if reader.checkpoint().position.index > 0 {
+        if let Some(reader) = reader.filter(|reader| reader.checkpoint().position.index > 0) {
             self.driver.checkpointed(reader.checkpoint().clone());
             self.snapshots.latest = Some(Arc::new(reader));
         }

@@ -141,7 +141,7 @@ struct StoreJob {
 /// What the store's thread has done.
 pub(super) struct Kept {
     store: Store,
-    result: Result<Reader, StoreError>,
+    result: Result<Option<Reader>, StoreError>,
 }
 
 impl Keeper {
@@ -203,7 +203,9 @@ impl Keeper {
     /// Takes the store back, with what it holds now.
     pub(super) fn back(&mut self, Kept { store, result }: Kept) -> Result<Reader, NodeError> {
         self.store = Some(store);
-        result.map_err(NodeError::WriteStore)
+        result
+            .map(|reader| reader.expect("a commit takes in what has overtaken the store"))
+            .map_err(NodeError::WriteStore)
     }
 
     /// The store, while it is here; what is pending is not in it.

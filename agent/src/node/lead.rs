@@ -51,7 +51,8 @@ pub(super) struct Lead {
     pub handing_over: bool,
     /// Decisions that aren't applied yet: the next ones have to see what they did.
     undecided: Vec<oneshot::Receiver<Result<Answer, super::Attempt>>>,
-    looked_at: u64,
+    /// When the leader looks next who has fallen silent or come, in ticks.
+    pub look_at: u64,
     /// When the states are to be compared next, in ticks.
     check_at: u64,
 }
@@ -59,7 +60,7 @@ pub(super) struct Lead {
 impl Lead {
     /// What the leader before didn't get to is to be looked at.
     pub fn new(check_at: u64) -> Self {
-        Self { dirty: true, handing_over: false, undecided: Vec::new(), looked_at: 0, check_at }
+        Self { dirty: true, handing_over: false, undecided: Vec::new(), look_at: 0, check_at }
     }
 }
 
@@ -84,8 +85,8 @@ impl Node {
             }
             return;
         }
-        if self.ticks.saturating_sub(self.lead.looked_at) >= LIVENESS_TICKS {
-            self.lead.looked_at = self.ticks;
+        if self.ticks >= self.lead.look_at {
+            self.lead.look_at = self.ticks + LIVENESS_TICKS;
             let decisions = self.liveness.decide(&self.known.look().state, self.own, self.ticks, SILENT_TICKS);
             for decision in decisions {
                 tracing::info!(?decision, "a worker's status changes");

@@ -176,8 +176,10 @@ impl Node {
         let (_, Fetched { incoming, state }) = fetched.expect("raft was told of it");
         let store = self.keeper.store().expect("no checkpoint is under way");
         store.install(incoming).map_err(NodeError::WriteStore)?;
-        self.snapshots.latest = Some(Arc::new(store.reader().map_err(NodeError::WriteStore)?));
         let checkpoint = store.checkpoint().clone();
+        // Its rows can be read once they are in their tables: the next checkpoint puts them there, which is due now.
+        self.snapshots.latest = None;
+        self.checkpointed_at = None;
         let before = {
             let known = &mut *self.known.change();
             known.standing.applied = position.index;
@@ -195,7 +197,6 @@ impl Node {
             waiting.fail(Attempt::Unknown);
         }
         self.writer.add(install.installed(&checkpoint));
-        self.driver.checkpointed(checkpoint);
         self.directory.send_replace(Arc::new(super::directory_of(&self.known.look().state)));
         tracing::info!(index = position.index, "a snapshot is installed");
         self.news.assignment.send_modify(|revision| *revision += 1);

@@ -1,9 +1,9 @@
 //! The rows of one checkpoint on their way from one server's store into another's, in chunks.
 //!
-//! The sender reads from one read transaction, so the store goes on meanwhile. The receiver puts the chunks into a new
-//! file; once that is whole it takes the old one's place by its name, at once or not at all.
+//! The sender reads from one read transaction, so the store goes on meanwhile. The receiver keeps the chunks in a file of
+//! their own; once that is whole it is what the store holds, by its name, at once or not at all.
 
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::path::{Path, PathBuf};
 
 use blixard_core::driver::Checkpoint;
@@ -12,7 +12,8 @@ use blixard_core::types::Hash;
 use redb::{ReadTransaction, ReadableTableMetadata, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{META, META_CHECKPOINT, META_INSTALLED, Store, StoreError, encoded, rows};
+use super::spool::{Spool, Writer};
+use super::{Store, StoreError, rows};
 
 /// The store as it was at one checkpoint.
 pub struct Reader {
@@ -27,19 +28,69 @@ const HASHED_BYTES: usize = 256 << 10;
 /// A row's place: its table's in [`Table::ALL`], and its key.
 type Place = (u8, Vec<u8>);
 
-#[derive(Serialize, Deserialize)]
-struct Chunk<B> {
-    rows: Vec<(u8, B, B)>,
+/// A chunk, as it is read; [`Rows`] writes one.
+#[derive(Deserialize)]
+pub(super) struct Chunk<'a> {
+    #[serde(borrow)]
+    pub rows: Vec<Row<'a>>,
     /// How many rows there are in all; only in the last chunk.
-    total: Option<u64>,
+    pub total: Option<u64>,
 }
 
-impl<'a> Chunk<&'a [u8]> {
-    fn read(bytes: &'a [u8]) -> Result<Self, ChunkError> {
+/// A row's place in two parts, and its value.
+type Row<'a> = (u8, &'a [u8], &'a [u8]);
+
+impl<'a> Chunk<'a> {
+    pub fn read(bytes: &'a [u8]) -> Result<Self, ChunkError> {
         let chunk: Self = postcard::from_bytes(bytes).map_err(|_| ChunkError::Unreadable)?;
-        let is_known = |(table, ..): &(u8, _, _)| usize::from(*table) < Table::ALL.len();
+        let is_known = |(table, ..): &Row| usize::from(*table) < Table::ALL.len();
         if chunk.rows.iter().all(is_known) { Ok(chunk) } else { Err(ChunkError::Unreadable) }
     }
+
+    pub fn rows(self) -> impl Iterator<Item = (Table, &'a [u8], &'a [u8])> {
+        self.rows.into_iter().map(|(table, key, value)| (Table::ALL[usize::from(table)], key, value))
+    }
+}
+
+/// A chunk that is being made: its rows, encoded.
+#[derive(Default)]
+struct Rows {
+    count: u64,
+    bytes: Vec<u8>,
+    /// Table of the last row, and where its key is in `bytes`.
+    last: Option<(u8, Range<usize>)>,
+}
+
+impl Rows {
+    fn push(&mut self, table: u8, key: &[u8], value: &[u8]) {
+        self.count += 1;
+        self.bytes.push(table);
+        append(&mut self.bytes, &key.len());
+        let from = self.bytes.len();
+        self.bytes.extend_from_slice(key);
+        self.last = Some((table, from..self.bytes.len()));
+        append(&mut self.bytes, &value.len());
+        self.bytes.extend_from_slice(value);
+    }
+
+    /// The token of what follows.
+    fn next(&self) -> Option<Vec<u8>> {
+        self.last.clone().map(|(table, key)| token(&(table, self.bytes[key].to_vec())))
+    }
+
+    /// The whole chunk; `total` says that it is the last one.
+    fn chunk(&self, total: Option<u64>) -> Vec<u8> {
+        let mut chunk = Vec::with_capacity(self.bytes.len() + 24);
+        append(&mut chunk, &self.count);
+        chunk.extend_from_slice(&self.bytes);
+        append(&mut chunk, &total);
+        chunk
+    }
+}
+
+fn append(bytes: &mut Vec<u8>, value: &impl Serialize) {
+    let mut encoded = [0; 16];
+    bytes.extend_from_slice(postcard::to_slice(value, &mut encoded).expect("a number has ten bytes at most"));
 }
 
 /// The rows of one chunk.
@@ -47,8 +98,7 @@ impl<'a> Chunk<&'a [u8]> {
 /// # Errors
 /// When the chunk can't be read.
 pub fn rows_of(chunk: &[u8]) -> Result<impl Iterator<Item = (Table, &[u8], &[u8])>, ChunkError> {
-    let rows = Chunk::read(chunk)?.rows.into_iter();
-    Ok(rows.map(|(table, key, value)| (Table::ALL[usize::from(table)], key, value)))
+    Chunk::read(chunk).map(Chunk::rows)
 }
 
 /// Why a chunk can't be put into the incoming store.
@@ -101,8 +151,7 @@ impl Reader {
     }
 
     fn read(&self, after: Option<&Place>, bytes: usize) -> Result<(Vec<u8>, Option<Vec<u8>>), redb::Error> {
-        let mut chunk = Chunk::<Vec<u8>> { rows: Vec::new(), total: None };
-        let (mut size, mut total) = (0, 0);
+        let (mut chunk, mut total) = (Rows::default(), 0);
         for (number, table) in (0_u8..).zip(Table::ALL) {
             // An older agent of the same format may not have had the table.
             let opened = match self.transaction.open_table(rows(table)) {
@@ -117,24 +166,20 @@ impl Reader {
             };
             for row in opened.range::<&[u8]>((from, Bound::Unbounded))? {
                 let (key, value) = row?;
-                if size >= bytes {
-                    let next = chunk.rows.last().map(|(table, key, _)| token(&(*table, key.clone())));
-                    return Ok((to_bytes(&chunk), next));
+                if chunk.bytes.len() >= bytes {
+                    return Ok((chunk.chunk(None), chunk.next()));
                 }
-                size += key.value().len() + value.value().len();
-                chunk.rows.push((number, key.value().to_vec(), value.value().to_vec()));
+                chunk.push(number, key.value(), value.value());
             }
         }
-        chunk.total = Some(total);
-        Ok((to_bytes(&chunk), None))
+        Ok((chunk.chunk(Some(total)), None))
     }
 }
 
-/// A snapshot on its way in; beside the store, whose place it takes once it is whole.
+/// A snapshot on its way in, beside the store that it is for.
 pub struct Incoming {
-    /// All of it, until the last chunk is in.
-    transaction: Option<WriteTransaction>,
-    store: Store,
+    checkpoint: Checkpoint,
+    spool: Writer,
     last: Option<Place>,
     rows: u64,
 }
@@ -145,9 +190,7 @@ impl Incoming {
     /// # Errors
     /// When the disk fails.
     pub fn begin(path: &Path, checkpoint: Checkpoint) -> Result<Self, StoreError> {
-        let mut store = Store::unfinished(path)?;
-        store.checkpoint = checkpoint;
-        Ok(Self { transaction: None, store, last: None, rows: 0 })
+        Ok(Self { spool: Writer::begin(path, &checkpoint)?, checkpoint, last: None, rows: 0 })
     }
 
     /// What to ask for next, if the stream ends before its last chunk.
@@ -166,60 +209,44 @@ impl Incoming {
             return Err(ChunkError::Incomplete { found: self.rows, total });
         }
         self.last = rows.last().map(|(table, key, _)| (*table, key.to_vec())).or(self.last.take());
-        self.store(&rows, total.is_some()).map_err(ChunkError::Write)?;
+        self.spool.put(bytes).map_err(ChunkError::Write)?;
+        if total.is_some() {
+            self.spool.end().map_err(ChunkError::Write)?;
+        }
         Ok(total.is_some())
-    }
-
-    fn store(&mut self, chunk: &[(u8, &[u8], &[u8])], is_last: bool) -> Result<(), StoreError> {
-        let mut attempt = || {
-            let transaction = match self.transaction.take() {
-                Some(begun) => begun,
-                None => self.store.database.begin_write()?,
-            };
-            for group in chunk.chunk_by(|(one, ..), (other, ..)| one == other) {
-                let mut table = transaction.open_table(rows(Table::ALL[usize::from(group[0].0)]))?;
-                for (_, key, value) in group {
-                    table.insert(*key, *value)?;
-                }
-            }
-            if !is_last {
-                self.transaction = Some(transaction);
-                return Ok(());
-            }
-            let mut meta = transaction.open_table(META)?;
-            meta.insert(META_CHECKPOINT, encoded(&self.store.checkpoint).as_slice())?;
-            meta.insert(META_INSTALLED, [].as_slice())?;
-            drop(meta);
-            transaction.commit()?;
-            Ok(())
-        };
-        attempt().map_err(|source: redb::Error| StoreError::Write {
-            path: self.store.path.clone(),
-            source: Box::new(source),
-        })
     }
 }
 
 impl Store {
-    /// Lets a whole snapshot take this store's place, on disk when it returns; who this node is stays.
+    /// Lets a whole snapshot overtake this store, on disk when it returns: it is what the store holds from now on. Its
+    /// rows come into their tables with the next [`Store::commit`].
     ///
     /// # Errors
     /// When the disk fails, the store must not be used any more.
     pub fn install(&mut self, incoming: Incoming) -> Result<(), StoreError> {
-        let mut store = incoming.store;
-        if let Some(identity) = self.identity()? {
-            store.set_identity(&identity)?;
-        }
-        store.take_place()?;
-        *self = store;
+        self.overtaken = Some(incoming.spool.install(incoming.checkpoint)?);
         Ok(())
     }
+
+    /// Puts the rows of a snapshot into this store, which is empty and has no name yet.
+    pub(super) fn fill(&mut self, snapshot: &Spool) -> Result<(), StoreError> {
+        let begun = self.database.begin_write();
+        let transaction = begun.map_err(|source| self.unwritten(source.into()))?;
+        snapshot.read(|chunk| insert(&transaction, &chunk).map_err(|source| self.unwritten(source)))?;
+        transaction.commit().map_err(|source| self.unwritten(source.into()))
+    }
+}
+
+fn insert(transaction: &WriteTransaction, chunk: &Chunk) -> Result<(), redb::Error> {
+    for group in chunk.rows.chunk_by(|(one, ..), (other, ..)| one == other) {
+        let mut table = transaction.open_table(rows(Table::ALL[usize::from(group[0].0)]))?;
+        for (_, key, value) in group {
+            table.insert(*key, *value)?;
+        }
+    }
+    Ok(())
 }
 
 fn token(place: &Place) -> Vec<u8> {
     postcard::to_stdvec(place).expect("bytes always encode")
-}
-
-fn to_bytes(chunk: &Chunk<Vec<u8>>) -> Vec<u8> {
-    postcard::to_stdvec(chunk).expect("bytes always encode")
 }

@@ -211,14 +211,23 @@ async fn a_host_without_room_for_a_snapshot_says_so_and_stops_and_gets_it_once_t
         tasks += 1;
         assert!(tasks < 1_000, "the log is never cut");
     }
-    let unfinished = members[2].dir.join("data/raft/state.redb.unfinished");
+    let incoming = members[2].dir.join("data/raft/state.redb.incoming");
     for _ in 0..2 {
         let len = fs::metadata(members[2].dir.join("data/raft/state.redb")).unwrap().len();
         start_limitable(&mut members[2]);
         limit(&members[2], len + 100_000);
         let told = stopped(&members[2], "File too large").await;
         assert!(told.contains("snapshot"), "{told}");
-        assert!(unfinished.exists(), "there is what it could keep of it");
+        assert!(incoming.exists(), "there is what it could keep of it");
+        end(&mut members[2]);
+    }
+    // Then it comes in, and its rows find no room in their tables.
+    let snapshot = members[2].dir.join("data/raft/state.redb.snapshot");
+    for _ in 0..2 {
+        start_limitable(&mut members[2]);
+        limit(&members[2], u64::try_from(tasks).unwrap() * 60_000 + 200_000);
+        let told = stopped(&members[2], "File too large").await;
+        assert!(told.contains("state.redb") && snapshot.exists(), "{told}");
         end(&mut members[2]);
     }
     start(&mut members[2]);
@@ -226,14 +235,15 @@ async fn a_host_without_room_for_a_snapshot_says_so_and_stops_and_gets_it_once_t
     opened.await;
     let mut client = cli::connect(&members[2].dir.join("run/api.sock")).await.unwrap();
     let found = client.list_tasks(ListTasksRequest::default()).await.unwrap().into_inner().tasks.len();
-    assert_eq!((found, unfinished.exists()), (tasks, false));
+    assert_eq!((found, incoming.exists()), (tasks, false));
+    members[2].process.take().expect("it runs").stop();
+    assert!(!snapshot.exists(), "an agent that ends well leaves one store");
 
     // What another one has left is gone as soon as the agent has opened its data.
-    members[2].process = None;
-    fs::write(&unfinished, "half of a snapshot").unwrap();
+    fs::write(&incoming, "half of a snapshot").unwrap();
     start(&mut members[2]);
     members[2].sees("a node", |_| true).await;
-    assert!(!unfinished.exists());
+    assert!(!incoming.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

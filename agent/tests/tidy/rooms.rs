@@ -65,7 +65,7 @@ const GENERATED: &[&str] = &[];
 const SHELL_DEPENDENCIES: Table = &[
     ("blixard-core", EVERY_ROOM),
     ("clap", &["cli", "gate", "main"]),
-    ("crc32c", &["log"]),
+    ("crc32c", &["log", "store"]),
     ("futures-util", &["transport", "units"]),
     ("http", &["transport"]),
     ("hyper", &["transport"]),
