@@ -155,11 +155,11 @@ where
         Ok(told) => told,
         Err(error) => return failed(&AgentError::Signals(error)),
     };
-    let run_dir = config.node.run_dir.clone();
+    let (run_dir, raft_dir) = (config.node.run_dir.clone(), raft_dir(&config));
     let Err(error) = serve(config, Traits::default(), connect, &mut told).await else { return ExitCode::SUCCESS };
     let status = failed(&error);
     if error.is_of_disk() {
-        pause::pause(&run_dir, crate::error_chain(&error), &mut told).await;
+        pause::pause(&run_dir, &raft_dir, crate::error_chain(&error), &mut told).await;
     }
     status
 }
@@ -169,6 +169,11 @@ fn failed(error: &AgentError) -> ExitCode {
     // In the message itself: `journalctl` shows a person no fields, and this is what they look for.
     tracing::error!("the agent ends: {}", crate::error_chain(error));
     if error.is_of_disk() { ExitCode::from(EXIT_DISK) } else { ExitCode::FAILURE }
+}
+
+/// Where log and store are.
+fn raft_dir(config: &Config) -> PathBuf {
+    config.node.data_dir.join("raft")
 }
 
 /// Signals as what they tell the agent; nothing is told after [`Told::Stop`].
@@ -223,7 +228,7 @@ where
     C: Future<Output = Result<U, UnitsError>>,
 {
     let secret = ClusterSecret::read(&config.cluster.secret_file).map_err(AgentError::Secret)?;
-    let raft_dir = config.node.data_dir.join("raft");
+    let raft_dir = raft_dir(&config);
     make_dir(&config.node.data_dir, 0o755)?;
     make_dir(&config.node.run_dir, 0o755)?;
     make_dir(&raft_dir, 0o700)?;

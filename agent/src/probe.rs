@@ -51,6 +51,15 @@ pub fn machine(data_dir: &Path) -> Result<Machine, ProbeError> {
     })
 }
 
+/// What can still be written to the file system that holds `dir`.
+///
+/// # Errors
+/// `Disk`.
+pub fn free_bytes(dir: &Path) -> Result<u64, ProbeError> {
+    let stat = stat_disk(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Nix's name of the architecture that this program was built for.
 pub fn system() -> String {
     format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
@@ -67,9 +76,12 @@ fn memory_mib(meminfo: &str) -> Option<u64> {
 }
 
 fn disk_mib(dir: &Path) -> Result<u64, ProbeError> {
-    let stat =
-        rustix::fs::statvfs(dir).map_err(|error| ProbeError::Disk { path: dir.to_owned(), source: error.into() })?;
+    let stat = stat_disk(dir)?;
     Ok(u64::try_from((u128::from(stat.f_blocks) * u128::from(stat.f_frsize)) >> 20).unwrap_or(u64::MAX))
+}
+
+fn stat_disk(dir: &Path) -> Result<rustix::fs::StatVfs, ProbeError> {
+    rustix::fs::statvfs(dir).map_err(|error| ProbeError::Disk { path: dir.to_owned(), source: error.into() })
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ with subtest("it is started again and again, without a limit, and says the same"
     for _ in range(STARTS):
         fill()
         count = starts()
-        # It ends by itself after half a minute, for which only the last one is given the time.
+        # It would end by itself after half a minute.
         alpha.succeed(f"systemctl kill {AGENT}")
         wait_for("another start", starts, lambda now: now > count)
         wait_until_told()

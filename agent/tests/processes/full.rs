@@ -5,11 +5,11 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blixard::api::proto::{ListTasksRequest, RunTaskRequest, StatusReply};
 use blixard::cli;
-use rustix::process::{Resource, Rlimit, geteuid, prlimit};
+use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, geteuid, prlimit, waitid};
 
 use crate::agreement::agree;
 use crate::member::{MAX_WAIT, Member, POLL};
@@ -19,6 +19,8 @@ use crate::writer::Writers;
 
 /// The exit status of an agent that can't go on from its disk.
 const DISK: i32 = 74;
+/// How long an agent says why it has stopped, where nothing changes.
+const PAUSE: Duration = Duration::from_secs(30);
 const CLIENTS: u32 = 4;
 
 /// Starts a server that isn't killed by writing beyond a limit, but told; after doing this in a shell.
@@ -78,6 +80,18 @@ async fn stopped(member: &Member, why: &str) -> String {
         journal.lines().rfind(|line| line.contains("ERROR") && line.contains("the agent ends: ") && line.contains(why));
     assert!(said.is_some_and(|line| line.contains("has room")), "{journal}");
     told
+}
+
+/// Waits until the server has ended with nobody's help, long before it does where nothing changes.
+async fn ends(member: &mut Member) {
+    let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
+    let pid = member.process.as_ref().expect("it says why it has stopped").pid();
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::Pid(pid), look).expect("a child can be looked at").is_none() {
+        assert!(begun.elapsed() < PAUSE / 2, "{} still only says why it has stopped", member.name);
+        polls.tick().await;
+    }
+    end(member);
 }
 
 /// Asks an agent that has stopped to end, too.
@@ -190,6 +204,31 @@ async fn a_full_or_read_only_disk_stops_an_agent_until_there_is_room_and_it_is_s
     end(alpha);
     disk.remount("rw");
     start(alpha);
+    agree(&members, &expected).await;
+    members[0].process = None;
+    drop(disk);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_a_full_disk_has_stopped_ends_as_soon_as_there_is_room_again() {
+    if !geteuid().is_root() {
+        eprintln!("not run: only root can mount a small file system");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut members = Member::write(place.path(), ["alpha"]);
+    let disk = Small::mount(&members[0].dir.join("data"), 64);
+    let identity = Member::found(&mut members, start).await;
+    let mut writers = Writers::start(CLIENTS, &members, &identity);
+    writers.acknowledge(100).await;
+    disk.fill();
+    stopped(&members[0], "No space left on device").await;
+
+    disk.make_room();
+    ends(&mut members[0]).await;
+    start(&mut members[0]);
+    writers.acknowledge(100).await;
+    let (expected, _) = writers.end().await;
     agree(&members, &expected).await;
     members[0].process = None;
     drop(disk);
