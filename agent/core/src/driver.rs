@@ -30,7 +30,7 @@ pub mod wire;
 use std::collections::VecDeque;
 
 use raft::eraftpb::HardState;
-use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
+use raft::{Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 
 pub use gate::RefusedMessage;
 pub use membership::{Membership, MembershipChange, RefusedChange};
@@ -130,6 +130,8 @@ pub struct Status {
     pub term: u64,
     pub commit: u64,
     pub applied: u64,
+    /// Of the log in memory.
+    pub first_index: u64,
     pub last_index: u64,
     pub membership: Membership,
     /// The other servers as the leader sees them, by id; empty elsewhere.
@@ -329,24 +331,34 @@ impl Driver {
         self.pin_election_timeout();
     }
 
-    /// Tells what the store holds durably, and drops the entries that nobody needs any more.
+    /// Tells what the store holds durably.
     ///
     /// Returns the first index that is still needed: the log on disk may drop what is before it.
     pub fn checkpointed(&mut self, checkpoint: Checkpoint) -> u64 {
-        let Settings { keep_bytes, keep_for_laggards_bytes, .. } = self.settings;
-        let laggard = match self.soft().role {
-            Role::Leader => {
-                self.status().peers.iter().filter(|peer| peer.recently_active).map(|peer| peer.matched).min()
-            }
-            Role::Follower | Role::Candidate => None,
-        };
         let behind = checkpoint.position.index + 1;
         let mirror = self.raw.mut_store();
         mirror.checkpointed(checkpoint);
-        mirror.compact(keep_bytes, laggard.unwrap_or(u64::MAX));
-        mirror.compact(keep_for_laggards_bytes, u64::MAX);
-        // A snapshot that waits to be installed has emptied the memory already, and the store needs the log until it is.
+        // The memory may hold less than the store needs after a crash, or nothing where a snapshot waits to be installed.
         mirror.first().min(behind)
+    }
+
+    /// Drops the oldest entries of the log in memory: those that are applied here and that no follower needs which answers.
+    fn forget_applied(&mut self) {
+        let Settings { id, keep_bytes, keep_for_laggards_bytes, .. } = self.settings;
+        if self.raw.store().bytes() <= keep_bytes {
+            return;
+        }
+        let applied = self.raw.raft.raft_log.applied;
+        let laggard = match self.soft().role {
+            Role::Leader => {
+                let answer = |(peer, progress): &(&u64, &Progress)| **peer != id.0 && progress.recent_active;
+                self.raw.raft.prs().iter().filter(answer).map(|(_, progress)| progress.matched).min()
+            }
+            Role::Follower | Role::Candidate => None,
+        };
+        let mirror = self.raw.mut_store();
+        mirror.compact(keep_bytes, applied.min(laggard.unwrap_or(applied)));
+        mirror.compact(keep_for_laggards_bytes, applied);
     }
 
     /// Whether a follower needs a snapshot that is newer than the last checkpoint.
@@ -367,6 +379,7 @@ impl Driver {
         let pending = self.unapplied_changes.front();
         assert!(pending.is_none_or(|change| *change > index), "a membership change up to {index} was skipped");
         self.raw.advance_apply_to(index);
+        self.forget_applied();
         self.pin_election_timeout();
     }
 
@@ -418,6 +431,7 @@ impl Driver {
             term: raft.term,
             commit: raft.raft_log.committed,
             applied: raft.raft_log.applied,
+            first_index: self.raw.store().first(),
             last_index: raft.raft_log.last_index(),
             membership: self.membership(),
             peers,

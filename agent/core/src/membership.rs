@@ -35,6 +35,7 @@ mod tests {
             term: 1,
             commit: 9,
             applied: 9,
+            first_index: 1,
             last_index: 9,
             membership: Membership { voters: ids(voters), learners: ids(learners) },
             peers,

@@ -15,7 +15,7 @@ use crate::store::StoreError;
 
 /// A checkpoint of the store at least this often, in time and in bytes of entries, so that a crash replays little.
 const CHECKPOINT_TICKS: u64 = 500;
-const CHECKPOINT_BYTES: usize = 6 << 20;
+const CHECKPOINT_BYTES: usize = 12 << 20;
 
 /// What stops a node; it acknowledges nothing any more.
 #[derive(Debug, thiserror::Error)]

@@ -174,6 +174,7 @@ mod tests {
             term: 1,
             commit: 9,
             applied: 9,
+            first_index: 1,
             last_index: 9,
             membership: Membership {
                 voters: BTreeSet::from([1, 2, 3].map(RaftId)),

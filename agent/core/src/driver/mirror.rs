@@ -74,9 +74,8 @@ impl Mirror {
         self.base.index + 1
     }
 
-    /// Drops the oldest entries while more than `keep` bytes are there, up to the checkpoint and to `needed` at most.
-    pub(super) fn compact(&mut self, keep: u64, needed: u64) {
-        let limit = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.position.index).min(needed);
+    /// Drops the oldest entries while more than `keep` bytes are there, up to `limit` at most.
+    pub(super) fn compact(&mut self, keep: u64, limit: u64) {
         while self.bytes > keep && self.entries.front().is_some_and(|entry| entry.index <= limit) {
             let entry = self.entries.pop_front().expect("it was there just now");
             self.bytes -= size_of_entry(&entry);
@@ -226,24 +225,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_dropped_that_the_store_lacks_or_a_peer_needs() {
+    fn nothing_is_dropped_that_is_small_enough_or_behind_the_limit() {
         let mut mirror = mirror();
-        mirror.compact(0, 8);
-        assert_eq!(mirror.first_index(), Ok(5), "no checkpoint");
-        mirror.checkpointed(checkpoint(7));
         mirror.compact(mirror.bytes(), 8);
         assert_eq!(mirror.first_index(), Ok(5), "it is small enough");
         mirror.compact(0, 6);
-        assert_eq!((mirror.first_index(), mirror.term(6)), (Ok(7), Ok(3)), "a peer needs the seventh");
+        assert_eq!((mirror.first_index(), mirror.term(6)), (Ok(7), Ok(3)), "the seventh is behind the limit");
         mirror.compact(0, 8);
-        assert_eq!((mirror.first_index(), mirror.last_index()), (Ok(8), Ok(8)), "the store lacks the eighth");
+        assert_eq!((mirror.first_index(), mirror.last_index(), mirror.term(8)), (Ok(9), Ok(8), Ok(3)));
+    }
+
+    #[test]
+    fn a_checkpoint_that_the_log_goes_on_too_far_behind_is_no_snapshot() {
+        let mut mirror = mirror();
+        mirror.checkpointed(checkpoint(6));
+        mirror.compact(0, 6);
+        assert!(mirror.snapshot(0, 1).is_ok(), "the log goes on right behind it");
+        mirror.compact(0, 7);
+        assert!(mirror.snapshot(0, 1).is_err() && mirror.wants_checkpoint(), "the seventh would be lacking");
     }
 
     #[test]
     fn a_log_that_was_long_gives_its_memory_back() {
         let mut mirror = mirror();
         mirror.append((9..10_000).map(|index| entry(index, 3)).collect());
-        mirror.checkpointed(checkpoint(9_999));
         mirror.compact(1_000, u64::MAX);
         assert!(mirror.entries.len() > 1 && mirror.entries.capacity() < 100, "{}", mirror.entries.capacity());
     }

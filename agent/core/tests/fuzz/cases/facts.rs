@@ -61,7 +61,8 @@ impl Facts {
         if message.term < before.term || message.msg_type != i32::from(MessageType::MsgAppend) {
             return;
         }
-        let known = self.replaced + 1..=before.applied;
+        // Raft takes no notice of what is before the log in memory: it is committed.
+        let known = before.first_index.max(self.replaced + 1)..=before.applied;
         for entry in message.entries.iter().filter(|entry| known.contains(&entry.index)) {
             let known = disk.log.term_at(entry.index).unwrap_or(entry.term);
             assert_eq!(known, entry.term, "entry {} is committed, and not like that: {message:?}", entry.index);
