@@ -22,7 +22,7 @@ use crate::nix::NixCommand;
 use crate::node::{self, Ended, Founding, Handle, NodeError, Parts};
 use crate::probe::{self, ProbeError};
 use crate::seat::{FOUNDER, Seat, SeatError};
-use crate::store::{Loaded, Store, StoreError};
+use crate::store::{Beside, Loaded, Store, StoreError};
 use crate::transport::{self, Directory, Transport, TransportError};
 use crate::units::{self, Systemd, Units, UnitsError};
 use crate::worker::offer::Occasion;
@@ -290,7 +290,7 @@ fn node_parts(
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
 ) -> Result<Parts, AgentError> {
-    let Data { dir, log, recovered, store, store_path, state, .. } = data;
+    let Data { dir, log, recovered, store, state, .. } = data;
     directory.send_replace(Arc::new(if state.cluster().is_some() {
         node::directory_of(&state)
     } else {
@@ -308,7 +308,6 @@ fn node_parts(
         driver,
         log,
         store,
-        store_path,
         state,
         transport,
         directory,
@@ -379,7 +378,6 @@ struct Data {
     log: Log,
     recovered: Recovered,
     store: Store,
-    store_path: PathBuf,
     state: State,
     /// The seat, as it was kept.
     kept: Option<Vec<u8>>,
@@ -390,7 +388,7 @@ impl Data {
         let path = dir.join("state.redb");
         let locked = log::Directory::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
         // It may be what has filled the disk, and the log wants room to open.
-        Store::remove_unfinished(&path).map_err(AgentError::OpenStore)?;
+        Store::remove_unfinished(&Beside::path_of(&path)).map_err(AgentError::OpenStore)?;
         let read = |store: Store| {
             let loaded = store.load::<Loading>()?;
             Ok((store, loaded))
@@ -422,7 +420,7 @@ impl Data {
             membership: membership.unwrap_or_else(|| Membership::founded_by(FOUNDER)),
             applied: checkpoint.position.index,
         };
-        Ok(Self { dir, log, recovered, store, store_path: path, state, kept: identity })
+        Ok(Self { dir, log, recovered, store, state, kept: identity })
     }
 }
 

@@ -109,7 +109,7 @@ impl Api {
     }
 
     fn read<T>(&self, read: impl FnOnce(&State, &Standing) -> T) -> Result<T, Status> {
-        Ok(self.handle()?.read(read))
+        self.handle()?.read(read).map_err(|error| to_status(&error))
     }
 
     /// Waits until what this node reads is as fresh as it is asked to be.
@@ -196,7 +196,7 @@ impl proto::api_server::Api for Api {
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let handle = self.handle()?;
         let changes = WatchStream::new(handle.changes());
-        let replies = changes.map(move |_| Ok(handle.read(view::status)));
+        let replies = changes.map(move |_| handle.read(view::status).map_err(|error| to_status(&error)));
         Ok(Response::new(Box::pin(replies)))
     }
 

@@ -5,7 +5,6 @@
 //! inbox is bounded: what doesn't fit is dropped (raft's messages) or refused (requests).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::log::Log;
-use crate::store::Store;
+use crate::store::{Beside, Store};
 use crate::transport::{Directory, Member, Transport};
 
 mod apply;
@@ -33,7 +32,6 @@ mod snapshot;
 
 pub use apply::NodeError;
 pub use handle::{Handle, ProposeError};
-use known::Known;
 pub use known::Standing;
 
 /// How often raft's clock ticks.
@@ -56,8 +54,6 @@ pub struct Parts {
     pub driver: Driver,
     pub log: Log,
     pub store: Store,
-    /// Where the store lies; an incoming snapshot is kept beside it.
-    pub store_path: PathBuf,
     pub state: State,
     pub transport: Arc<Transport>,
     pub directory: watch::Sender<Arc<Directory>>,
@@ -131,13 +127,15 @@ pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = channel(INBOX);
     let news = News::default();
     let standing = Standing::of(parts.node, parts.raft, &parts.driver);
-    let known = known::Shared::new(Known { state: std::mem::take(&mut parts.state), standing });
+    let known = known::Shared::new(std::mem::take(&mut parts.state), standing);
     let handle = Handle::new(&parts, inbox.clone(), known.clone(), &news);
-    let node = Node::new(parts, inbox, handle.clone(), known, news);
+    let node = Node::new(parts, inbox, handle.clone(), known.clone(), news);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
+        let result = node.run(inputs).await;
+        known.change().has_ended = true;
         // Nobody waits for the end of a node whose agent is gone.
-        let _ = end.send(node.run(inputs).await);
+        let _ = end.send(result);
     });
     (handle, ended)
 }
@@ -161,7 +159,8 @@ struct Node {
     /// A snapshot that raft wants installed, until log and store are both here.
     installing: Option<Install>,
     known: known::Shared,
-    store_path: PathBuf,
+    /// Where the store lies; an incoming snapshot is kept beside it.
+    home: Beside,
     inbox: Sender<Input>,
     /// For what it asks of itself as others do.
     handle: Handle,
@@ -217,10 +216,10 @@ impl Node {
             own: parts.node,
             driver: parts.driver,
             writer: disk::Writer::new(parts.log, inbox.clone()),
+            home: parts.store.home().clone(),
             keeper: disk::Keeper::new(parts.store, inbox.clone()),
             snapshots: snapshot::Snapshots::default(),
             installing: None,
-            store_path: parts.store_path,
             inbox,
             published: handle.applied(),
             handle,
@@ -291,7 +290,7 @@ impl Node {
     fn take(&mut self, input: Input) -> Result<(), NodeError> {
         match input {
             Input::Step(_) if self.closing => {}
-            Input::Step(messages) => messages.into_iter().for_each(|message| self.step(message)),
+            Input::Step(messages) => messages.into_iter().try_for_each(|message| self.step(message))?,
             Input::Unreachable(peer) => self.driver.report_unreachable(peer),
             Input::Called => self.driver.call(),
             Input::Propose(proposal) => self.propose(*proposal),
@@ -313,7 +312,7 @@ impl Node {
         Ok(())
     }
 
-    fn step(&mut self, message: Message) {
+    fn step(&mut self, message: Message) -> Result<(), NodeError> {
         let from = RaftId(message.from);
         if driver::announced(&message).is_some() {
             return self.fetch_snapshot(message);
@@ -325,11 +324,12 @@ impl Node {
             } else {
                 tracing::warn!(peer = %from, error, "a message was refused");
             }
-            return;
+            return Ok(());
         }
         if let Some((node, _)) = self.known.look().state.node_of_raft(from) {
             self.liveness.heard(node, self.ticks);
         }
+        Ok(())
     }
 
     fn tick(&mut self) {

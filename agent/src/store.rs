@@ -5,26 +5,25 @@
 //! at least as high as what was applied, so no store is ever ahead of its log, but for one that a snapshot has overtaken:
 //! that one lies beside it, and its rows come into their tables with the next checkpoint.
 
+mod home;
 mod snapshot;
 mod spool;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use blixard_core::driver::{Checkpoint, CommitOnDisk};
 use blixard_core::state::{Change, Table};
-use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, TableDefinition,
     WriteTransaction,
 };
-use rustix::fs::Advice;
 
+pub use home::{Beside, Home, Name};
 pub use snapshot::{ChunkError, Incoming, Reader, rows_of};
 use spool::Spool;
 
-/// Layout of the tables; what is in their rows is versioned with the cluster's state.
+/// Layout of the tables and of the snapshot beside them; what is in the rows is versioned with the cluster's state.
 const FORMAT: u32 = 1;
 const REDB_MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// Pages that redb keeps in memory: the state itself is there already, so few are read again.
@@ -35,12 +34,12 @@ const META_CHECKPOINT: &str = "checkpoint";
 const META_IDENTITY: &str = "identity";
 
 /// The open store; it holds the file's lock.
-pub struct Store {
-    path: PathBuf,
+pub struct Store<H: Home = Beside> {
+    home: H,
     database: Database,
     checkpoint: Checkpoint,
     /// A snapshot that is newer than what the database holds.
-    overtaken: Option<Spool>,
+    overtaken: Option<Spool<H>>,
 }
 
 /// Everything a store holds, with its rows in an `R`: a state that is made of them one by one needn't keep them beside it.
@@ -102,6 +101,19 @@ pub enum StoreError {
         #[source]
         source: Box<redb::Error>,
     },
+    #[error("cannot remove {}: see that the agent's user may write to its directory, and that the disk works", path.display())]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read the snapshot {}: it was written by a newer agent; start that one", path.display())]
+    NewerSnapshot { path: PathBuf },
+    #[error(
+        "the snapshot {} is there and the store that it belongs to isn't: restore the store from a copy together with \
+         the raft log, or move the data directory away and let this host join under another name", path.display()
+    )]
+    SnapshotAlone { path: PathBuf },
     #[error(
         "cannot make the store durable up to {applied}: the raft log holds commits only up to {commit}; record them first"
     )]
@@ -114,36 +126,7 @@ impl Store {
     /// # Errors
     /// When there is one already, or the directory can't be written.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
-        if path.try_exists().map_err(|source| StoreError::Create { path: path.to_owned(), source })? {
-            return Err(StoreError::CreateOverExisting { path: path.to_owned() });
-        }
-        let mut store = Self::unfinished(path)?;
-        store.take_place()?;
-        Ok(store)
-    }
-
-    /// A new, empty store that doesn't have its name yet; what an earlier one left there is gone.
-    fn unfinished(path: &Path) -> Result<Self, StoreError> {
-        let name = unfinished(path);
-        remove(&name)?;
-        let failed = |source| StoreError::Create { path: name.clone(), source };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&name).map_err(failed)?;
-        Self::create_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path)
-    }
-
-    /// Removes what a creation or a snapshot that broke off has left beside the store.
-    ///
-    /// # Errors
-    /// When the directory can't be written.
-    pub fn remove_unfinished(path: &Path) -> Result<(), StoreError> {
-        spool::Writer::remove(path)?;
-        remove(&unfinished(path))
-    }
-
-    /// Gives an unfinished store its name, in place of whatever has it.
-    fn take_place(&mut self) -> Result<(), StoreError> {
-        let renamed = fs::rename(unfinished(&self.path), &self.path).and_then(|()| sync_directory(&self.path));
-        renamed.map_err(|source| StoreError::Create { path: self.path.clone(), source })
+        Self::create_in(Beside::path_of(path))
     }
 
     /// The store at `path`, or nothing when there is none.
@@ -151,32 +134,66 @@ impl Store {
     /// # Errors
     /// When what is there isn't a whole store of this format, or another process has it open.
     pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
-        let failed = |source| StoreError::Open { path: path.to_owned(), source };
-        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        // After a failed sync the system's cache may show what the disk doesn't hold; so what is read comes from there.
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| failed(error.into()))?;
-        // All of it is read: at once, and not page by page.
-        rustix::fs::fadvise(&file, 0, None, Advice::WillNeed).map_err(|error| failed(error.into()))?;
-        let mut magic = Vec::new();
-        file.by_ref().take(REDB_MAGIC.len() as u64).read_to_end(&mut magic).map_err(failed)?;
-        if magic != REDB_MAGIC {
-            return Err(StoreError::ForeignFile { path: path.to_owned() });
+        Self::open_in(Beside::path_of(path))
+    }
+}
+
+impl<H: Home> Store<H> {
+    /// As [`Store::create`], anywhere.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn create_in(home: H) -> Result<Self, StoreError> {
+        let path = home.path(Name::Store);
+        match home.open(Name::Store) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(StoreError::CreateOverExisting { path }),
+            Err(source) => return Err(StoreError::Create { path, source }),
         }
-        let mut store = Self::open_on(FileBackend::new(file).map_err(|source| opened(path, source))?, path)?;
-        store.overtaken = Spool::find(path, &store.checkpoint)?;
+        let mut store = Self::unfinished(home)?;
+        store.take_place()?;
+        Ok(store)
+    }
+
+    /// As [`Store::open`], anywhere.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_in(home: H) -> Result<Option<Self>, StoreError> {
+        let path = home.path(Name::Store);
+        let failed = |source| StoreError::Open { path: path.clone(), source };
+        let Some(file) = home.open(Name::Store).map_err(failed)? else {
+            return match home.open(Name::Snapshot) {
+                Ok(None) => Ok(None),
+                Ok(Some(_)) => Err(StoreError::SnapshotAlone { path: home.path(Name::Snapshot) }),
+                Err(source) => Err(StoreError::Open { path: home.path(Name::Snapshot), source }),
+            };
+        };
+        let mut magic = [0; REDB_MAGIC.len()];
+        let is_long = file.len().map_err(failed)? > REDB_MAGIC.len() as u64;
+        if is_long {
+            file.read(0, &mut magic).map_err(failed)?;
+        }
+        if magic != REDB_MAGIC {
+            return Err(StoreError::ForeignFile { path });
+        }
+        let mut store = Self::on(file, home)?;
+        let version = store.meta(META_FORMAT)?.and_then(|bytes| Some(u32::from_le_bytes(bytes.try_into().ok()?)));
+        match version {
+            None => return Err(StoreError::ForeignFile { path }),
+            Some(FORMAT) => {}
+            Some(version) => return Err(StoreError::OtherFormat { path, version }),
+        }
+        store.checkpoint = store.load_checkpoint()?;
+        store.overtaken = Spool::find(&store.home, &store.checkpoint)?;
         Ok(Some(store))
     }
 
-    /// A new, empty store on any backend; `path` is for messages.
-    ///
-    /// # Errors
-    /// When the backend can't be written.
-    pub fn create_on(backend: impl StorageBackend, path: &Path) -> Result<Self, StoreError> {
-        let mut store = Self::on(backend, path)?;
+    /// A new, empty store that doesn't have its name yet; what an earlier one left there is gone.
+    fn unfinished(home: H) -> Result<Self, StoreError> {
+        let created = home.remove(Name::Unfinished).and_then(|()| home.create(Name::Unfinished));
+        let file = created.map_err(|source| StoreError::Create { path: home.path(Name::Unfinished), source })?;
+        let mut store = Self::on(file, home)?;
         store.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert(META_FORMAT, FORMAT.to_le_bytes().as_slice())?;
@@ -189,29 +206,37 @@ impl Store {
         Ok(store)
     }
 
-    /// The store on any backend; `path` is for messages.
+    /// Removes what a creation or a snapshot that broke off has left beside the store.
     ///
     /// # Errors
-    /// As [`Store::open`].
-    pub fn open_on(backend: impl StorageBackend, path: &Path) -> Result<Self, StoreError> {
-        let mut store = Self::on(backend, path)?;
-        let version = store.meta(META_FORMAT)?.and_then(|bytes| Some(u32::from_le_bytes(bytes.try_into().ok()?)));
-        match version {
-            None => return Err(StoreError::ForeignFile { path: path.to_owned() }),
-            Some(FORMAT) => {}
-            Some(version) => return Err(StoreError::OtherFormat { path: path.to_owned(), version }),
-        }
-        store.checkpoint = store.load_checkpoint()?;
-        Ok(store)
+    /// When the directory can't be written.
+    pub fn remove_unfinished(home: &H) -> Result<(), StoreError> {
+        [Name::Unfinished, Name::Incoming].into_iter().try_for_each(|name| {
+            home.remove(name).map_err(|source| StoreError::Remove { path: home.path(name), source })
+        })
     }
 
-    fn on(backend: impl StorageBackend, path: &Path) -> Result<Self, StoreError> {
+    /// Gives an unfinished store its name, in place of whatever has it.
+    fn take_place(&mut self) -> Result<(), StoreError> {
+        let renamed = self.home.rename(Name::Unfinished, Name::Store);
+        renamed.map_err(|source| StoreError::Create { path: self.path(), source })
+    }
+
+    fn on(file: H::File, home: H) -> Result<Self, StoreError> {
         // A page that was altered would otherwise be trusted, or panic.
         let mut builder = Builder::new();
-        let database =
-            builder.set_check_integrity_on_open(true).set_cache_size(CACHE_BYTES).create_with_backend(backend);
-        let database = database.map_err(|source| opened(path, source))?;
-        Ok(Self { path: path.to_owned(), database, checkpoint: Checkpoint::default(), overtaken: None })
+        let database = builder.set_check_integrity_on_open(true).set_cache_size(CACHE_BYTES).create_with_backend(file);
+        let database = database.map_err(|source| opened(&home.path(Name::Store), source))?;
+        Ok(Self { home, database, checkpoint: Checkpoint::default(), overtaken: None })
+    }
+
+    /// Where it is.
+    pub fn home(&self) -> &H {
+        &self.home
+    }
+
+    fn path(&self) -> PathBuf {
+        self.home.path(Name::Store)
     }
 
     /// Reads everything.
@@ -272,7 +297,7 @@ impl Store {
             return Ok(None);
         }
         let transaction = self.database.begin_read().map_err(|source| self.unread(source.into()))?;
-        Ok(Some(Reader::new(transaction, self.checkpoint.clone(), self.path.clone())))
+        Ok(Some(Reader::new(transaction, self.checkpoint.clone(), self.path())))
     }
 
     /// Writes what the entries up to `checkpoint` have changed, a key at most once, all of it or nothing; on disk when it
@@ -290,40 +315,40 @@ impl Store {
         assert!(checkpoint.position >= before, "entries are applied in order: {checkpoint:?} after {before:?}");
         Self::check_order(checkpoint, commit)?;
         match self.overtaken.take() {
-            None => self.put(changes, checkpoint),
-            Some(snapshot) => self.succeed(snapshot, changes, checkpoint),
+            Some(snapshot) => return self.take_in(snapshot, changes, checkpoint),
+            None => self.write(|transaction| put(transaction, changes, checkpoint))?,
         }
-    }
-
-    /// Lets a store take this one's place that has a snapshot's rows, and who this node is.
-    fn succeed(&mut self, snapshot: Spool, changes: &[Change], checkpoint: &Checkpoint) -> Result<(), StoreError> {
-        let mut next = Self::unfinished(&self.path)?;
-        next.fill(&snapshot)?;
-        if let Some(identity) = self.identity()? {
-            next.set_identity(&identity)?;
-        }
-        next.put(changes, checkpoint)?;
-        next.take_place()?;
-        *self = next;
-        snapshot.remove()
-    }
-
-    fn put(&mut self, changes: &[Change], checkpoint: &Checkpoint) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            transaction.open_table(META)?.insert(META_CHECKPOINT, encoded(checkpoint).as_slice())?;
-            for group in changes.chunk_by(|one, other| one.table == other.table) {
-                let mut table = transaction.open_table(rows(group[0].table))?;
-                for Change { key, value, .. } in group {
-                    match value {
-                        Some(value) => table.insert(key.as_slice(), &**value)?,
-                        None => table.remove(key.as_slice())?,
-                    };
-                }
-            }
-            Ok(())
-        })?;
         self.checkpoint = checkpoint.clone();
         Ok(())
+    }
+
+    /// Lets a store take this one's place that has a snapshot's rows and these changes, and who this node is.
+    fn take_in(&mut self, snapshot: Spool<H>, changes: &[Change], checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let identity = self.identity()?;
+        let fill = || {
+            let next = Self::unfinished(self.home.clone())?;
+            let begun = next.database.begin_write();
+            let transaction = begun.map_err(|source| next.unwritten(source.into()))?;
+            snapshot.read(|chunk| chunk.insert(&transaction).map_err(|source| next.unwritten(source)))?;
+            let rest = || {
+                put(&transaction, changes, checkpoint)?;
+                if let Some(identity) = identity {
+                    transaction.open_table(META)?.insert(META_IDENTITY, identity.as_slice())?;
+                }
+                transaction.commit()?;
+                Ok(())
+            };
+            rest().map_err(|source| next.unwritten(source))?;
+            Ok(next)
+        };
+        let mut next = fill().inspect_err(|_| {
+            // It may be what has filled the disk, and others want to write there. The next start would remove it, too.
+            let _ = self.home.remove(Name::Unfinished);
+        })?;
+        next.take_place()?;
+        next.checkpoint = checkpoint.clone();
+        *self = next;
+        snapshot.remove()
     }
 
     /// Keeps who this node is, on disk when it returns.
@@ -369,15 +394,15 @@ impl Store {
     }
 
     fn damaged_row(&self, row: &'static str) -> StoreError {
-        StoreError::DamagedRow { path: self.path.clone(), row }
+        StoreError::DamagedRow { path: self.path(), row }
     }
 
     fn unwritten(&self, source: redb::Error) -> StoreError {
-        StoreError::Write { path: self.path.clone(), source: Box::new(source) }
+        StoreError::Write { path: self.path(), source: Box::new(source) }
     }
 
     fn unread(&self, source: redb::Error) -> StoreError {
-        let path = self.path.clone();
+        let path = self.path();
         match source {
             redb::Error::Corrupted(_) => StoreError::Damaged { path, source: Box::new(source) },
             redb::Error::TableTypeMismatch { .. } => StoreError::ForeignFile { path },
@@ -386,39 +411,27 @@ impl Store {
     }
 }
 
+/// Writes what has changed up to a checkpoint.
+fn put(transaction: &WriteTransaction, changes: &[Change], checkpoint: &Checkpoint) -> Result<(), redb::Error> {
+    transaction.open_table(META)?.insert(META_CHECKPOINT, encoded(checkpoint).as_slice())?;
+    for group in changes.chunk_by(|one, other| one.table == other.table) {
+        let mut table = transaction.open_table(rows(group[0].table))?;
+        for Change { key, value, .. } in group {
+            match value {
+                Some(value) => table.insert(key.as_slice(), &**value)?,
+                None => table.remove(key.as_slice())?,
+            };
+        }
+    }
+    Ok(())
+}
+
 fn rows(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
     TableDefinition::new(table.name())
 }
 
-/// A file beside the store.
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::Create { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Has the names in a file's directory on disk.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
-}
-
 fn encoded(checkpoint: &Checkpoint) -> Vec<u8> {
     postcard::to_stdvec(checkpoint).expect("numbers always encode")
-}
-
-/// The name of a store that isn't whole yet.
-fn unfinished(path: &Path) -> PathBuf {
-    beside(path, ".unfinished")
 }
 
 /// Why redb didn't open the file.

@@ -110,10 +110,12 @@ impl<U: Units> Worker<U> {
     ) {
         let node = self.handle.node();
         let known = self.attempts.known();
-        let (actions, (vms, tasks)) = self.handle.read(|state, _| {
+        let read = self.handle.read(|state, _| {
             let actions = reconcile::reconcile(node, state, observed, &known);
             (actions, reconcile::report(node, state, observed, &known))
         });
+        // The agent is about to end.
+        let Ok((actions, (vms, tasks))) = read else { return };
         for attempt in self.attempts.choose(actions) {
             let (units, permits) = (Arc::clone(&self.units), Arc::clone(permits));
             changing.spawn(async move { attempt.make(units.as_ref(), &permits).await });

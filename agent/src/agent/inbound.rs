@@ -41,7 +41,8 @@ impl Inward {
         };
         // So that the directory has the new member in it.
         handle.barrier().await.map_err(|error| crate::error_chain(&error))?;
-        let (cluster, members) = handle.read(|state, _| (state.cluster().cloned(), directory_of(state)));
+        let read = handle.read(|state, _| (state.cluster().cloned(), directory_of(state)));
+        let (cluster, members) = read.map_err(|error| crate::error_chain(&error))?;
         let cluster = cluster.ok_or("the cluster is being founded: try again")?;
         let authority = Authority::unseal(&cluster.sealed_ca_key, &self.secret);
         let authority = authority.map_err(|error| crate::error_chain(&error))?;

@@ -18,7 +18,8 @@ use crate::probe;
 const PAUSE: Duration = Duration::from_secs(30);
 /// How often it looks whether there is.
 const LOOK: Duration = Duration::from_millis(200);
-/// What counts as room: enough for a start, which writes the log's newest segment anew, and for a checkpoint.
+/// What counts as room: enough for a start, which writes the log's newest segment anew, and for a checkpoint that takes in
+/// no snapshot.
 const ROOM_BYTES: u64 = 16 << 20;
 
 /// Returns after the pause, or as soon as the agent is told to stop, or the disk of `dir` has room that it lacked.

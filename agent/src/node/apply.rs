@@ -8,7 +8,8 @@ use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Messag
 use blixard_core::state::{Change, Diverged, RowError, State, Table};
 use blixard_core::types::{Level, Term};
 
-use super::{Attempt, Node};
+use super::known::Known;
+use super::{Attempt, Node, Waiting};
 use crate::log::LogError;
 use crate::memory;
 use crate::store::StoreError;
@@ -47,7 +48,12 @@ struct Changed {
     anything: bool,
     /// Who is a member, or where.
     members: bool,
+    /// What is placed here.
+    assignment: bool,
 }
+
+/// A proposal that is decided, and what to say of it.
+type Decided = (Waiting<Answer>, Fate, Answer);
 
 impl Node {
     /// Does all that raft wants done, in raft's order: written before it is acknowledged, acknowledged before it is
@@ -120,10 +126,45 @@ impl Node {
 
     fn apply(&mut self, committed: Vec<Committed>) -> Result<(), NodeError> {
         let Some(last) = committed.last().map(|entry| entry.position) else { return Ok(()) };
-        let (mut changed, mut answers) = (Changed::default(), Vec::new());
-        let servers = self.driver.membership();
         let known = self.known.clone();
         let mut known = known.change();
+        let servers = self.driver.membership();
+        let applied = self.apply_to(&mut known, committed);
+        let (changed, decided) = applied.inspect_err(|_| known.has_ended = true)?;
+        self.set_applied(last);
+        known.standing.applied = last.index;
+        let servers = Some(self.driver.membership()).filter(|now| *now != servers);
+        let is_changed = servers.is_some() || changed.anything;
+        if let Some(servers) = servers {
+            known.standing.set_servers(servers);
+        }
+        let members = changed.members.then(|| Arc::new(super::directory_of(&known.state)));
+        drop(known);
+        self.driver.applied(self.applied);
+        if let Some(members) = members {
+            self.lead.look_at = self.ticks;
+            self.directory.send_replace(members);
+        }
+        if changed.assignment {
+            self.news.assignment.send_modify(|revision| *revision += 1);
+        }
+        if is_changed {
+            self.lead.dirty = true;
+            self.changed();
+        }
+        self.keeper.add(changed.rows);
+        for (waiting, fate, answer) in decided {
+            match fate {
+                Fate::Applied => waiting.answer(answer),
+                Fate::Superseded | Fate::Emptied => waiting.fail(Attempt::Lost),
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody looks meanwhile.
+    fn apply_to(&mut self, known: &mut Known, committed: Vec<Committed>) -> Result<(Changed, Vec<Decided>), NodeError> {
+        let (mut changed, mut decided) = (Changed::default(), Vec::new());
         self.applied_bytes += committed.iter().map(Committed::bytes).sum::<usize>();
         for entry in committed {
             let index = entry.position.index;
@@ -139,35 +180,10 @@ impl Node {
                     Err(error) => Answer { index, reply: Reply::Refused(crate::error_chain(&error)) },
                 },
             };
-            answers.extend(
-                self.proposals.settle(&entry).into_iter().map(|(waiting, fate)| (waiting, fate, answer.clone())),
-            );
+            let settled = self.proposals.settle(&entry).into_iter();
+            decided.extend(settled.map(|(waiting, fate)| (waiting, fate, answer.clone())));
         }
-        self.set_applied(last);
-        known.standing.applied = last.index;
-        let servers = Some(self.driver.membership()).filter(|now| *now != servers);
-        let is_changed = servers.is_some() || changed.anything;
-        if let Some(servers) = servers {
-            known.standing.set_servers(servers);
-        }
-        if changed.members {
-            self.lead.look_at = self.ticks;
-            self.directory.send_replace(Arc::new(super::directory_of(&known.state)));
-        }
-        drop(known);
-        self.driver.applied(self.applied);
-        if is_changed {
-            self.lead.dirty = true;
-            self.changed();
-        }
-        self.keeper.add(changed.rows);
-        for (waiting, fate, answer) in answers {
-            match fate {
-                Fate::Applied => waiting.answer(answer),
-                Fate::Superseded | Fate::Emptied => waiting.fail(Attempt::Lost),
-            }
-        }
-        Ok(())
+        Ok((changed, decided))
     }
 
     fn apply_command(
@@ -193,9 +209,7 @@ impl Node {
             self.keeper.add(std::mem::take(&mut changed.rows));
             self.mark(state, position);
         }
-        if outcome.nodes.contains(&self.own) {
-            self.news.assignment.send_modify(|revision| *revision += 1);
-        }
+        changed.assignment |= outcome.nodes.contains(&self.own);
         Ok(outcome.answer)
     }
 

@@ -188,9 +188,12 @@ impl Handle {
     }
 
     /// Reads the state of this node as it is; nothing is applied meanwhile. `read` must not read again.
-    pub fn read<T>(&self, read: impl FnOnce(&State, &Standing) -> T) -> T {
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub fn read<T>(&self, read: impl FnOnce(&State, &Standing) -> T) -> Result<T, ProposeError> {
         let known = self.known.look();
-        read(&known.state, &known.standing)
+        if known.has_ended { Err(ProposeError::Stopped) } else { Ok(read(&known.state, &known.standing)) }
     }
 
     /// Whether the loop takes what comes in; waits for that as long as it takes.
@@ -218,8 +221,11 @@ impl Handle {
     /// # Errors
     /// `Stopped`.
     pub async fn founded(&self) -> Result<(), ProposeError> {
-        let founded = |_: &u64| self.read(|state, _| state.cluster().is_some());
-        self.changes().wait_for(founded).await.map(|_| ()).map_err(|_| ProposeError::Stopped)
+        let mut changes = self.changes();
+        while !self.read(|state, _| state.cluster().is_some())? {
+            changes.changed().await.map_err(|_| ProposeError::Stopped)?;
+        }
+        Ok(())
     }
 
     /// A number that grows whenever the state, the leader or the servers have changed.

@@ -44,6 +44,8 @@ impl Standing {
 pub(super) struct Known {
     pub state: State,
     pub standing: Standing,
+    /// The loop goes on no more, perhaps because of this very state: nobody may act on it.
+    pub has_ended: bool,
 }
 
 /// All clones are the same.
@@ -51,11 +53,12 @@ pub(super) struct Known {
 pub(super) struct Shared(Arc<RwLock<Known>>);
 
 impl Shared {
-    pub fn new(known: Known) -> Self {
-        Self(Arc::new(RwLock::new(known)))
+    pub fn new(state: State, standing: Standing) -> Self {
+        Self(Arc::new(RwLock::new(Known { state, standing, has_ended: false })))
     }
 
-    /// Whoever holds it long keeps the loop from applying anything.
+    /// Whoever holds it long keeps the loop from applying anything. Who holds it must neither look again nor wait for
+    /// what the loop does.
     pub fn look(&self) -> RwLockReadGuard<'_, Known> {
         self.0.read().expect(NO_PANIC)
     }

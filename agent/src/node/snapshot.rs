@@ -6,7 +6,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -20,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::{Attempt, Input, Node, NodeError};
 use crate::memory;
-use crate::store::{ChunkError, Incoming, Reader, StoreError, rows_of};
+use crate::store::{ChunkError, Incoming, Reader, rows_of};
 use crate::transport::{SnapshotError, SnapshotRows, Transport};
 
 /// Bytes of rows in one chunk.
@@ -113,33 +112,39 @@ impl Node {
     }
 
     /// Begins to fetch what the leader has announced; raft hears of it once it is here and whole.
-    pub(super) fn fetch_snapshot(&mut self, message: Message) {
-        let Some(checkpoint) = announced(&message) else { return };
+    ///
+    /// # Errors
+    /// As [`Self::fetched_snapshot`].
+    pub(super) fn fetch_snapshot(&mut self, message: Message) -> Result<(), NodeError> {
+        let Some(checkpoint) = announced(&message) else { return Ok(()) };
         if let Err(error) = self.driver.check_snapshot(&message) {
             tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused");
-            return;
+            return Ok(());
         }
         let position = checkpoint.position;
         let fetching = self.snapshots.fetching.as_ref();
         let is_fetching = fetching.is_some_and(|(at, _)| *at == position);
         // One after the other: the leader announces what is still lacked then.
         if is_fetching || self.installing.is_some() || position.index <= self.applied {
-            return;
+            return Ok(());
         }
         let directory = self.directory.borrow().clone();
         let from = directory.0.iter().find(|(_, member)| member.raft.0 == message.from).map(|(node, _)| *node);
-        let Some(from) = from else { return };
+        let Some(from) = from else { return Ok(()) };
         if let Some((_, earlier)) = self.snapshots.fetching.take() {
             earlier.abort();
         }
         self.snapshots.fetched = None;
-        let (path, transport, inbox) = (self.store_path.clone(), self.transport.clone(), self.inbox.clone());
+        // Here and now: one that was given up on must not take the file of its successor for its own.
+        let incoming = Incoming::begin(self.home.clone(), checkpoint).map_err(NodeError::KeepSnapshot)?;
+        let (transport, inbox) = (self.transport.clone(), self.inbox.clone());
         let fetch = tokio::spawn(async move {
-            let incoming = fetch(path, &transport, from, checkpoint).await;
+            let incoming = fetch(incoming, &transport, from, position).await;
             // The node may have ended.
             let _ = inbox.send(Input::Fetched(Box::new((message, incoming)))).await;
         });
         self.snapshots.fetching = Some((position, fetch.abort_handle()));
+        Ok(())
     }
 
     /// # Errors
@@ -160,9 +165,7 @@ impl Node {
                 // What raft was told of before stays.
                 Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused"),
             },
-            Err(FetchError::Begin(error) | FetchError::Put(ChunkError::Write(error))) => {
-                return Err(NodeError::KeepSnapshot(error));
-            }
+            Err(FetchError::Put(ChunkError::Write(error))) => return Err(NodeError::KeepSnapshot(error)),
             Err(FetchError::Rows(error)) => return Err(NodeError::Rows(error)),
             Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot could not be fetched"),
         }
@@ -210,8 +213,6 @@ impl Node {
 pub enum FetchError {
     #[error("the leader's stream broke off too often")]
     Stream(#[source] SnapshotError),
-    #[error("cannot begin to keep it")]
-    Begin(#[source] StoreError),
     #[error("cannot keep a part of it")]
     Put(#[source] ChunkError),
     #[error("cannot make a state of it")]
@@ -220,14 +221,11 @@ pub enum FetchError {
 
 /// All rows of a snapshot, in a file beside the store and as a state.
 async fn fetch(
-    path: PathBuf,
+    mut incoming: Incoming,
     transport: &Transport,
     from: NodeId,
-    checkpoint: Checkpoint,
+    position: Position,
 ) -> Result<Fetched, FetchError> {
-    let position = checkpoint.position;
-    let begun = blocking(move || Incoming::begin(&path, checkpoint)).await;
-    let mut incoming = begun.map_err(FetchError::Begin)?;
     let (passed, passing) = channel();
     let state = tokio::task::spawn_blocking(move || load(&passing));
     let mut attempts = 0;

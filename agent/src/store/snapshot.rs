@@ -4,7 +4,7 @@
 //! their own; once that is whole it is what the store holds, by its name, at once or not at all.
 
 use std::ops::{Bound, Range};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use blixard_core::driver::Checkpoint;
 use blixard_core::state::Table;
@@ -12,7 +12,8 @@ use blixard_core::types::Hash;
 use redb::{ReadTransaction, ReadableTableMetadata, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::spool::{Spool, Writer};
+use super::home::{Beside, Home};
+use super::spool::Writer;
 use super::{Store, StoreError, rows};
 
 /// The store as it was at one checkpoint.
@@ -50,12 +51,24 @@ impl<'a> Chunk<'a> {
     pub fn rows(self) -> impl Iterator<Item = (Table, &'a [u8], &'a [u8])> {
         self.rows.into_iter().map(|(table, key, value)| (Table::ALL[usize::from(table)], key, value))
     }
+
+    pub fn insert(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+        for group in self.rows.chunk_by(|(one, ..), (other, ..)| one == other) {
+            let mut table = transaction.open_table(rows(Table::ALL[usize::from(group[0].0)]))?;
+            for (_, key, value) in group {
+                table.insert(*key, *value)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A chunk that is being made: its rows, encoded.
 #[derive(Default)]
 struct Rows {
     count: u64,
+    /// Bytes of keys and values.
+    size: usize,
     bytes: Vec<u8>,
     /// Table of the last row, and where its key is in `bytes`.
     last: Option<(u8, Range<usize>)>,
@@ -64,6 +77,7 @@ struct Rows {
 impl Rows {
     fn push(&mut self, table: u8, key: &[u8], value: &[u8]) {
         self.count += 1;
+        self.size += key.len() + value.len();
         self.bytes.push(table);
         append(&mut self.bytes, &key.len());
         let from = self.bytes.len();
@@ -90,7 +104,7 @@ impl Rows {
 
 fn append(bytes: &mut Vec<u8>, value: &impl Serialize) {
     let mut encoded = [0; 16];
-    bytes.extend_from_slice(postcard::to_slice(value, &mut encoded).expect("a number has ten bytes at most"));
+    bytes.extend_from_slice(postcard::to_slice(value, &mut encoded).expect("a number has eleven bytes at most"));
 }
 
 /// The rows of one chunk.
@@ -166,7 +180,7 @@ impl Reader {
             };
             for row in opened.range::<&[u8]>((from, Bound::Unbounded))? {
                 let (key, value) = row?;
-                if chunk.bytes.len() >= bytes {
+                if chunk.size >= bytes {
                     return Ok((chunk.chunk(None), chunk.next()));
                 }
                 chunk.push(number, key.value(), value.value());
@@ -177,20 +191,20 @@ impl Reader {
 }
 
 /// A snapshot on its way in, beside the store that it is for.
-pub struct Incoming {
+pub struct Incoming<H: Home = Beside> {
     checkpoint: Checkpoint,
-    spool: Writer,
+    spool: Writer<H>,
     last: Option<Place>,
     rows: u64,
 }
 
-impl Incoming {
-    /// An empty one, for the store at `path`; what an earlier one left is gone.
+impl<H: Home> Incoming<H> {
+    /// An empty one; what an earlier one left is gone.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn begin(path: &Path, checkpoint: Checkpoint) -> Result<Self, StoreError> {
-        Ok(Self { spool: Writer::begin(path, &checkpoint)?, checkpoint, last: None, rows: 0 })
+    pub fn begin(home: H, checkpoint: Checkpoint) -> Result<Self, StoreError> {
+        Ok(Self { spool: Writer::begin(home, &checkpoint)?, checkpoint, last: None, rows: 0 })
     }
 
     /// What to ask for next, if the stream ends before its last chunk.
@@ -217,34 +231,16 @@ impl Incoming {
     }
 }
 
-impl Store {
+impl<H: Home> Store<H> {
     /// Lets a whole snapshot overtake this store, on disk when it returns: it is what the store holds from now on. Its
     /// rows come into their tables with the next [`Store::commit`].
     ///
     /// # Errors
     /// When the disk fails, the store must not be used any more.
-    pub fn install(&mut self, incoming: Incoming) -> Result<(), StoreError> {
+    pub fn install(&mut self, incoming: Incoming<H>) -> Result<(), StoreError> {
         self.overtaken = Some(incoming.spool.install(incoming.checkpoint)?);
         Ok(())
     }
-
-    /// Puts the rows of a snapshot into this store, which is empty and has no name yet.
-    pub(super) fn fill(&mut self, snapshot: &Spool) -> Result<(), StoreError> {
-        let begun = self.database.begin_write();
-        let transaction = begun.map_err(|source| self.unwritten(source.into()))?;
-        snapshot.read(|chunk| insert(&transaction, &chunk).map_err(|source| self.unwritten(source)))?;
-        transaction.commit().map_err(|source| self.unwritten(source.into()))
-    }
-}
-
-fn insert(transaction: &WriteTransaction, chunk: &Chunk) -> Result<(), redb::Error> {
-    for group in chunk.rows.chunk_by(|(one, ..), (other, ..)| one == other) {
-        let mut table = transaction.open_table(rows(Table::ALL[usize::from(group[0].0)]))?;
-        for (_, key, value) in group {
-            table.insert(*key, *value)?;
-        }
-    }
-    Ok(())
 }
 
 fn token(place: &Place) -> Vec<u8> {

@@ -1,77 +1,62 @@
 //! A snapshot as it came in: a file of chunks beside the store.
 //!
 //! ```text
-//!  state.redb.incoming ── whole, on disk, raft wants it ──▶ state.redb.snapshot ── the next checkpoint ──▶ state.redb
+//!  .incoming ── whole, on disk, and raft wants it ──▶ .snapshot ── the next checkpoint ──▶ the store
 //! ```
 //!
 //! A server needs the rows to be safe before it goes on, and not yet in their tables: filling those takes several times
-//! as long as the rows take to arrive. A file behind the store in age is of no use any more.
+//! as long as the rows take to arrive. One that isn't newer than the store is of no use any more.
 //!
-//! The file: [`MAGIC`], then records of a length and a CRC-32C (each four bytes, the least first) and so many bytes. The
-//! first record is the checkpoint, the others are the chunks; the last one of them says how many rows there are in all.
+//! The file: [`MAGIC`], the format, then records of a length and a CRC-32C (each four bytes, the least first) and so many
+//! bytes. The first record is the checkpoint, the others are the chunks; the last of them says how many rows there are.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 
 use blixard_core::driver::Checkpoint;
+use redb::StorageBackend as _;
 
+use super::home::{Home, Name};
 use super::snapshot::Chunk;
-use super::{StoreError, beside, encoded, remove, sync_directory};
+use super::{FORMAT, StoreError, encoded};
 
-const MAGIC: &[u8] = b"blixard snapshot 1\n";
+const MAGIC: &[u8] = b"blixard snapshot\n";
+/// Of a length and a checksum.
+const HEAD_BYTES: usize = 8;
 /// More than any chunk has: a longer record is a damaged one.
 const MAX_RECORD_BYTES: u32 = 64 << 20;
 /// Bytes that may wait for the disk: the last of them are all that the end has to wait for.
 const UNSYNCED_BYTES: usize = 4 << 20;
 
 /// A file that is being written.
-pub(super) struct Writer {
-    store: PathBuf,
-    file: File,
+pub(super) struct Writer<H: Home> {
+    home: H,
+    file: H::File,
+    length: u64,
     unsynced: usize,
 }
 
 /// A whole file, on disk.
-pub(super) struct Spool {
-    path: PathBuf,
+pub(super) struct Spool<H> {
+    home: H,
     pub checkpoint: Checkpoint,
 }
 
-fn incoming(store: &Path) -> PathBuf {
-    beside(store, ".incoming")
-}
-
-fn whole(store: &Path) -> PathBuf {
-    beside(store, ".snapshot")
-}
-
-impl Writer {
-    /// A file without chunks, for the store at `store`; what an earlier one left is gone.
-    pub fn begin(store: &Path, checkpoint: &Checkpoint) -> Result<Self, StoreError> {
-        Self::remove(store)?;
-        let path = incoming(store);
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = file.map_err(|source| StoreError::Create { path, source })?;
-        let mut spool = Self { store: store.to_owned(), file, unsynced: 0 };
-        spool.attempt(|spool| spool.file.write_all(MAGIC))?;
-        spool.put(&encoded(checkpoint))?;
+impl<H: Home> Writer<H> {
+    /// A file without chunks; what an earlier one left is gone.
+    pub fn begin(home: H, checkpoint: &Checkpoint) -> Result<Self, StoreError> {
+        let created = home.remove(Name::Incoming).and_then(|()| home.create(Name::Incoming));
+        let file = created.map_err(|source| StoreError::Create { path: home.path(Name::Incoming), source })?;
+        let mut spool = Self { home, file, length: 0, unsynced: 0 };
+        spool.attempt(|spool| {
+            spool.append(&[MAGIC, &FORMAT.to_le_bytes()].concat())?;
+            spool.record(&encoded(checkpoint))
+        })?;
         Ok(spool)
     }
 
-    /// Removes what is not whole.
-    pub fn remove(store: &Path) -> Result<(), StoreError> {
-        remove(&incoming(store))
-    }
-
-    pub fn put(&mut self, record: &[u8]) -> Result<(), StoreError> {
+    pub fn put(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         self.attempt(|spool| {
-            let bytes = u32::try_from(record.len()).ok().filter(|bytes| *bytes <= MAX_RECORD_BYTES);
-            let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            spool.file.write_all(&bytes.to_le_bytes())?;
-            spool.file.write_all(&crc32c::crc32c(record).to_le_bytes())?;
-            spool.file.write_all(record)?;
-            spool.unsynced += record.len();
+            spool.record(chunk)?;
             if spool.unsynced < UNSYNCED_BYTES { Ok(()) } else { spool.sync() }
         })
     }
@@ -81,39 +66,50 @@ impl Writer {
         self.attempt(Self::sync)
     }
 
+    /// From now on this is what the store holds, on disk when it returns.
+    pub fn install(self, checkpoint: Checkpoint) -> Result<Spool<H>, StoreError> {
+        let Self { home, .. } = self;
+        let renamed = home.rename(Name::Incoming, Name::Snapshot);
+        renamed.map_err(|source| StoreError::Create { path: home.path(Name::Snapshot), source })?;
+        Ok(Spool { home, checkpoint })
+    }
+
+    fn record(&mut self, record: &[u8]) -> io::Result<()> {
+        let bytes = u32::try_from(record.len()).ok().filter(|bytes| *bytes <= MAX_RECORD_BYTES);
+        let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        self.append(&[bytes.to_le_bytes(), crc32c::crc32c(record).to_le_bytes()].concat())?;
+        self.append(record)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let end = self.length + bytes.len() as u64;
+        self.file.set_len(end)?;
+        self.file.write(self.length, bytes)?;
+        self.length = end;
+        self.unsynced += bytes.len();
+        Ok(())
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.unsynced = 0;
         self.file.sync_data()
     }
 
-    /// From now on this is what the store holds, on disk when it returns.
-    pub fn install(self, checkpoint: Checkpoint) -> Result<Spool, StoreError> {
-        let path = whole(&self.store);
-        let renamed = fs::rename(incoming(&self.store), &path).and_then(|()| sync_directory(&self.store));
-        renamed.map_err(|source| StoreError::Create { path: path.clone(), source })?;
-        Ok(Spool { path, checkpoint })
-    }
-
     fn attempt(&mut self, write: impl FnOnce(&mut Self) -> io::Result<()>) -> Result<(), StoreError> {
         write(self).map_err(|source| StoreError::Write {
-            path: incoming(&self.store),
+            path: self.home.path(Name::Incoming),
             source: Box::new(redb::Error::Io(source)),
         })
     }
 }
 
-impl Spool {
-    /// The one beside this store, which isn't older than what the store holds.
-    pub fn find(store: &Path, held: &Checkpoint) -> Result<Option<Self>, StoreError> {
-        let path = whole(store);
-        let mut records = match Records::open(&path) {
-            Ok(records) => records,
-            Err(StoreError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let first = records.next().unwrap_or_else(|| Err(damaged(&path)))?;
-        let checkpoint: Checkpoint = postcard::from_bytes(&first).map_err(|_| damaged(&path))?;
-        let spool = Self { path, checkpoint };
+impl<H: Home> Spool<H> {
+    /// The one that has overtaken a store which holds that, if one has.
+    pub fn find(home: &H, held: &Checkpoint) -> Result<Option<Self>, StoreError> {
+        let Some(mut records) = Records::open(home)? else { return Ok(None) };
+        let first = records.next().unwrap_or_else(|| Err(damaged(home)))?;
+        let checkpoint: Checkpoint = postcard::from_bytes(&first).map_err(|_| unreadable(home))?;
+        let spool = Self { home: home.clone(), checkpoint };
         if spool.checkpoint.position > held.position {
             return Ok(Some(spool));
         }
@@ -124,78 +120,91 @@ impl Spool {
     /// Gives every chunk, in order, to `take`.
     pub fn read(&self, mut take: impl FnMut(Chunk) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let (mut rows, mut total) = (0, None);
-        for record in Records::open(&self.path)?.skip(1) {
+        for record in Records::open(&self.home)?.ok_or_else(|| damaged(&self.home))?.skip(1) {
             let record = record?;
-            let chunk = Chunk::read(&record).map_err(|_| damaged(&self.path))?;
+            let chunk = Chunk::read(&record).map_err(|_| unreadable(&self.home))?;
             rows += chunk.rows.len() as u64;
             total = chunk.total;
             take(chunk)?;
         }
-        if total == Some(rows) { Ok(()) } else { Err(damaged(&self.path)) }
+        if total == Some(rows) { Ok(()) } else { Err(damaged(&self.home)) }
     }
 
     /// The store has its rows by now.
     pub fn remove(self) -> Result<(), StoreError> {
-        remove(&self.path)
+        let path = self.home.path(Name::Snapshot);
+        self.home.remove(Name::Snapshot).map_err(|source| StoreError::Remove { path, source })
     }
 }
 
 /// What the records of a file hold.
-struct Records {
-    path: PathBuf,
-    file: BufReader<File>,
-    /// Bytes that it has yet.
-    left: u64,
+struct Records<H: Home> {
+    home: H,
+    file: H::File,
+    at: u64,
+    length: u64,
 }
 
-impl Records {
-    fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Open { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(failed)?;
-        // As of the store itself: what is read comes from the disk.
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|error| failed(error.into()))?;
-        let bytes = file.metadata().map_err(failed)?.len();
-        let mut magic = [0; MAGIC.len()];
-        match file.read_exact(&mut magic) {
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(failed(error)),
-            _ if magic != MAGIC => return Err(damaged(path)),
-            _ => {}
+impl<H: Home> Records<H> {
+    fn open(home: &H) -> Result<Option<Self>, StoreError> {
+        let path = home.path(Name::Snapshot);
+        let failed = |source| StoreError::Open { path: path.clone(), source };
+        let Some(file) = home.open(Name::Snapshot).map_err(failed)? else { return Ok(None) };
+        let length = file.len().map_err(failed)?;
+        let mut records = Self { home: home.clone(), file, at: 0, length };
+        let head = records.bytes(MAGIC.len() + size_of_val(&FORMAT)).map_err(failed)?;
+        let version = head.as_deref().and_then(|head| head.strip_prefix(MAGIC)).ok_or_else(|| damaged(home))?;
+        match u32::from_le_bytes(version.try_into().expect("it has four bytes")) {
+            FORMAT => Ok(Some(records)),
+            version => Err(StoreError::OtherFormat { path, version }),
         }
-        Ok(Self { path: path.to_owned(), file: BufReader::new(file), left: bytes - MAGIC.len() as u64 })
     }
 
-    fn record(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut head = [0; 8];
-        self.file.read_exact(&mut head)?;
-        let [bytes, checksum] = [0, 4].map(|at| u32::from_le_bytes(std::array::from_fn(|byte| head[at + byte])));
-        let Some(left) = self.left.checked_sub(8 + u64::from(bytes)).filter(|_| bytes <= MAX_RECORD_BYTES) else {
+    /// So many bytes, unless there are fewer.
+    fn bytes(&mut self, bytes: usize) -> io::Result<Option<Vec<u8>>> {
+        let end = self.at + bytes as u64;
+        if end > self.length {
             return Ok(None);
-        };
-        self.left = left;
-        let mut record = vec![0; bytes as usize];
-        self.file.read_exact(&mut record)?;
-        Ok(Some(record).filter(|record| crc32c::crc32c(record) == checksum))
+        }
+        let mut taken = vec![0; bytes];
+        self.file.read(self.at, &mut taken)?;
+        self.at = end;
+        Ok(Some(taken))
+    }
+
+    /// The next record, where it is what was written.
+    fn record(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(head) = self.bytes(HEAD_BYTES)? else { return Ok(None) };
+        let [bytes, checksum] = [0, 4].map(|at| u32::from_le_bytes(std::array::from_fn(|byte| head[at + byte])));
+        if bytes > MAX_RECORD_BYTES {
+            return Ok(None);
+        }
+        Ok(self.bytes(bytes as usize)?.filter(|record| crc32c::crc32c(record) == checksum))
     }
 }
 
-impl Iterator for Records {
+impl<H: Home> Iterator for Records<H> {
     type Item = Result<Vec<u8>, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
+        if self.at == self.length {
             return None;
         }
-        Some(match self.record() {
-            Ok(Some(record)) => Ok(record),
-            Err(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
-                Err(StoreError::Read { path: self.path.clone(), source: Box::new(redb::Error::Io(source)) })
-            }
-            Ok(None) | Err(_) => Err(damaged(&self.path)),
-        })
+        let record = self.record();
+        let failed = |source| StoreError::Read {
+            path: self.home.path(Name::Snapshot),
+            source: Box::new(redb::Error::Io(source)),
+        };
+        Some(record.map_err(failed).and_then(|record| record.ok_or_else(|| damaged(&self.home))))
     }
 }
 
-fn damaged(path: &Path) -> StoreError {
-    let source = redb::Error::Corrupted("a record of the snapshot is not what was written".to_owned());
-    StoreError::Damaged { path: path.to_owned(), source: Box::new(source) }
+fn damaged(home: &impl Home) -> StoreError {
+    let source = redb::Error::Corrupted("a part of the snapshot is not what was written".to_owned());
+    StoreError::Damaged { path: home.path(Name::Snapshot), source: Box::new(source) }
+}
+
+/// Its checksums are right, so it is what somebody has written.
+fn unreadable(home: &impl Home) -> StoreError {
+    StoreError::NewerSnapshot { path: home.path(Name::Snapshot) }
 }

@@ -4,6 +4,7 @@
 mod power;
 
 mod failing;
+mod overtaken;
 mod pages;
 mod together;
 
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use blixard::log::{Log, Replay};
-use blixard::store::{ChunkError, Incoming, Store, StoreError, rows_of};
+use blixard::store::{Beside, ChunkError, Incoming, Store, StoreError, rows_of};
 use blixard_core::driver::{
     Checkpoint, CommitOnDisk, Content, Driver, Membership, Position, Recovered, Settings, Write,
 };
@@ -157,7 +158,8 @@ fn a_checkpoint_ahead_of_the_log_is_refused_and_writes_nothing() {
 /// Copies what `from` holds into a new store beside the one at `path`, in chunks of `bytes`; also what passed by.
 fn copied(from: &Store, path: &Path, bytes: usize) -> (Incoming, Rows) {
     let reader = from.reader().unwrap().unwrap();
-    let (mut incoming, mut passed) = (Incoming::begin(path, reader.checkpoint().clone()).unwrap(), Rows::default());
+    let (mut incoming, mut passed) =
+        (Incoming::begin(Beside::path_of(path), reader.checkpoint().clone()).unwrap(), Rows::default());
     loop {
         let (chunk, next) = reader.chunk(&incoming.resume(), bytes).unwrap();
         let is_last = incoming.put(&chunk).unwrap();
@@ -197,97 +199,6 @@ fn a_snapshot_takes_the_stores_place_whole_and_leaves_who_the_node_is() {
     }
 }
 
-/// A store that a snapshot has overtaken, closed, and what it holds by that.
-fn overtaken() -> (Place, Loaded) {
-    let (from, to) = (Place::new(), Place::new());
-    let expected = Loaded { installed: true, identity: Some(b"beta".to_vec()), ..from.fill() };
-    let source = Store::open(&from.path()).unwrap().unwrap();
-    let mut store = to.create();
-    store.set_identity(b"beta").unwrap();
-    store.commit(&[put(Table::Held, 255, 3)], &at(9), committed(9)).unwrap();
-    let (incoming, _) = copied(&source, &to.path(), 1_000);
-    store.install(incoming).unwrap();
-    (to, expected)
-}
-
-#[test]
-fn a_snapshot_that_was_not_whole_counts_for_nothing_and_goes_at_the_next_start() {
-    let (place, expected) = overtaken();
-    let names = ["state.redb.incoming", "state.redb.unfinished"].map(|name| place.directory.path().join(name));
-    names.iter().for_each(|name| fs::write(name, "half of it").unwrap());
-    Store::remove_unfinished(&place.path()).unwrap();
-    assert!(!names.iter().any(|name| name.exists()));
-    assert_eq!(Store::open(&place.path()).unwrap().unwrap().load().unwrap(), expected);
-}
-
-#[test]
-fn a_snapshot_whose_rows_are_in_their_tables_counts_for_nothing() {
-    let (place, _) = overtaken();
-    let snapshot = fs::read(snapshot_of(&place.path())).unwrap();
-    let mut store = Store::open(&place.path()).unwrap().unwrap();
-    for index in [50, 51] {
-        store.commit(&[], &at(index), committed(index)).unwrap();
-        let expected = store.load::<Rows>().unwrap();
-        // The power went before it was removed.
-        fs::write(snapshot_of(&place.path()), &snapshot).unwrap();
-        drop(store);
-        store = Store::open(&place.path()).unwrap().unwrap();
-        assert_eq!((store.load().unwrap(), expected.installed), (expected, false));
-        assert!(!snapshot_of(&place.path()).exists());
-    }
-}
-
-#[test]
-fn a_snapshot_stays_where_its_rows_do_not_come_into_their_tables() {
-    let (place, expected) = overtaken();
-    let in_the_way = place.directory.path().join("state.redb.unfinished");
-    fs::create_dir(&in_the_way).unwrap();
-    let mut store = Store::open(&place.path()).unwrap().unwrap();
-    let failed = store.commit(&[], &at(50), committed(50));
-    assert!(matches!(failed, Err(StoreError::Create { .. })), "{failed:?}");
-    fs::remove_dir(in_the_way).unwrap();
-    drop(store);
-    let mut store = Store::open(&place.path()).unwrap().unwrap();
-    assert_eq!(store.load().unwrap(), expected);
-    store.commit(&[], &at(50), committed(50)).unwrap();
-    assert_eq!(store.load().unwrap(), Loaded { installed: false, ..expected });
-}
-
-#[test]
-fn a_later_snapshot_takes_the_place_of_one_whose_rows_were_not_in_their_tables() {
-    let (place, expected) = overtaken();
-    let source = Place::new();
-    let mut later = source.create();
-    later.commit(&[put(Table::Vms, 1, 3)], &at(60), committed(60)).unwrap();
-    let mut store = Store::open(&place.path()).unwrap().unwrap();
-    let (incoming, _) = copied(&later, &place.path(), 1_000);
-    store.install(incoming).unwrap();
-    let rows = Rows([row(Table::Vms, 1)].into());
-    assert_eq!(store.load().unwrap(), Loaded { rows, checkpoint: at(60), ..expected });
-}
-
-#[test]
-fn a_snapshot_that_is_cut_short_or_altered_anywhere_is_refused() {
-    let (place, _) = overtaken();
-    let snapshot = snapshot_of(&place.path());
-    let whole = fs::read(&snapshot).unwrap();
-    let cut = (0..whole.len()).step_by(whole.len() / 97).map(|length| whole[..length].to_vec());
-    let altered = (0..whole.len()).step_by(whole.len() / 211).map(|offset| {
-        let mut bytes = whole.clone();
-        bytes[offset] ^= 0x55;
-        bytes
-    });
-    for bytes in cut.chain(altered) {
-        fs::write(&snapshot, bytes).unwrap();
-        let loaded = Store::open(&place.path()).and_then(|store| store.unwrap().load::<Rows>());
-        let error = loaded.expect_err("it is not what was written");
-        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
-        assert!(error.to_string().contains("state.redb.snapshot"), "{error}");
-    }
-    fs::write(&snapshot, &whole).unwrap();
-    assert!(Store::open(&place.path()).unwrap().unwrap().load::<Rows>().is_ok());
-}
-
 #[test]
 fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
     let (from, to) = (Place::new(), Place::new());
@@ -295,7 +206,7 @@ fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
     let mut source = Store::open(&from.path()).unwrap().unwrap();
     let mut store = to.create();
     let reader = source.reader().unwrap().unwrap();
-    let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
+    let mut incoming = Incoming::begin(Beside::path_of(&to.path()), reader.checkpoint().clone()).unwrap();
     while !incoming.put(&reader.chunk(&incoming.resume(), 500).unwrap().0).unwrap() {
         let index = source.checkpoint().position.index + 1;
         let changes: Vec<_> = many_rows().into_iter().map(|change| Change { value: None, ..change }).collect();
@@ -309,16 +220,26 @@ fn a_reader_sees_its_own_checkpoint_while_the_store_goes_on() {
 }
 
 #[test]
+fn the_hash_of_the_same_rows_is_what_every_agent_has_made_of_them() {
+    let place = Place::new();
+    let mut store = place.create();
+    let rows: Vec<Change> = (0..250).map(|key| put(Table::Vms, key, 4_000)).collect();
+    store.commit(&rows, &at(7), committed(7)).unwrap();
+    let hash = store.reader().unwrap().unwrap().hash().unwrap();
+    assert_eq!(hash.to_string(), "211ea7aa6129618a875568453123b51afa5a44f42d2ba20a43262e8db838074f");
+}
+
+#[test]
 fn a_snapshot_that_lost_a_part_or_cannot_be_read_is_refused() {
     let (from, to) = (Place::new(), Place::new());
     from.fill();
     let source = Store::open(&from.path()).unwrap().unwrap();
     let reader = source.reader().unwrap().unwrap();
-    let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
+    let mut incoming = Incoming::begin(Beside::path_of(&to.path()), reader.checkpoint().clone()).unwrap();
     let (_, next) = reader.chunk(&[], 5_000).unwrap();
     let (rest, _) = reader.chunk(&next.unwrap(), 1 << 20).unwrap();
     assert!(matches!(incoming.put(&rest), Err(ChunkError::Incomplete { total: 200, .. })));
-    let mut incoming = Incoming::begin(&to.path(), reader.checkpoint().clone()).unwrap();
+    let mut incoming = Incoming::begin(Beside::path_of(&to.path()), reader.checkpoint().clone()).unwrap();
     assert!(matches!(incoming.put(b"\xff\xff"), Err(ChunkError::Unreadable)));
     let unknown_table = postcard::to_stdvec(&(vec![(99_u8, vec![1_u8], vec![1_u8])], None::<u64>)).unwrap();
     assert!(matches!(incoming.put(&unknown_table), Err(ChunkError::Unreadable)));

@@ -1,8 +1,11 @@
-//! The store's file on a disk that can lose its power, together with the log's disk: they count their writes as one.
+//! The store's files on a disk that can lose its power, together with the log's disk: they count their writes as one.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use blixard::store::{Home, Name};
 use redb::StorageBackend;
 
 use super::power::{Power, Random, SECTOR};
@@ -19,6 +22,99 @@ struct Image {
 enum Change {
     Length(usize),
     Bytes(usize, Vec<u8>),
+}
+
+/// All clones are the same place.
+#[derive(Clone)]
+pub struct Place {
+    names: Arc<Mutex<Names>>,
+    power: Power,
+}
+
+#[derive(Default)]
+struct Names {
+    live: BTreeMap<Name, Pages>,
+    durable: BTreeMap<Name, Pages>,
+    /// What `live` has and `durable` doesn't, in order.
+    unsynced: Vec<Naming>,
+}
+
+#[derive(Clone)]
+enum Naming {
+    Create(Name, Pages),
+    Rename(Name, Name),
+    Remove(Name),
+}
+
+fn apply(names: &mut BTreeMap<Name, Pages>, naming: Naming) {
+    match naming {
+        Naming::Create(name, pages) => _ = names.insert(name, pages),
+        Naming::Rename(from, to) => {
+            let pages = names.remove(&from).expect("it is there");
+            names.insert(to, pages);
+        }
+        Naming::Remove(name) => _ = names.remove(&name).expect("it is there"),
+    }
+}
+
+impl Place {
+    pub fn new(power: &Power) -> Self {
+        Self { names: Arc::default(), power: power.clone() }
+    }
+
+    /// What is there when power is back: all names that were synced and some of the others, in order; and the same of bytes.
+    pub fn back(&self, power: &Power, random: &mut Random) -> Self {
+        let names = self.names.lock().unwrap();
+        let mut live = names.durable.clone();
+        for naming in &names.unsynced[..random.below(names.unsynced.len() + 1)] {
+            apply(&mut live, naming.clone());
+        }
+        for pages in live.values_mut() {
+            *pages = pages.back(power, random);
+        }
+        let names = Names { durable: live.clone(), live, unsynced: Vec::new() };
+        Self { names: Arc::new(Mutex::new(names)), power: power.clone() }
+    }
+
+    fn name(&self, naming: Naming) -> io::Result<()> {
+        self.power.spend()?;
+        let mut names = self.names.lock().unwrap();
+        apply(&mut names.live, naming.clone());
+        names.unsynced.push(naming);
+        Ok(())
+    }
+}
+
+impl Home for Place {
+    type File = Pages;
+
+    fn open(&self, name: Name) -> io::Result<Option<Pages>> {
+        Ok(self.names.lock().unwrap().live.get(&name).cloned())
+    }
+
+    fn create(&self, name: Name) -> io::Result<Pages> {
+        assert!(self.open(name)?.is_none(), "{name:?} is there already");
+        let pages = Pages::new(&self.power);
+        self.name(Naming::Create(name, pages.clone()))?;
+        Ok(pages)
+    }
+
+    fn rename(&self, from: Name, to: Name) -> io::Result<()> {
+        self.name(Naming::Rename(from, to))?;
+        self.power.spend()?;
+        let mut names = self.names.lock().unwrap();
+        names.durable = names.live.clone();
+        names.unsynced.clear();
+        Ok(())
+    }
+
+    fn remove(&self, name: Name) -> io::Result<()> {
+        if self.open(name)?.is_some() { self.name(Naming::Remove(name)) } else { Ok(()) }
+    }
+
+    fn path(&self, name: Name) -> PathBuf {
+        PathBuf::from(format!("/power/state.redb {name:?}"))
+    }
 }
 
 /// All clones are the same file.

@@ -1,7 +1,5 @@
 //! A server's log and store on one power: whenever it goes, what was acknowledged is there, and the two fit each other.
 
-use std::path::Path;
-
 use blixard::log::Log;
 use blixard::store::Store;
 use blixard_core::command::{Command, Entry, NewNode, Reply};
@@ -10,7 +8,7 @@ use blixard_core::manifest::VmSpec;
 use blixard_core::state::{Change, Loading, State};
 use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, Level, RaftId, RestartPolicy, Term, Timestamp};
 
-use super::pages::Pages;
+use super::pages::Place;
 use super::power::{Power, Random};
 
 const SERVER: RaftId = RaftId(1);
@@ -23,14 +21,14 @@ const CHECKPOINT_EVERY: u64 = 5;
 /// The disk of one server.
 pub struct Machine {
     pub power: Power,
-    pages: Pages,
+    place: Place,
 }
 
 /// One run of a server that is a cluster by itself, without its threads.
 pub struct Server {
     driver: Driver,
     log: Log<Power>,
-    store: Store,
+    store: Store<Place>,
     pub state: State,
     applied: Position,
     pending: Vec<Change>,
@@ -44,21 +42,21 @@ pub struct Acknowledged(pub u64);
 impl Machine {
     fn new() -> Self {
         let power = Power::default();
-        let pages = Pages::new(&power);
-        Store::create_on(pages.clone(), Path::new("state.redb")).unwrap();
-        Self { power, pages }
+        let place = Place::new(&power);
+        Store::create_in(place.clone()).unwrap();
+        Self { power, place }
     }
 
     pub fn back(&self, random: &mut Random) -> Self {
         let power = self.power.back(random);
-        let pages = self.pages.back(&power, random);
-        Self { power, pages }
+        let place = self.place.back(&power, random);
+        Self { power, place }
     }
 
     /// Starts the server, as the agent does.
     pub fn start(&self) -> Result<Server, String> {
         let (mut log, mut replay) = Log::open_on(self.power.clone(), SEGMENT).map_err(told)?;
-        let store = Store::open_on(self.pages.clone(), Path::new("state.redb")).map_err(told)?;
+        let store = Store::open_in(self.place.clone()).map_err(told)?.expect("it was created");
         let loaded = store.load::<Loading>().map_err(told)?;
         if loaded.installed {
             log.catch_up(&mut replay, loaded.checkpoint.position).map_err(told)?;
