@@ -96,6 +96,27 @@ pub struct State {
 pub struct StoreDisk {
     pub checkpoint: Checkpoint,
     pub state: State,
-    /// It came by a snapshot, and the log may not have begun anew yet.
+    /// A snapshot has overtaken it: nothing can be read from it before the next checkpoint, and the log may not have begun
+    /// anew yet.
     pub installed: bool,
+    /// Where it forgets snapshots, what a crash brings back.
+    before: Option<Box<Self>>,
+}
+
+impl StoreDisk {
+    pub fn checkpointed(checkpoint: Checkpoint, state: State) -> Self {
+        Self { checkpoint, state, installed: false, before: None }
+    }
+
+    /// A snapshot overtakes it, durable at once unless the disk `forgets` it.
+    pub fn install(&mut self, checkpoint: Checkpoint, state: State, forgets: bool) {
+        let before = std::mem::take(self);
+        *self = Self { checkpoint, state, installed: true, before: forgets.then(|| Box::new(before)) };
+    }
+
+    pub fn crash(&mut self) {
+        while let Some(before) = self.before.take() {
+            *self = *before;
+        }
+    }
 }

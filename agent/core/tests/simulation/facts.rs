@@ -29,6 +29,18 @@ pub struct Facts {
     pub snapshots: u64,
     pub changes: u64,
     pub reads: u64,
+    pub overtaken: Overtaken,
+    /// Which servers were asked for which snapshot before they could offer it.
+    asked: BTreeSet<(RaftId, u64)>,
+}
+
+/// What happened to servers whose store a snapshot had overtaken: nothing could be read from it yet.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Overtaken {
+    pub elections: u64,
+    /// A follower needed a snapshot of one that led.
+    pub asked: u64,
+    pub crashes: u64,
 }
 
 impl Facts {
@@ -48,6 +60,8 @@ impl Facts {
             snapshots: 0,
             changes: 0,
             reads: 0,
+            overtaken: Overtaken::default(),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -73,11 +87,25 @@ impl Facts {
         self.nothing_is_promised_before_it_is_on_disk(server, &told.messages);
         self.no_server_votes_twice_in_a_term(server.id, &told.messages);
         self.logs_agree_wherever_they_have_the_same_term(server);
-        self.a_log_has_no_gap_and_begins_where_the_store_is(server);
-        self.no_store_is_ahead_of_its_log(server);
+        self.check_disks(server);
         if server.is_up() {
             self.at_most_one_server_leads_a_term(server);
             self.terms_and_commits_never_go_back(server);
+            self.count_who_is_asked(server);
+        }
+    }
+
+    /// What `server` has on its disks, after something has happened or was lost there.
+    pub fn check_disks(&self, server: &Server) {
+        self.a_log_has_no_gap_and_begins_where_the_store_is(server);
+        self.no_store_is_ahead_of_its_log(server);
+    }
+
+    fn count_who_is_asked(&mut self, server: &Server) {
+        let leads = server.status().soft.role == Role::Leader;
+        if leads && server.store.installed && server.wants_checkpoint() {
+            let is_new = self.asked.insert((server.id, server.store.checkpoint.position.index));
+            self.overtaken.asked += u64::from(is_new);
         }
     }
 
@@ -87,6 +115,7 @@ impl Facts {
         if status.soft.role == Role::Leader && image.hard_state.term >= status.term {
             let (leader, _) = self.leaders.entry(status.term).or_insert_with(|| {
                 self.elections += 1;
+                self.overtaken.elections += u64::from(server.store.installed);
                 (server.id, image.clone())
             });
             assert_eq!(*leader, server.id, "seed {}: two servers lead term {}", self.seed, status.term);

@@ -30,6 +30,10 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
         if world.random.percent(12) {
             trouble(&mut world, &mut next_id);
         }
+        let overtaken = world.running().into_iter().find(|id| world.servers[id].store.installed);
+        if let Some(id) = overtaken.filter(|_| world.random.percent(12)) {
+            ask_too_early(&mut world, id);
+        }
     }
     all_is_well_again(&mut world);
     world
@@ -92,6 +96,22 @@ fn trouble(world: &mut World, next_id: &mut u64) {
         }
         84..100 => change(world, next_id),
         _ => {}
+    }
+}
+
+/// Wants a server that was overtaken by a snapshot to lead, and others to need one while it has none to offer.
+fn ask_too_early(world: &mut World, id: RaftId) {
+    match world.leader() {
+        Some(leader) if leader == id => {
+            world.network.cut.clear();
+            for id in world.ids() {
+                if !world.servers[&id].is_up() {
+                    world.start(id);
+                }
+            }
+        }
+        Some(leader) => _ = world.with(leader, |server| server.driver().transfer_leader(id)),
+        None => {}
     }
 }
 

@@ -53,6 +53,21 @@ fn a_log_that_does_not_begin_anew_behind_a_snapshot_is_caught() {
 }
 
 #[test]
+fn a_snapshot_that_is_not_on_disk_when_the_log_begins_anew_is_caught() {
+    is_caught(Mutation::ForgetsSnapshots, "lacks what is between");
+}
+
+#[test]
+fn a_snapshot_that_is_offered_before_it_can_be_read_is_caught() {
+    is_caught(Mutation::OffersBeforeItCanRead, "offers what it cannot read yet");
+}
+
+#[test]
+fn who_takes_another_terms_entry_for_its_own_is_caught() {
+    is_caught(Mutation::SkipsTheTerm, "acknowledged at");
+}
+
+#[test]
 fn who_acknowledges_what_is_only_appended_is_caught() {
     is_caught(Mutation::AcknowledgesAtAppend, "acknowledged at");
 }

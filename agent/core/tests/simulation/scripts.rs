@@ -96,6 +96,28 @@ fn a_laggard_whose_entries_were_cut_gets_a_snapshot_and_what_came_after_it() {
 }
 
 #[test]
+fn a_snapshot_outlives_a_crash_and_gets_into_its_tables_though_nothing_comes_behind_it() {
+    let mut world = three(4);
+    let leader = world.elect();
+    let laggard = other_than(&world, &[leader]);
+    world.crash(laggard);
+    for _ in 0..120 {
+        applied_everywhere(&mut world, leader);
+    }
+    world.start(laggard);
+    world.until("a snapshot", |world| world.facts.snapshots > 0);
+    world.isolate(laggard);
+    let held = world.servers[&laggard].store.checkpoint.clone();
+    for _ in 0..2 {
+        world.crash(laggard);
+        world.start(laggard);
+        assert!(world.servers[&laggard].store.installed && world.status(laggard).applied == held.position.index);
+    }
+    world.until("a checkpoint", |world| !world.servers[&laggard].store.installed);
+    assert_eq!(world.servers[&laggard].store.checkpoint, held);
+}
+
+#[test]
 fn only_a_leader_takes_proposals_and_a_follower_names_it() {
     let mut world = three(3);
     let propose = |world: &mut World, id, command| world.with(id, |server| server.driver().propose(command));

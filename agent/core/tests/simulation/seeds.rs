@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 
+use super::facts::Overtaken;
 use super::misfortune::live;
 use super::world::Mutation;
 
@@ -23,6 +24,7 @@ struct Counts {
     snapshots: u64,
     changes: u64,
     reads: u64,
+    overtaken: Overtaken,
 }
 
 #[expect(clippy::disallowed_macros, reason = "a seed that failed is of no use where nobody sees it")]
@@ -47,12 +49,19 @@ fn part(part: u64) {
         counts.snapshots += world.facts.snapshots;
         counts.changes += world.facts.changes;
         counts.reads += world.facts.reads;
+        let Overtaken { elections, asked, crashes } = world.facts.overtaken;
+        counts.overtaken.elections += elections;
+        counts.overtaken.asked += asked;
+        counts.overtaken.crashes += crashes;
     }
     eprintln!("{seeds} histories: {counts:?}");
-    let Counts { acknowledged, elections, crashes, snapshots, changes, reads } = counts;
+    let Counts { acknowledged, elections, crashes, snapshots, changes, reads, overtaken } = counts;
     let each = [(acknowledged, 100), (elections, 3), (crashes, 3), (reads, 10)];
     assert!(each.iter().all(|(count, least)| count / seeds >= *least), "too little happened: {counts:?}");
     assert!(snapshots > seeds / 4 && changes > seeds / 2, "too little happened: {counts:?}");
+    let Overtaken { elections, asked, crashes } = overtaken;
+    let enough = elections >= seeds / 10 && asked >= seeds / 100 && crashes >= seeds / 10;
+    assert!(enough, "too little happened: {counts:?}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ use super::world::{MILLISECOND, Mutation, Time};
 
 /// Entries between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 8;
+/// How much longer a checkpoint takes that puts the rows of a snapshot into their tables.
+const FILLING: Time = 400 * MILLISECOND;
 
 pub struct Server {
     pub id: RaftId,
@@ -48,8 +50,8 @@ struct Node {
     /// What was acknowledged somewhere when each read was asked for.
     reads: BTreeMap<ReadId, u64>,
     told: Told,
-    /// Index of the last checkpoint.
-    held: u64,
+    /// Index of the last checkpoint that others can be given; none where a snapshot has overtaken the store.
+    held: Option<u64>,
 }
 
 /// How far a checkpoint is.
@@ -121,7 +123,7 @@ impl Server {
 
     pub fn start(&mut self, seed: u64) {
         self.boot += 1;
-        let StoreDisk { checkpoint, state, installed } = self.store.clone();
+        let StoreDisk { checkpoint, state, installed, .. } = self.store.clone();
         let at = checkpoint.position;
         let image = &self.log.durable;
         let behind = behind_snapshot(at, image.term_at(at.index), &image.hard_state);
@@ -141,7 +143,7 @@ impl Server {
         let keep = Settings { keep_bytes: 1_500, keep_for_laggards_bytes: 6_000, ..Settings::new(self.id, 0) };
         let settings = Settings { seed: seed ^ (self.boot << 32), max_committed_bytes: 600, ..keep };
         let mut driver = Driver::new(settings, recovered).expect("its own log and store fit each other");
-        if at.index > 0 {
+        if at.index > 0 && !installed {
             driver.checkpointed(checkpoint);
         }
         self.node = Some(Node {
@@ -158,7 +160,7 @@ impl Server {
             proposals: Proposals::default(),
             reads: BTreeMap::new(),
             told: Told::default(),
-            held: at.index,
+            held: (!installed).then_some(at.index),
         });
     }
 
@@ -170,6 +172,7 @@ impl Server {
             let _ = Write::write_all(writes, &mut self.log);
         }
         self.log.crash();
+        self.store.crash();
     }
 
     /// The servers that it began with.
@@ -183,6 +186,11 @@ impl Server {
 
     pub fn status(&self) -> Status {
         self.node.as_ref().expect("it runs").driver.status()
+    }
+
+    /// Whether somebody needs a snapshot that it can't offer yet.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.node.as_ref().expect("it runs").driver.wants_checkpoint()
     }
 
     /// The commands that it has applied, in order.
@@ -254,8 +262,8 @@ impl Server {
         let Self { log, store, node, .. } = self;
         let node = node.as_mut().expect("it runs");
         let (checkpoint, state) = node.checkpointing.take().expect("one was under way");
-        *store = StoreDisk { checkpoint: checkpoint.clone(), state, installed: false };
-        node.held = checkpoint.position.index;
+        *store = StoreDisk::checkpointed(checkpoint.clone(), state);
+        node.held = Some(checkpoint.position.index);
         let needed = node.driver.checkpointed(checkpoint);
         let cuts_too_much = self.mutation == Mutation::CutsTooMuch;
         log.live.release_before(if cuts_too_much { node.applied.index + 1 } else { needed });
@@ -284,7 +292,7 @@ impl Server {
                     node.installing = Some(install);
                     break;
                 }
-                node.install(install, store);
+                node.install(install, store, mutation);
             }
             let Some(turn) = node.driver.turn() else { break };
             node.told.messages.extend(turn.send);
@@ -313,7 +321,8 @@ impl Server {
         }
         if node.checkpointing.is_some() && node.stage == Stage::Recorded {
             node.stage = Stage::Storing;
-            told.store_takes = Some(MILLISECOND + self.sync_time * 2);
+            let filling = if store.installed { FILLING } else { 0 };
+            told.store_takes = Some(MILLISECOND + self.sync_time * 2 + filling);
         }
         told
     }
@@ -345,7 +354,12 @@ impl Node {
             }
             for (command, fate) in self.proposals.settle(&entry) {
                 self.told.fates.push((command.clone(), fate));
-                if fate == Fate::Applied && mutation != Mutation::AcknowledgesAtAppend {
+                let is_done = match fate {
+                    Fate::Applied => mutation != Mutation::AcknowledgesAtAppend,
+                    Fate::Superseded => mutation == Mutation::SkipsTheTerm,
+                    Fate::Emptied => false,
+                };
+                if is_done {
                     self.told.acknowledged.push((command, entry.position));
                 }
             }
@@ -356,8 +370,10 @@ impl Node {
     }
 
     fn begin_checkpoint(&mut self, mutation: Mutation) {
-        let due = self.applied.index >= self.held + CHECKPOINT_EVERY || self.driver.wants_checkpoint();
-        if !due || self.applied.index <= self.held || self.checkpointing.is_some() || self.installing.is_some() {
+        let applied = self.applied.index;
+        let is_behind = self.held.is_none_or(|held| held < applied);
+        let is_due = self.held.is_none_or(|held| applied >= held + CHECKPOINT_EVERY) || self.driver.wants_checkpoint();
+        if !is_behind || !is_due || self.checkpointing.is_some() || self.installing.is_some() {
             return;
         }
         let checkpoint = Checkpoint { position: self.applied, membership: self.driver.membership() };
@@ -370,15 +386,17 @@ impl Node {
         }
     }
 
-    fn install(&mut self, install: Install, store: &mut StoreDisk) {
+    fn install(&mut self, install: Install, store: &mut StoreDisk, mutation: Mutation) {
         let (checkpoint, state) = self.incoming.take().expect("raft was told of it");
         assert_eq!(checkpoint, install.checkpoint);
-        *store = StoreDisk { checkpoint: checkpoint.clone(), state: state.clone(), installed: true };
+        store.install(checkpoint.clone(), state.clone(), mutation == Mutation::ForgetsSnapshots);
         self.waiting.push(install.installed(&checkpoint));
         self.applied = checkpoint.position;
-        self.held = checkpoint.position.index;
+        self.held = None;
         self.proposals.pass_over(checkpoint.position.index);
-        self.driver.checkpointed(checkpoint);
+        if mutation == Mutation::OffersBeforeItCanRead {
+            self.driver.checkpointed(checkpoint);
+        }
         self.told.installed = Some(state.clone());
         self.state = state;
     }

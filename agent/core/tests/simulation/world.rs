@@ -64,8 +64,14 @@ pub enum Mutation {
     /// The log is cut up to what was applied, and not up to what the store holds.
     CutsTooMuch,
     ForgetsRestarts,
+    /// A snapshot that is installed isn't on disk before the next checkpoint.
+    ForgetsSnapshots,
+    /// A snapshot that is installed is offered to others before the next checkpoint.
+    OffersBeforeItCanRead,
     /// A proposal is acknowledged once it is appended.
     AcknowledgesAtAppend,
+    /// A proposal is taken for done by whatever entry stands where it was appended.
+    SkipsTheTerm,
     /// A leader answers reads by its own word.
     ReadsWithoutQuorum,
 }
@@ -190,9 +196,12 @@ impl World {
 
     /// Loses everything that isn't on its disks; of a write that is under way, all or nothing is.
     pub fn crash(&mut self, id: RaftId) {
-        self.facts.crashes += 1;
         let keeps = self.random.percent(50);
-        self.servers.get_mut(&id).unwrap().crash(keeps);
+        let server = self.servers.get_mut(&id).unwrap();
+        self.facts.crashes += 1;
+        self.facts.overtaken.crashes += u64::from(server.is_up() && server.store.installed);
+        server.crash(keeps);
+        self.facts.check_disks(server);
     }
 
     pub fn ids(&self) -> Vec<RaftId> {
@@ -308,6 +317,7 @@ impl World {
         let server = &self.servers[&from];
         let (state, from_boot) = (server.store.state.clone(), server.boot);
         assert_eq!(blixard_core::driver::announced(&message).as_ref(), Some(&server.store.checkpoint));
+        assert!(!server.store.installed, "seed {}: server {from} offers what it cannot read yet", self.seed);
         let arrived = !self.network.cut.contains(&(from, to)) && !self.random.percent(self.network.drop_percent * 2);
         let takes = self.random.between(MILLISECOND, 40 * MILLISECOND + self.network.latency * 2);
         self.after(takes, Event::Fetched { message, state, arrived });

@@ -14,6 +14,8 @@ use image::Image;
 pub struct Disk {
     pub log: Image,
     pub checkpoint: Checkpoint,
+    /// A snapshot has overtaken the store: nothing can be read from it before the next checkpoint.
+    pub installed: bool,
 }
 
 impl Disk {
@@ -24,7 +26,7 @@ impl Disk {
         let base = Position { index: 5, term: 3 };
         let hard_state = HardState { term: 5, vote: 0, commit: 7 };
         let log = Image { base, entries: entries.into(), hard_state };
-        Self { log, checkpoint: Checkpoint { position: base, membership } }
+        Self { log, checkpoint: Checkpoint { position: base, membership }, installed: false }
     }
 
     /// Of a server that knows nothing yet.
@@ -35,7 +37,8 @@ impl Disk {
     /// What the server starts from.
     pub fn recovered(&mut self) -> Recovered {
         let at = self.checkpoint.position;
-        if let Some(hard_state) = behind_snapshot(at, self.log.term_at(at.index), &self.log.hard_state) {
+        let behind = behind_snapshot(at, self.log.term_at(at.index), &self.log.hard_state);
+        if let Some(hard_state) = behind.filter(|_| self.installed) {
             self.log.restart(at, &hard_state);
         }
         let Image { base, entries, hard_state } = self.log.clone();

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use blixard_core::driver::{
-    Checkpoint, Content, Driver, Install, Membership, MembershipChange, Message, Role, Settings, Turn, Write, announced,
+    Checkpoint, Content, Driver, Install, Membership, MembershipChange, Message, Position, Role, Settings, Turn, Write,
+    announced,
 };
 use blixard_core::types::RaftId;
 use raft::eraftpb::MessageType;
@@ -31,13 +32,14 @@ struct Server {
     disk: Disk,
     facts: Facts,
     waiting: Vec<Write>,
-    /// A checkpoint that the store is to hold once the log knows that it is committed.
+    /// A checkpoint that the store is to hold once the log knows that it is committed, and whether it does.
     recording: Option<Checkpoint>,
+    recorded: bool,
     /// A snapshot that is being fetched, and one that was.
     fetching: Option<Message>,
     incoming: Option<Checkpoint>,
     installing: Option<Install>,
-    applied: u64,
+    applied: Position,
     contexts: Vec<Vec<u8>>,
     boots: u64,
     counts: Counts,
@@ -104,9 +106,9 @@ impl Server {
     fn start(mut disk: Disk, mut facts: Facts, boots: u64) -> Self {
         let recovered = disk.recovered();
         facts.started(&disk);
-        let applied = recovered.applied;
         let mut driver = Driver::new(settings(boots), recovered).expect("it wrote this itself");
-        if applied > 0 {
+        let applied = disk.checkpoint.position;
+        if applied.index > 0 && !disk.installed {
             driver.checkpointed(disk.checkpoint.clone());
         }
         Self {
@@ -115,6 +117,7 @@ impl Server {
             facts,
             waiting: Vec::new(),
             recording: None,
+            recorded: false,
             fetching: None,
             incoming: None,
             installing: None,
@@ -150,6 +153,7 @@ impl Server {
         for _ in 0..3 {
             self.turns();
             self.persist();
+            self.keep();
         }
     }
 
@@ -174,7 +178,8 @@ impl Server {
             }
             16..=18 => (0..=bytes.below(12)).for_each(|_| self.driver.tick()),
             19 => self.turns(),
-            20..=23 => self.persist(),
+            20..=22 => self.persist(),
+            23 => self.keep(),
             24 => drop(self.driver.propose(vec![5; 1 + bytes.below(100)])),
             25 => drop(self.driver.read_index()),
             26 => self.begin_checkpoint(),
@@ -241,22 +246,25 @@ impl Server {
                 }
                 self.install(install);
             }
-            let Some(Turn { send, install, write, committed, .. }) = self.driver.turn() else { return };
+            let Some(Turn { send, install, write, committed, .. }) = self.driver.turn() else { break };
             self.send(&send);
             self.waiting.extend(write);
             Facts::what_is_committed_is_on_disk(&committed, &self.disk);
             for entry in committed {
                 let index = entry.position.index;
-                assert_eq!(index, self.applied + 1, "an entry was skipped, or came twice");
+                assert_eq!(index, self.applied.index + 1, "an entry was skipped, or came twice");
                 if let Content::Membership { change, .. } = entry.content {
                     // One that does not fit is refused by all servers.
                     drop(self.driver.apply_membership(index, change));
                 }
-                self.applied = index;
+                self.applied = entry.position;
                 self.counts.committed += 1;
                 self.driver.applied(index);
             }
             self.installing = install;
+        }
+        if self.disk.installed {
+            self.begin_checkpoint();
         }
     }
 
@@ -273,19 +281,23 @@ impl Server {
         let commit = durable.commit().index();
         let after = self.driver.persisted(durable);
         self.send(&after);
-        if let Some(checkpoint) = self.recording.take_if(|checkpoint| checkpoint.position.index <= commit) {
-            self.disk.checkpoint = checkpoint.clone();
-            let needed = self.driver.checkpointed(checkpoint);
-            self.disk.log.release_before(needed);
-        }
+        self.recorded |= self.recording.as_ref().is_some_and(|checkpoint| checkpoint.position.index <= commit);
     }
 
     fn begin_checkpoint(&mut self) {
-        let Some(term) = self.disk.log.term_at(self.applied).filter(|_| self.applied > 0) else { return };
-        if self.recording.is_none() && self.installing.is_none() {
-            let position = blixard_core::driver::Position { index: self.applied, term };
-            self.recording = Some(Checkpoint { position, membership: self.driver.membership() });
+        if self.applied.index > 0 && self.recording.is_none() && self.installing.is_none() {
+            self.recording = Some(Checkpoint { position: self.applied, membership: self.driver.membership() });
+            self.recorded = false;
             self.waiting.push(self.driver.record_commit());
+        }
+    }
+
+    /// The store holds the checkpoint that the log knows of.
+    fn keep(&mut self) {
+        if let Some(checkpoint) = self.recording.take_if(|_| self.recorded) {
+            (self.disk.checkpoint, self.disk.installed) = (checkpoint.clone(), false);
+            let needed = self.driver.checkpointed(checkpoint);
+            self.disk.log.release_before(needed);
         }
     }
 
@@ -293,9 +305,8 @@ impl Server {
         let checkpoint = self.incoming.take().expect("raft was told of it");
         assert_eq!(checkpoint, install.checkpoint);
         self.counts.installed += 1;
-        self.disk.checkpoint = checkpoint.clone();
         self.waiting.push(install.installed(&checkpoint));
-        self.applied = checkpoint.position.index;
-        self.driver.checkpointed(checkpoint);
+        self.applied = checkpoint.position;
+        (self.disk.checkpoint, self.disk.installed) = (checkpoint, true);
     }
 }

@@ -130,6 +130,7 @@ impl Facts {
         for message in messages {
             self.a_vote_is_given_once_and_from_disk(message, disk);
             Self::what_is_sent_is_of_a_shape_that_is_taken(message);
+            Self::a_snapshot_is_announced_only_of_what_can_be_read(message, disk);
         }
     }
 
@@ -140,6 +141,13 @@ impl Facts {
             let held = &disk.log.hard_state;
             let is_held = held.term > message.term || (held.term, held.vote) == (message.term, message.to);
             assert!(is_held, "{held:?} has no vote as in {message:?}");
+        }
+    }
+
+    fn a_snapshot_is_announced_only_of_what_can_be_read(message: &Message, disk: &Disk) {
+        if let Some(checkpoint) = announced(message) {
+            let known = &disk.checkpoint;
+            assert!(!disk.installed && checkpoint == *known, "{message:?}, and there is {known:?}");
         }
     }
 
