@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::driver::{Driver, Membership, Recovered, Settings, StartError};
+use blixard_core::driver::{Driver, ELECTION_TICKS, HEARTBEAT_TICKS, Membership, Recovered, Settings, StartError};
 use blixard_core::state::{Loading, RowError, State};
 use blixard_core::types::{ClientId, Level};
 use sd_notify::NotifyState;
@@ -101,7 +101,7 @@ impl AgentError {
 }
 
 /// Runs until a signal or an error ends it; what it logs last says which. `connect` is called once this host is a member.
-pub fn run<U: Units, C>(config: &Path, connect: impl FnOnce(Config) -> C) -> ExitCode
+pub fn run<U: Units, C>(config: &Path, traits: Traits, connect: impl FnOnce(Config) -> C) -> ExitCode
 where
     C: Future<Output = Result<U, UnitsError>>,
 {
@@ -115,7 +115,7 @@ where
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("the system has threads to spare at start");
-    runtime.block_on(as_service(config, connect))
+    runtime.block_on(as_service(config, traits, connect))
 }
 
 /// What an agent does that is not a person's to configure; tests run others.
@@ -125,12 +125,20 @@ pub struct Traits {
     pub understands: Level,
     /// How often the servers compare their states, in ticks of [`node::TICK`], if anything has changed.
     pub check_ticks: u64,
+    /// After how many ticks without its leader it stands for election, or up to twice as many.
+    pub election_ticks: u16,
+    pub heartbeat_ticks: u16,
 }
 
 impl Default for Traits {
     /// Those of this build.
     fn default() -> Self {
-        Self { understands: Level::NEWEST, check_ticks: 60_000 }
+        Self {
+            understands: Level::NEWEST,
+            check_ticks: 60_000,
+            election_ticks: ELECTION_TICKS,
+            heartbeat_ticks: HEARTBEAT_TICKS,
+        }
     }
 }
 
@@ -143,7 +151,7 @@ pub enum Told {
     Reload,
 }
 
-async fn as_service<U: Units, C>(path: &Path, connect: impl FnOnce(Config) -> C) -> ExitCode
+async fn as_service<U: Units, C>(path: &Path, traits: Traits, connect: impl FnOnce(Config) -> C) -> ExitCode
 where
     C: Future<Output = Result<U, UnitsError>>,
 {
@@ -156,7 +164,7 @@ where
         Err(error) => return failed(&AgentError::Signals(error)),
     };
     let (run_dir, raft_dir) = (config.node.run_dir.clone(), raft_dir(&config));
-    let Err(error) = serve(config, Traits::default(), connect, &mut told).await else { return ExitCode::SUCCESS };
+    let Err(error) = serve(config, traits, connect, &mut told).await else { return ExitCode::SUCCESS };
     let status = failed(&error);
     if error.is_of_disk() {
         pause::pause(&run_dir, &raft_dir, crate::error_chain(&error), &mut told).await;
@@ -297,8 +305,9 @@ fn node_parts(
         seat.members.clone()
     }));
     let seed = u64::from_be_bytes(identity::random());
-    let driver = Driver::new(Settings::new(seat.raft, seed), recovered)
-        .map_err(|source| AgentError::Resume { path: dir, source })?;
+    let Traits { election_ticks, heartbeat_ticks, .. } = traits;
+    let settings = Settings { election_ticks, heartbeat_ticks, ..Settings::new(seat.raft, seed) };
+    let driver = Driver::new(settings, recovered).map_err(|source| AgentError::Resume { path: dir, source })?;
     let unfounded = seat.founding.clone().filter(|_| state.cluster().is_none());
     let founding = unfounded.map(|command| Founding { command, servers: config.servers().len() });
     Ok(Parts {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::agent::{self, Traits};
 use crate::api::proto::Freshness;
 use crate::config::Config;
 use crate::gate::GateArgs;
@@ -185,7 +186,7 @@ enum TaskVerb {
 /// Carries out one command line; the exit status is part of each verb's description.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Verb::Agent { config } => crate::agent::run(&config, crate::agent::systemd),
+        Verb::Agent { config } => agent::run(&config, Traits::default(), agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
         Verb::CheckConfig { file } => finish(check_config(&file)),
         Verb::CheckManifest { file } => finish(check_manifest(&file)),

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
 use blixard_core::command::{Answer, Command, Entry, Request};
-use blixard_core::driver::{self, Driver, ELECTION_TICKS, Install, Message, Proposals, ReadId, Role, Soft};
+use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
@@ -42,8 +42,6 @@ const INBOX: usize = 4096;
 const BATCH: usize = 1024;
 /// A worker that the leader hasn't heard for this long does not answer.
 const SILENT_TICKS: u64 = 300;
-/// Ticks that are made up for after a pause: what came meanwhile is to be heard before an election is due.
-const MAX_TICKS_AT_ONCE: u128 = ELECTION_TICKS as u128 / 3;
 
 /// What the loop is made of.
 pub struct Parts {
@@ -267,7 +265,7 @@ impl Node {
                     }
                 }
                 tick = ticks.tick() => {
-                    for _ in 0..ticks_between(last_tick, tick) {
+                    for _ in 0..self.ticks_between(last_tick, tick) {
                         self.tick();
                     }
                     last_tick = tick;
@@ -330,6 +328,13 @@ impl Node {
             self.liveness.heard(node, self.ticks);
         }
         Ok(())
+    }
+
+    /// How many ticks are due after one that was skipped over; not all of them after a long pause: what came meanwhile is
+    /// to be heard before an election is due.
+    fn ticks_between(&self, last: tokio::time::Instant, now: tokio::time::Instant) -> u128 {
+        let most = u128::from(self.driver.election_ticks() / 3).max(1);
+        (now.saturating_duration_since(last).as_millis() / TICK.as_millis()).clamp(1, most)
     }
 
     fn tick(&mut self) {
@@ -454,11 +459,6 @@ impl<T> Waiting<T> {
     fn fail(self, attempt: Attempt) {
         let _ = self.answer.send(Err(attempt));
     }
-}
-
-/// How many ticks are due after one that was skipped over; few, since more would only start elections.
-fn ticks_between(last: tokio::time::Instant, now: tokio::time::Instant) -> u128 {
-    (now.saturating_duration_since(last).as_millis() / TICK.as_millis()).clamp(1, MAX_TICKS_AT_ONCE)
 }
 
 /// The wall clock, as a leader stamps it into an entry.

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use blixard::agent::Traits;
 use blixard::api::proto::api_client::ApiClient;
 use blixard::api::proto::{ExplainRequest, Freshness, ManifestRequest, StatusReply};
 use blixard::identity::NodeIdentity;
+use blixard::node::TICK;
 use blixard_core::command::{Reply, Request};
 use blixard_core::manifest::Manifest;
 use blixard_core::state::WINDOW;
@@ -16,7 +18,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::channel::connect;
-use crate::cluster::{self, Client as _, Cluster, NAMES};
+use crate::cluster::{self, Client as _, Cluster, NAMES, Setup, Timers};
 use crate::load::BYTES;
 use crate::member::{MAX_WAIT, Member, POLL, credentials, encode, forward, put, spec};
 use crate::process::Process;
@@ -24,7 +26,7 @@ use crate::slow;
 
 pub struct Blixard {
     dir: PathBuf,
-    slow: Option<Duration>,
+    setup: Setup,
     members: Vec<Member>,
     identity: NodeIdentity,
 }
@@ -32,11 +34,11 @@ pub struct Blixard {
 impl Cluster for Blixard {
     type Client = Client;
 
-    async fn start(dir: &Path, slow: Option<Duration>) -> Self {
+    async fn start(dir: &Path, setup: Setup) -> Self {
         let [first, second, third, ..] = NAMES;
         let mut members = Member::write(dir, [first, second, third]);
-        let identity = Member::found(&mut members, |member| start(member, slow)).await;
-        Self { dir: dir.to_owned(), slow, members: members.into(), identity }
+        let identity = Member::found(&mut members, |member| start(member, setup)).await;
+        Self { dir: dir.to_owned(), setup, members: members.into(), identity }
     }
 
     fn processes(&mut self) -> impl Iterator<Item = &mut Option<Process>> {
@@ -44,7 +46,7 @@ impl Cluster for Blixard {
     }
 
     fn start_member(&mut self, member: usize) {
-        start(&mut self.members[member], self.slow);
+        start(&mut self.members[member], self.setup);
     }
 
     /// The one that takes a write: its status tells of all VMs, which may be many.
@@ -109,7 +111,12 @@ impl Cluster for Blixard {
     }
 }
 
-fn start(member: &mut Member, slow: Option<Duration>) {
+fn start(member: &mut Member, Setup { slow, timers }: Setup) {
+    if let Some(Timers { election, heartbeat }) = timers {
+        let ticks = |time: Duration| u16::try_from(time.as_millis() / TICK.as_millis()).expect("a timer takes seconds");
+        member.traits =
+            Traits { election_ticks: ticks(election), heartbeat_ticks: ticks(heartbeat), ..Traits::default() };
+    }
     member.process = Some(slow::start(member.command(), &member.log(), slow));
 }
 

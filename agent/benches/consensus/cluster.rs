@@ -13,12 +13,28 @@ use crate::process::Process;
 /// What members are called, those that join included.
 pub const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 
+/// What members are started with.
+#[derive(Clone, Copy, Default)]
+pub struct Setup {
+    /// How much longer each of their fsyncs takes.
+    pub slow: Option<Duration>,
+    /// Where they don't have the defaults of their system.
+    pub timers: Option<Timers>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timers {
+    /// How long a member waits for its leader, or up to twice as long, before it stands for election.
+    pub election: Duration,
+    pub heartbeat: Duration,
+}
+
 /// Members of one of the systems: three, and those that join.
 pub trait Cluster: Sized {
     type Client: Client;
 
-    /// A new cluster that has a leader; with `slow`, each fsync of a member takes so much longer.
-    async fn start(dir: &Path, slow: Option<Duration>) -> Self;
+    /// A new cluster that has a leader.
+    async fn start(dir: &Path, setup: Setup) -> Self;
 
     /// Those of all members, in the order in which they are numbered everywhere else; none of one that was ended.
     fn processes(&mut self) -> impl Iterator<Item = &mut Option<Process>>;

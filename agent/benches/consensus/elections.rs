@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::Part;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Setup};
 use crate::load::{Persistent, pause};
 use crate::report::{Row, Samples};
 
@@ -36,8 +36,8 @@ impl Part for Elections {
         ]
     }
 
-    fn slow(&self) -> Option<Duration> {
-        Some(SLOW)
+    fn setup(&self) -> Setup {
+        Setup { slow: Some(SLOW), ..Setup::default() }
     }
 
     async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {

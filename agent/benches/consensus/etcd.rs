@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use crate::address::free_address;
 use crate::channel::{call, connect};
-use crate::cluster::{self, Cluster, NAMES};
+use crate::cluster::{self, Cluster, NAMES, Setup, Timers};
 use crate::load::{BYTES, fill};
 use crate::member::{MAX_WAIT, POLL};
 use crate::process::Process;
@@ -24,7 +24,7 @@ const FIRST: usize = 3;
 
 pub struct Etcd {
     dir: PathBuf,
-    slow: Option<Duration>,
+    setup: Setup,
     hosts: Vec<Host>,
     tls: Arc<ClientConfig>,
 }
@@ -81,10 +81,10 @@ impl Etcd {
 impl Cluster for Etcd {
     type Client = Client;
 
-    async fn start(dir: &Path, slow: Option<Duration>) -> Self {
+    async fn start(dir: &Path, setup: Setup) -> Self {
         let hosts: Vec<_> = (0..FIRST).map(Host::new).collect();
         let tls = Arc::new(Credentials::write(dir, hosts[0].client.ip()).client());
-        let mut cluster = Self { dir: dir.to_owned(), slow, hosts, tls };
+        let mut cluster = Self { dir: dir.to_owned(), setup, hosts, tls };
         (0..FIRST).for_each(|member| cluster.start_member(member));
         let (begun, mut polls) = (Instant::now(), tokio::time::interval(POLL));
         while cluster.agreed().await.1.len() < FIRST {
@@ -100,9 +100,14 @@ impl Cluster for Etcd {
 
     fn start_member(&mut self, member: usize) {
         let (servers, state) = if member < FIRST { (FIRST, "new") } else { (member + 1, "existing") };
-        let command = self.hosts[member].command(&self.dir, &self.hosts[..servers], state);
+        let mut command = self.hosts[member].command(&self.dir, &self.hosts[..servers], state);
+        let Setup { slow, timers } = self.setup;
+        if let Some(Timers { election, heartbeat }) = timers {
+            command.arg(format!("--election-timeout={}", election.as_millis()));
+            command.arg(format!("--heartbeat-interval={}", heartbeat.as_millis()));
+        }
         let log = self.dir.join(format!("{}.log", NAMES[member]));
-        self.hosts[member].process = Some(slow::start(command, &log, self.slow));
+        self.hosts[member].process = Some(slow::start(command, &log, slow));
     }
 
     async fn leader(&self) -> usize {

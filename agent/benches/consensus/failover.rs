@@ -3,15 +3,20 @@
 use std::time::{Duration, Instant};
 
 use crate::Part;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Setup, Timers};
 use crate::load::{PATIENCE, Persistent, pause};
 use crate::report::{Row, Samples, millis};
 
 /// How long members are left alone after one has come back.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// What `etcd --help` says.
+pub const TIMERS_OF_ETCD: Timers = Timers { election: Duration::from_secs(1), heartbeat: Duration::from_millis(100) };
+
 pub struct Kills {
     pub kills: usize,
+    /// Those of both systems, or each its defaults.
+    pub timers: Option<Timers>,
 }
 
 impl Kills {
@@ -20,11 +25,23 @@ impl Kills {
 
 impl Part for Kills {
     fn title(&self) -> String {
-        format!("{} kills of the leader a round, each system's defaults", self.kills)
+        let timers = match self.timers {
+            None => "each system's defaults".to_owned(),
+            Some(Timers { election, heartbeat }) => format!("timers of {election:?} and {heartbeat:?}"),
+        };
+        format!("{} kills of the leader a round, {timers}", self.kills)
     }
 
     fn rows(&self) -> Vec<Row> {
-        vec![Row::beside_etcd(Self::TOOK, "ms").at_most(0.35, 0.20).worst(500.0)]
+        let row = Row::beside_etcd(Self::TOOK, "ms");
+        vec![match self.timers {
+            None => row.at_most(0.35, 0.20).worst(500.0),
+            Some(_) => row.at_most(1.1, 0.9),
+        }]
+    }
+
+    fn setup(&self) -> Setup {
+        Setup { timers: self.timers, ..Setup::default() }
     }
 
     async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {

@@ -39,7 +39,7 @@ mod slow;
 mod writes;
 
 use blixard_cluster::Blixard;
-use cluster::Cluster;
+use cluster::{Cluster, Setup};
 use etcd::Etcd;
 use probe::{Conditions, Watch};
 use report::{Round, Row, Samples};
@@ -91,6 +91,8 @@ enum PartName {
     Reads,
     /// The leader is killed: first write after that
     Kills,
+    /// The same with the timers that etcd has by default, on both sides
+    Timers,
     /// The leader is stopped: longest time without a write
     Stops,
     /// All members are killed and started: first write after that
@@ -114,9 +116,9 @@ trait Part {
 
     fn rows(&self) -> Vec<Row>;
 
-    /// How much longer each fsync of a member takes.
-    fn slow(&self) -> Option<Duration> {
-        None
+    /// What members are started with.
+    fn setup(&self) -> Setup {
+        Setup::default()
     }
 
     async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples;
@@ -165,7 +167,11 @@ impl Options {
             }
             PartName::Manifest => alternate(&requests::OneManifest { times: kills }, rounds).await,
             PartName::Reads => alternate(&requests::Reads { vms, duration }, rounds).await,
-            PartName::Kills => alternate(&failover::Kills { kills }, rounds).await,
+            PartName::Kills => alternate(&failover::Kills { kills, timers: None }, rounds).await,
+            PartName::Timers => {
+                let timers = Some(failover::TIMERS_OF_ETCD);
+                alternate(&failover::Kills { kills, timers }, rounds).await
+            }
             PartName::Stops => alternate(&failover::Stops { stops: kills }, rounds).await,
             PartName::Crashes => alternate(&failover::Crashes { vms, kills }, rounds).await,
             PartName::Elections => {
@@ -193,7 +199,7 @@ async fn alternate<P: Part>(part: &P, rounds: usize) -> bool {
 async fn run<C: Cluster, P: Part>(part: &P) -> (Samples, Conditions) {
     let watch = Watch::begin();
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let mut cluster = C::start(dir.path(), part.slow()).await;
+    let mut cluster = C::start(dir.path(), part.setup()).await;
     let samples = part.run(&mut cluster).await;
     drop(cluster);
     (samples, watch.end())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::Part;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Setup};
 use crate::load;
 use crate::probe::cpu_of;
 use crate::report::{Row, Samples, micros};
@@ -74,8 +74,8 @@ impl Part for Writes {
         all.map(row).collect()
     }
 
-    fn slow(&self) -> Option<Duration> {
-        self.slow
+    fn setup(&self) -> Setup {
+        Setup { slow: self.slow, ..Setup::default() }
     }
 
     async fn run<C: Cluster>(&self, cluster: &mut C) -> Samples {

@@ -37,7 +37,7 @@ pub use membership::{Membership, MembershipChange, RefusedChange};
 pub use proposals::{Fate, Proposals};
 pub use raft::eraftpb::Message;
 pub use recovered::{Position, Recovered, StartError, behind_snapshot};
-pub use settings::{ELECTION_TICKS, Settings};
+pub use settings::{ELECTION_TICKS, HEARTBEAT_TICKS, Settings};
 pub use turn::{CommitOnDisk, Committed, Content, Durable, Install, LogStore, Turn, Write, announced};
 
 use serde::{Deserialize, Serialize};
@@ -417,6 +417,10 @@ impl Driver {
 
     pub fn term(&self) -> u64 {
         self.raw.raft.term
+    }
+
+    pub fn election_ticks(&self) -> u16 {
+        self.settings.election_ticks
     }
 
     pub fn status(&self) -> Status {

@@ -7,7 +7,9 @@ use blixard_core::types::Level;
 use super::support::{Agent, Host, manifest, wait_for};
 use super::{apply, cluster, sees_running, sees_whole, start};
 
-const NEXT: Traits = Traits { understands: Level(2), check_ticks: 1000 };
+fn next() -> Traits {
+    Traits { understands: Level(2), check_ticks: 1000, ..Traits::default() }
+}
 
 async fn sees_level(agent: &Agent, level: u64) {
     agent.sees("the level", |status| cluster(status).feature_level == level).await;
@@ -27,17 +29,17 @@ async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_sto
     sees_level(&alpha, 1).await;
 
     beta.stop().await;
-    hosts[1].traits = NEXT;
+    hosts[1].traits = next();
     let beta = hosts[1].start();
     gamma.stop().await;
-    hosts[2].traits = NEXT;
+    hosts[2].traits = next();
     let gamma = hosts[2].start();
     for agent in [&beta, &gamma] {
         assert_eq!(cluster(&sees_whole(agent, 3).await).feature_level, 1, "alpha would not understand the next one");
     }
     gamma.stop().await;
     alpha.stop().await;
-    hosts[0].traits = NEXT;
+    hosts[0].traits = next();
     let alpha = hosts[0].start();
     for agent in [&alpha, &beta] {
         sees_level(agent, 2).await;
@@ -46,7 +48,7 @@ async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_sto
     // First its log brings what it doesn't understand, later its store holds it.
     hosts[2].traits = older;
     is_told_to_upgrade(&hosts[2]).await;
-    hosts[2].traits = NEXT;
+    hosts[2].traits = next();
     let gamma = hosts[2].start();
     sees_level(&gamma, 2).await;
     gamma.stop().await;
@@ -55,7 +57,7 @@ async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_sto
 
     apply(&alpha, manifest(&[("web", "")])).await.unwrap();
     sees_running(&beta, 1).await;
-    hosts[2].traits = NEXT;
+    hosts[2].traits = next();
     sees_whole(&hosts[2].start(), 3).await;
 }
 
@@ -63,7 +65,7 @@ async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_sto
 async fn a_blank_host_with_an_older_agent_is_told_to_upgrade() {
     let [mut alpha, beta] = Host::blank(["alpha", "beta"]);
     alpha.servers.pop();
-    alpha.traits = NEXT;
+    alpha.traits = next();
     let running = alpha.start();
     sees_level(&running, 2).await;
     let waiting = beta.start();

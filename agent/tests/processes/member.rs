@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blixard::agent::Traits;
 use blixard::api::proto::{StatusReply, StatusRequest};
 use blixard::cli;
 use blixard::identity::{Expected, NodeIdentity, member_client};
@@ -32,6 +33,8 @@ mod proto {
 
 /// Names the configuration in a process that is to be a server.
 const CONFIG: &str = "BLIXARD_MEMBER_CONFIG";
+/// How many ticks an election takes there to be due, and a heartbeat.
+const TICKS: [&str; 2] = ["BLIXARD_MEMBER_ELECTION_TICKS", "BLIXARD_MEMBER_HEARTBEAT_TICKS"];
 /// How long a server may take to show what it is to show, and how often that is looked at.
 pub const MAX_WAIT: Duration = Duration::from_secs(90);
 pub const POLL: Duration = Duration::from_millis(20);
@@ -41,6 +44,7 @@ pub struct Member {
     pub name: &'static str,
     pub address: SocketAddr,
     pub dir: PathBuf,
+    pub traits: Traits,
     pub process: Option<Process>,
 }
 
@@ -69,7 +73,12 @@ impl Units for NoUnits {
 /// In a process that [`Member::command`] has started: an agent until it ends, and its exit status; nothing elsewhere.
 pub fn be_member() -> Option<ExitCode> {
     let config = std::env::var_os(CONFIG)?;
-    Some(blixard::agent::run(config.as_ref(), async |_| Ok(NoUnits::default())))
+    let [election_ticks, heartbeat_ticks] = TICKS.map(|variable| {
+        let ticks = std::env::var(variable).expect("whoever starts it says so");
+        ticks.parse().expect("it is a number")
+    });
+    let traits = Traits { election_ticks, heartbeat_ticks, ..Traits::default() };
+    Some(blixard::agent::run(config.as_ref(), traits, async |_| Ok(NoUnits::default())))
 }
 
 impl Member {
@@ -83,7 +92,7 @@ impl Member {
     }
 
     pub fn new(dir: &Path, name: &'static str) -> Self {
-        Self { name, address: free_address(), dir: dir.join(name), process: None }
+        Self { name, address: free_address(), dir: dir.join(name), traits: Traits::default(), process: None }
     }
 
     /// Makes its folder, with a configuration that lists these servers.
@@ -128,6 +137,8 @@ impl Member {
     pub fn command(&self) -> Command {
         let mut command = Command::new(std::env::current_exe().expect("a program knows its own path"));
         command.args(crate::MEMBER_ARGUMENTS).env(CONFIG, self.dir.join("config.toml"));
+        let Traits { election_ticks, heartbeat_ticks, .. } = self.traits;
+        command.envs(TICKS.into_iter().zip([election_ticks, heartbeat_ticks].map(|ticks| ticks.to_string())));
         // Its messages go to its own log.
         command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
         command

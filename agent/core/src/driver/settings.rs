@@ -4,6 +4,8 @@ use crate::types::RaftId;
 
 /// Ticks that a follower waits for its leader by default, or up to twice as many, before it stands for election.
 pub const ELECTION_TICKS: u16 = 20;
+/// Ticks between two heartbeats of a leader by default.
+pub const HEARTBEAT_TICKS: u16 = 5;
 
 /// What a driver is made with; counts are ticks of 10 ms in the agent.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ impl Settings {
             id,
             seed,
             election_ticks: ELECTION_TICKS,
-            heartbeat_ticks: 5,
+            heartbeat_ticks: HEARTBEAT_TICKS,
             max_command_bytes: crate::command::MAX_BYTES,
             max_message_bytes: 512 << 10,
             max_inflight_messages: 256,
