@@ -4,6 +4,9 @@ use crate::types::RaftId;
 
 /// Ticks that a follower waits for its leader by default, or up to twice as many, before it stands for election.
 pub const ELECTION_TICKS: u16 = 20;
+/// Over how many ticks election timeouts are spread, or over half of a long one: it takes a vote's time to keep two servers
+/// from standing at once, and that grows less than a timeout.
+const SPREAD_TICKS: u16 = 20;
 /// Ticks between two heartbeats of a leader by default.
 pub const HEARTBEAT_TICKS: u16 = 5;
 
@@ -75,7 +78,7 @@ impl Settings {
     /// The election timeout of one node in one term, in ticks; raft would draw it from a thread's generator.
     pub(super) fn election_timeout(&self, term: u64) -> usize {
         let mixed = mix(mix(self.seed ^ mix(self.id.0)) ^ term);
-        let spread = u64::from(self.election_ticks);
+        let spread = u64::from((self.election_ticks / 2).max(SPREAD_TICKS).min(self.election_ticks));
         usize::from(self.election_ticks) + usize::try_from(mixed % spread).expect("less than a u16")
     }
 }
@@ -118,6 +121,18 @@ mod tests {
         assert_eq!(waited.iter().min(), Some(&heartbeat_ticks));
         assert_eq!(waited.iter().max(), Some(&(heartbeat_ticks + election_ticks - 1)));
         assert_eq!(waited[7], waits(&mut started(7)), "a seed is one history");
+    }
+
+    #[test]
+    fn a_long_timeout_is_spread_over_half_of_it_and_a_short_one_over_all_of_it() {
+        let spread = |election_ticks| {
+            let settings = Settings { election_ticks, ..Settings::new(RaftId(1), 0) };
+            let timeouts: Vec<usize> = (0..2000).map(|term| settings.election_timeout(term)).collect();
+            (timeouts.iter().min().copied(), timeouts.iter().max().copied())
+        };
+        assert_eq!(spread(100), (Some(100), Some(149)));
+        assert_eq!(spread(ELECTION_TICKS), (Some(20), Some(39)));
+        assert_eq!(spread(5), (Some(5), Some(9)));
     }
 
     #[test]
