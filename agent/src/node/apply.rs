@@ -215,14 +215,14 @@ impl Node {
 
     pub(super) fn checkpoint_if_due(&mut self) {
         let position = self.position();
-        let is_behind = self.snapshots.latest.as_ref().is_none_or(|reader| reader.checkpoint().position < position);
+        let held = self.snapshots.latest.as_ref().map_or(0, |reader| reader.checkpoint().position.index);
         // What a start has replayed, the next needn't replay again.
         let due = self.checkpointed_at.is_none_or(|at| self.ticks.saturating_sub(at) >= CHECKPOINT_TICKS)
             || self.applied_bytes >= CHECKPOINT_BYTES
             || self.driver.wants_checkpoint()
             || self.keeper.has_cut()
             || self.closing;
-        if is_behind && due {
+        if held < position.index && due {
             if self.keeper.is_idle() {
                 let known = self.known.clone();
                 self.cut_checkpoint(&known.look().state);

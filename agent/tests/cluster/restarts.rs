@@ -50,8 +50,9 @@ async fn a_host_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapsh
     }
     let head = apply(&alpha, manifest(&[("web", "")])).await.unwrap().hash;
     let gamma = hosts[2].start();
-    let status = sees_running(&gamma, 1).await;
-    assert_eq!(status.nodes.iter().filter(|node| node.alive).count(), 3);
+    sees_running(&gamma, 1).await;
+    let all_alive = |status: &StatusReply| status.nodes.iter().filter(|node| node.alive).count() == 3;
+    gamma.sees("that all are alive", all_alive).await;
     let heads = gamma.client().await.list_manifests(super::proto::ListManifestsRequest::default()).await.unwrap();
     assert_eq!(heads.into_inner().heads.last().unwrap().hash, head);
     assert!(!has_its_first_segment(&hosts[2]), "it was brought there entry by entry");
