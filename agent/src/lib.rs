@@ -4,6 +4,7 @@ use std::error::Error;
 
 pub mod agent;
 pub mod api;
+mod background;
 pub mod cli;
 pub mod config;
 pub mod gate;

@@ -15,8 +15,8 @@ use blixard_core::state::{Change, Table};
 
 use super::{Input, NodeError};
 use crate::log::{Log, LogError};
-use crate::memory;
 use crate::store::{Reader, Store, StoreError};
+use crate::{background, memory};
 
 /// The inbox of the loop that has them.
 type Inbox = tokio::sync::mpsc::Sender<Input>;
@@ -63,7 +63,7 @@ impl Writer {
                 }
             }
         };
-        spawn("log", work);
+        std::thread::Builder::new().name("log".to_owned()).spawn(work).expect(SPARE);
         Self { log: Some(log), waiting: Vec::new(), release_before: 0, pace: Duration::ZERO, thread }
     }
 
@@ -125,15 +125,15 @@ pub(super) struct Keeper {
     store: Option<Store>,
     pending: Rows,
     /// What was pending when a checkpoint was made of it, until the store is here to take it.
-    cut: Option<(Checkpoint, Vec<Change>)>,
+    cut: Option<(Checkpoint, Rows)>,
     /// What the next checkpoint holds, once the log holds its commit index.
-    next: Option<(Checkpoint, Vec<Change>)>,
+    next: Option<(Checkpoint, Rows)>,
     thread: Sender<StoreJob>,
 }
 
 struct StoreJob {
     store: Store,
-    changes: Vec<Change>,
+    rows: Rows,
     checkpoint: Checkpoint,
     commit: CommitOnDisk,
 }
@@ -141,6 +141,8 @@ struct StoreJob {
 /// What the store's thread has done.
 pub(super) struct Kept {
     store: Store,
+    /// What was written.
+    changes: Vec<Change>,
     result: Result<Option<Reader>, StoreError>,
 }
 
@@ -148,16 +150,16 @@ impl Keeper {
     pub(super) fn new(store: Store, inbox: Inbox) -> Self {
         let (thread, jobs) = channel::<StoreJob>();
         let work = move || {
-            for StoreJob { mut store, changes, checkpoint, commit } in jobs {
+            for StoreJob { mut store, rows, checkpoint, commit } in jobs {
+                let changes: Vec<Change> =
+                    rows.into_iter().map(|((table, key), value)| Change { table, key, value }).collect();
                 let result = store.commit(&changes, &checkpoint, commit).and_then(|()| store.reader());
-                drop(changes);
-                memory::trim();
-                if inbox.blocking_send(Input::Kept(Box::new(Kept { store, result }))).is_err() {
+                if inbox.blocking_send(Input::Kept(Box::new(Kept { store, changes, result }))).is_err() {
                     return;
                 }
             }
         };
-        spawn("store", work);
+        background::spawn("store", work).expect(SPARE);
         Self { store: Some(store), pending: Rows::new(), cut: None, next: None, thread }
     }
 
@@ -173,8 +175,7 @@ impl Keeper {
     /// Makes a checkpoint of everything added so far; [`Self::begin`] begins to write it.
     pub(super) fn cut(&mut self, checkpoint: Checkpoint) {
         assert!(self.cut.is_none(), "one cut at a time");
-        let rows = std::mem::take(&mut self.pending).into_iter();
-        self.cut = Some((checkpoint, rows.map(|((table, key), value)| Change { table, key, value }).collect()));
+        self.cut = Some((checkpoint, std::mem::take(&mut self.pending)));
     }
 
     pub(super) fn has_cut(&self) -> bool {
@@ -193,16 +194,21 @@ impl Keeper {
     /// Hears which commit index the log holds: the checkpoint that waited for it goes to the store.
     pub(super) fn recorded(&mut self, commit: CommitOnDisk) {
         let is_held = |(checkpoint, _): &mut (Checkpoint, _)| checkpoint.position.index <= commit.index();
-        if let Some((checkpoint, changes)) = self.next.take_if(is_held) {
+        if let Some((checkpoint, rows)) = self.next.take_if(is_held) {
             let store = self.store.take().expect("one checkpoint at a time");
-            let job = StoreJob { store, changes, checkpoint, commit };
+            let job = StoreJob { store, rows, checkpoint, commit };
             self.thread.send(job).expect("the store's thread waits for jobs");
         }
     }
 
     /// Takes the store back, with what it holds now.
-    pub(super) fn back(&mut self, Kept { store, result }: Kept) -> Result<Reader, NodeError> {
+    pub(super) fn back(&mut self, Kept { store, changes, result }: Kept) -> Result<Reader, NodeError> {
         self.store = Some(store);
+        // It takes a moment: that is no work for the loop.
+        tokio::task::spawn_blocking(move || {
+            drop(changes);
+            memory::trim();
+        });
         result
             .map(|reader| reader.expect("a commit takes in what has overtaken the store"))
             .map_err(NodeError::WriteStore)
@@ -220,6 +226,4 @@ impl Keeper {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("the system has a thread to spare at start");
-}
+const SPARE: &str = "the system has a thread to spare at start";

@@ -84,7 +84,8 @@ impl Peer for PeerService {
         let rows = self.shared.inbound.snapshot(peer, Position { index, term }).await;
         let rows = rows.ok_or_else(|| Status::not_found(format!("node {own} offers node {peer} no such snapshot")))?;
         let (out, chunks) = mpsc::channel(snapshot::CHUNKS_AHEAD);
-        self.shared.tasks.spawn(snapshot::serve(rows, after, out));
+        let served = snapshot::serve(rows, after, out);
+        served.map_err(|error| Status::resource_exhausted(format!("node {own} can't read it now: {error}")))?;
         Ok(Response::new(ReceiverStream::new(chunks)))
     }
 

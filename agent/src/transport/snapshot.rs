@@ -1,12 +1,12 @@
 //! The rows of a snapshot on the wire: one stream, in chunks, no faster than its reader and than a limit.
 
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blixard_core::driver::Position;
 use blixard_core::types::NodeId;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
@@ -14,6 +14,7 @@ use super::link::describe;
 use super::proto::peer_client::PeerClient;
 use super::proto::{SnapshotChunk, SnapshotRequest};
 use super::{MAX_FRAME, SnapshotError, SnapshotRows};
+use crate::background;
 
 /// Bytes a second that one snapshot takes of a leader at most: what it has to do beside comes first.
 const BYTES_PER_SECOND: u32 = 256 << 20;
@@ -60,29 +61,31 @@ fn refused(from: NodeId, status: &Status) -> SnapshotError {
     }
 }
 
-/// The server side: reads chunk after chunk, as fast as they are taken.
-pub async fn serve(rows: Arc<dyn SnapshotRows>, mut after: Vec<u8>, out: mpsc::Sender<Result<SnapshotChunk, Status>>) {
+/// The server side: reads chunk after chunk in the background, as fast as they are taken.
+///
+/// # Errors
+/// When the system has no thread to spare.
+pub fn serve(
+    rows: Arc<dyn SnapshotRows>,
+    mut after: Vec<u8>,
+    out: mpsc::Sender<Result<SnapshotChunk, Status>>,
+) -> io::Result<()> {
     let mut due = Instant::now();
-    loop {
-        let reading = rows.clone();
-        let read = tokio::task::spawn_blocking(move || reading.chunk(&after)).await;
-        let (rows, next) = match read.expect("it doesn't panic, and nobody ends it") {
-            Ok(chunk) => chunk,
-            Err(reason) => {
-                // Whoever called may have gone.
-                let _ = out.send(Err(Status::internal(reason))).await;
-                return;
+    background::spawn("snapshot", move || {
+        loop {
+            let chunk = rows.chunk(&after).map_err(Status::internal);
+            let (bytes, next) = match &chunk {
+                Ok((rows, next)) => (u32::try_from(rows.len()).unwrap_or(u32::MAX), next.clone()),
+                Err(_) => (0, None),
+            };
+            // Whoever called may have gone.
+            let taken = out.blocking_send(chunk.map(|(rows, _)| SnapshotChunk { rows }));
+            let (Ok(()), Some(next)) = (taken, next) else { return };
+            after = next;
+            due = due.max(Instant::now()) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
+            if due > Instant::now() + BURST {
+                std::thread::sleep(due - Instant::now());
             }
-        };
-        let bytes = u32::try_from(rows.len()).unwrap_or(u32::MAX);
-        if out.send(Ok(SnapshotChunk { rows })).await.is_err() {
-            return;
         }
-        let Some(next) = next else { return };
-        after = next;
-        due = due.max(Instant::now()) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
-        if due > Instant::now() + BURST {
-            tokio::time::sleep_until(due).await;
-        }
-    }
+    })
 }

@@ -33,12 +33,12 @@ const SHELL_EDGES: Table = &[
     ),
     ("api", &["node"]),
     ("cli", &["agent", "api::proto", "config", "gate", "probe::system"]),
-    ("node", &["log", "memory", "store", "transport"]),
+    ("node", &["background", "log", "memory", "store", "transport"]),
     ("seat", &["config", "identity", "store", "transport"]),
     ("worker", &["config", "node", "units"]),
     // These stand for something outside.
     ("store", &[]),
-    ("transport", &["identity"]),
+    ("transport", &["background", "identity"]),
     ("units", &["gate::files", "nix"]),
 ];
 
@@ -77,7 +77,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("rcgen", &["identity"]),
     ("redb", &["store"]),
     ("ring", &["identity"]),
-    ("rustix", &["cli", "gate", "probe", "store"]),
+    ("rustix", &["background", "cli", "gate", "probe", "store"]),
     ("rustls", &["identity", "transport"]),
     ("sd-notify", &["agent", "gate"]),
     ("serde", EVERY_ROOM),
@@ -90,7 +90,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("tonic", &["agent", "api", "cli", "transport"]),
     ("tonic-prost", GENERATED),
     ("tower", &["cli", "transport"]),
-    ("tracing", &["agent", "api", "node", "seat", "transport", "units", "worker"]),
+    ("tracing", &["agent", "api", "background", "node", "seat", "transport", "units", "worker"]),
     ("tracing-journald", &["telemetry"]),
     ("tracing-subscriber", &["telemetry"]),
     ("x509-parser", &["identity"]),
