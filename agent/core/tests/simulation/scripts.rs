@@ -77,8 +77,8 @@ fn leadership_goes_where_it_is_handed_and_meanwhile_nothing_is_proposed() {
     is_as_kept(&world, from, include_str!("traces/transfer.txt"));
 }
 
-#[test]
-fn a_laggard_whose_entries_were_cut_gets_a_snapshot_and_what_came_after_it() {
+/// A leader, and a server that is down since before what the leader's log begins with.
+fn with_a_laggard() -> (World, RaftId, RaftId) {
     let mut world = three(4);
     let leader = world.elect();
     let laggard = other_than(&world, &[leader]);
@@ -86,6 +86,12 @@ fn a_laggard_whose_entries_were_cut_gets_a_snapshot_and_what_came_after_it() {
     for _ in 0..120 {
         applied_everywhere(&mut world, leader);
     }
+    (world, leader, laggard)
+}
+
+#[test]
+fn a_laggard_whose_entries_were_cut_gets_a_snapshot_and_what_came_after_it() {
+    let (mut world, leader, laggard) = with_a_laggard();
     let from = world.trace.len();
     world.start(laggard);
     world.until("a snapshot", |world| world.facts.snapshots > 0);
@@ -97,13 +103,7 @@ fn a_laggard_whose_entries_were_cut_gets_a_snapshot_and_what_came_after_it() {
 
 #[test]
 fn a_snapshot_outlives_a_crash_and_gets_into_its_tables_though_nothing_comes_behind_it() {
-    let mut world = three(4);
-    let leader = world.elect();
-    let laggard = other_than(&world, &[leader]);
-    world.crash(laggard);
-    for _ in 0..120 {
-        applied_everywhere(&mut world, leader);
-    }
+    let (mut world, _, laggard) = with_a_laggard();
     world.start(laggard);
     world.until("a snapshot", |world| world.facts.snapshots > 0);
     world.isolate(laggard);
