@@ -214,15 +214,13 @@ impl Node {
     }
 
     pub(super) fn checkpoint_if_due(&mut self) {
-        let position = self.position();
-        let held = self.snapshots.latest.as_ref().map_or(0, |reader| reader.checkpoint().position.index);
         // What a start has replayed, the next needn't replay again.
         let due = self.checkpointed_at.is_none_or(|at| self.ticks.saturating_sub(at) >= CHECKPOINT_TICKS)
             || self.applied_bytes >= CHECKPOINT_BYTES
             || self.driver.wants_checkpoint()
             || self.keeper.has_cut()
             || self.closing;
-        if held < position.index && due {
+        if self.held() < self.applied && due {
             if self.keeper.is_idle() {
                 let known = self.known.clone();
                 self.cut_checkpoint(&known.look().state);
@@ -275,10 +273,14 @@ impl Node {
         Ok(())
     }
 
+    /// Index of the last entry whose rows are in the store's tables.
+    fn held(&self) -> u64 {
+        self.snapshots.latest.as_ref().map_or(0, |reader| reader.checkpoint().position.index)
+    }
+
     /// Whether everything applied is in the store, and nothing is under way.
     pub(super) fn is_checkpointed(&self) -> bool {
-        let held = self.snapshots.latest.as_ref().map_or(0, |reader| reader.checkpoint().position.index);
-        held == self.applied && self.keeper.is_idle() && self.writer.is_idle()
+        self.held() == self.applied && self.keeper.is_idle() && self.writer.is_idle()
     }
 
     pub(super) fn set_applied(&mut self, position: Position) {
