@@ -70,22 +70,72 @@ pub fn serve(
     mut after: Vec<u8>,
     out: mpsc::Sender<Result<SnapshotChunk, Status>>,
 ) -> io::Result<()> {
-    let mut due = Instant::now();
+    let mut throttle = Throttle { due: Instant::now() };
     background::spawn("snapshot", move || {
         loop {
             let chunk = rows.chunk(&after).map_err(Status::internal);
             let (bytes, next) = match &chunk {
-                Ok((rows, next)) => (u32::try_from(rows.len()).unwrap_or(u32::MAX), next.clone()),
+                Ok((rows, next)) => (rows.len(), next.clone()),
                 Err(_) => (0, None),
             };
             // Whoever called may have gone.
             let taken = out.blocking_send(chunk.map(|(rows, _)| SnapshotChunk { rows }));
             let (Ok(()), Some(next)) = (taken, next) else { return };
             after = next;
-            due = due.max(Instant::now()) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
-            if due > Instant::now() + BURST {
-                std::thread::sleep(due - Instant::now());
+            if let Some(pause) = throttle.pause(Instant::now(), bytes) {
+                std::thread::sleep(pause);
             }
         }
     })
+}
+
+/// Keeps a stream to [`BYTES_PER_SECOND`].
+struct Throttle {
+    /// When all that was sent would have gone at that rate.
+    due: Instant,
+}
+
+impl Throttle {
+    /// How long to wait now that so many bytes more were sent. What a slow reader has left of its rate isn't made up for.
+    fn pause(&mut self, now: Instant, bytes: usize) -> Option<Duration> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.due = self.due.max(now) + Duration::from_secs(1) * bytes / BYTES_PER_SECOND;
+        Some(self.due - now).filter(|ahead| *ahead > BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: usize = 256 << 10;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_snapshot_takes_no_more_of_a_leader_than_its_rate() {
+        let begun = Instant::now();
+        let (mut now, mut throttle) = (begun, Throttle { due: begun });
+        let rate = usize::try_from(BYTES_PER_SECOND).unwrap();
+        let (mut sent, mut pauses) = (0, 0);
+        while now < begun + SECOND && sent < 2 * rate {
+            sent += CHUNK;
+            let pause = throttle.pause(now, CHUNK);
+            pauses += u32::from(pause.is_some());
+            now += pause.unwrap_or_default();
+        }
+        let ahead = rate / usize::try_from(SECOND.as_millis() / BURST.as_millis()).unwrap() + CHUNK;
+        assert!((rate - CHUNK..=rate + ahead).contains(&sent), "{sent} bytes in a second");
+        assert!(pauses <= u32::try_from(SECOND.as_millis() / BURST.as_millis()).unwrap(), "{pauses} pauses");
+    }
+
+    #[test]
+    fn a_slow_reader_is_not_slowed_and_gets_no_burst_for_it() {
+        let begun = Instant::now();
+        let mut throttle = Throttle { due: begun };
+        let slow = (0..100).map(|number| begun + BURST * number);
+        assert!(slow.into_iter().all(|now| throttle.pause(now, CHUNK).is_none()));
+        let now = begun + BURST * 100;
+        let at_once = (0..100).take_while(|_| throttle.pause(now, CHUNK).is_none()).count();
+        assert!(at_once <= 5, "{at_once} chunks at once");
+    }
 }
