@@ -37,6 +37,14 @@ impl<K> Default for Ledger<K> {
 }
 
 impl<K: Ord + Clone> Ledger<K> {
+    fn full(self) -> Self {
+        let account = |(node, account): (NodeId, Account<K>)| {
+            (node, Account { holders: account.holders.into_iter().collect(), ..account })
+        };
+        let (holders, nodes) = (self.holders.into_iter(), self.nodes.into_iter());
+        Self { holders: holders.collect(), nodes: nodes.map(account).collect() }
+    }
+
     fn set(&mut self, holder: &K, holds: Option<(NodeId, Resources)>) {
         let before = match holds {
             Some(holds) => self.holders.insert(holder.clone(), holds),
@@ -116,7 +124,7 @@ impl State {
             index.set_instance(id, instance.placement.as_deref(), vm);
         }
         self.tasks.iter().for_each(|(id, task)| index.set_task(*id, Some(task)));
-        self.index = index;
+        self.index = index.full();
     }
 
     /// Follows what an entry has touched, and names the nodes that it is about.
@@ -143,6 +151,17 @@ impl State {
 }
 
 impl Index {
+    /// The same, in trees that are full: one that grew by one key after the other is half empty.
+    fn full(self) -> Self {
+        let Self { instances, tasks, unsettled, waiting } = self;
+        Self {
+            instances: instances.full(),
+            tasks: tasks.full(),
+            unsettled: unsettled.into_iter().collect(),
+            waiting: waiting.into_iter().collect(),
+        }
+    }
+
     fn set_instance(&mut self, id: &InstanceId, placement: Option<&Placement>, vm: Option<&Packed<Vm>>) {
         let is_unsettled = vm.filter(|vm| vm.head::<Head>().runs(id.replica)).is_some_and(|vm| match placement {
             None => true,
