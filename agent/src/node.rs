@@ -422,7 +422,7 @@ impl Node {
             self.news.leader.send_replace(soft.leader);
         }
         if soft.role == Role::Leader {
-            self.liveness.restart(&self.known.look().state, self.ticks);
+            self.liveness.restart();
             self.lead = lead::Lead::new(self.ticks + self.check_ticks);
         }
         self.changed();
