@@ -57,7 +57,7 @@ pub enum AgentError {
     #[error("cannot open the store")]
     OpenStore(#[source] StoreError),
     #[error(
-        "the store {path} is missing, and the raft log beside it is not: restore both together from a copy, or move \
+        "the store {path} is missing, and the raft log beside it is not: put it back if it was moved, or move \
          the data directory away and let this host join under another name"
     )]
     StoreMissing { path: PathBuf },

@@ -81,17 +81,21 @@ pub enum LogError {
         "cannot write to the raft log: an earlier write to it failed; start the agent again once the disk works and has room"
     )]
     WriteAfterFailure,
-    #[error("{} is not a raft log file of blixard: move it away, or point data_dir elsewhere", path.display())]
+    #[error(
+        "{} is no raft log file of blixard, or is damaged at its beginning: see whether node.data_dir is right; if it is, \
+         move the data directory away and let this host join under another name", path.display()
+    )]
     ForeignFile { path: PathBuf },
     #[error("{} has log format {version}, and this agent reads up to {}: start the newer agent that wrote it", path.display(), segment::FORMAT)]
     NewerFormat { path: PathBuf, version: u32 },
     #[error(
-        "the raft log file {} is damaged at byte {offset}, and it is no torn end of a last write: restore it from a copy, \
-         or move the data directory away and let this host join under another name", path.display()
+        "the raft log file {} is damaged at byte {offset}, and it is no torn end of a last write: move the \
+         data directory away and let this host join under another name; an old copy in its place would have forgotten what this host promised the others", path.display()
     )]
     Damaged { path: PathBuf, offset: u64 },
     #[error(
-        "the raft log file {} is missing, and later ones are there: restore it from a copy, or move the data directory away and let this host join under another name", path.display()
+        "the raft log file {} is missing, and later ones are there: put it back if it was moved, or \
+         move the data directory away and let this host join under another name", path.display()
     )]
     MissingSegment { path: PathBuf },
     #[error("cannot use the record at byte {offset} of {}", path.display())]

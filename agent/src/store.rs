@@ -72,12 +72,16 @@ pub enum StoreError {
     },
     #[error("cannot open the store {}: another agent has it open; stop that one first", path.display())]
     Locked { path: PathBuf },
-    #[error("{} is not a store of blixard: move it away, or point data_dir elsewhere", path.display())]
+    #[error(
+        "{} is no store of blixard, or is damaged at its beginning: see whether node.data_dir is right; if it is, \
+         move the data directory away and let this host join under another name", path.display()
+    )]
     ForeignFile { path: PathBuf },
     #[error("{} has store format {version}, and this agent reads only {FORMAT}: start the agent that wrote it", path.display())]
     OtherFormat { path: PathBuf, version: u32 },
     #[error(
-        "the store {} is damaged: restore it together with the raft log from a copy, or move the data directory away and let this host join under another name", path.display()
+        "the store {} is damaged: move the data directory away and let this host join under another name; \
+         an old copy in its place would have forgotten what this host promised the others", path.display()
     )]
     Damaged {
         path: PathBuf,
@@ -85,8 +89,7 @@ pub enum StoreError {
         source: Box<redb::Error>,
     },
     #[error(
-        "the store {} is damaged: its row {row:?} is missing or cannot be read; restore it together with the raft log from a \
-         copy, or move the data directory away and let this host join under another name", path.display()
+        "the store {} is damaged: its row {row:?} is missing or cannot be read; move the data directory away and let this host join under another name", path.display()
     )]
     DamagedRow { path: PathBuf, row: &'static str },
     #[error("cannot read the store {}", path.display())]
@@ -110,8 +113,8 @@ pub enum StoreError {
     #[error("cannot read the snapshot {}: it was written by a newer agent; start that one", path.display())]
     NewerSnapshot { path: PathBuf },
     #[error(
-        "the snapshot {} is there and the store that it belongs to isn't: restore the store from a copy together with \
-         the raft log, or move the data directory away and let this host join under another name", path.display()
+        "the snapshot {} is there and the store that it belongs to isn't: put that back if it was moved, or \
+         move the data directory away and let this host join under another name", path.display()
     )]
     SnapshotAlone { path: PathBuf },
     #[error(

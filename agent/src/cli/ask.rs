@@ -26,7 +26,7 @@ pub enum AskError {
     ReadManifest { path: PathBuf, source: std::io::Error },
     #[error("{path}")]
     Manifest { path: PathBuf, source: ManifestError },
-    #[error("{}", .0.message())]
+    #[error("{}", refusal(.0))]
     Refused(tonic::Status),
     #[error("the agent at {path} has stopped: see `journalctl -u blixard`, or start it with `systemctl start blixard`")]
     Ended { path: PathBuf },
@@ -50,6 +50,14 @@ impl AskError {
         };
         ExitCode::from(if unreachable { 2 } else { 1 })
     }
+}
+
+/// What the agent says, or that it says nothing any more: what comes from it has no cause on this side.
+fn refusal(status: &tonic::Status) -> &str {
+    if std::error::Error::source(status).is_some() {
+        return "the agent ended before it answered: whether anything was changed is unknown, so look before you try again";
+    }
+    status.message()
 }
 
 /// The file's bytes, and what they mean.

@@ -166,7 +166,7 @@ async fn set_running(socket: &Path, name: &VmName, running: bool) -> Asked {
 async fn remove(socket: &Path, name: &VmName) -> Asked {
     let mut client = connect(socket).await.map_err(AskError::Connect)?;
     client.remove_vm(proto::RemoveVmRequest { name: name.to_string() }).await.map_err(AskError::Refused)?;
-    print(&format!("{name} is removed\n"))
+    print(&format!("{name} is removed; what runs of it is being stopped\n"))
 }
 
 /// What has a name in a manifest, by that name.

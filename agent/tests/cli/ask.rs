@@ -1,7 +1,7 @@
 //! The verbs that ask an agent.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -92,6 +92,22 @@ fn without_an_agent_every_verb_ends_with_2_and_one_line_that_says_what_to_do() {
             assert!(told.contains(socket) && told.contains("systemctl start blixard"), "{told}");
         }
     }
+}
+
+#[test]
+fn of_an_agent_that_ends_before_it_answers_the_outcome_is_said_to_be_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let ends = std::thread::spawn(move || {
+        // The first connection only shows that somebody listens.
+        let asks = |mut asked: UnixStream| asked.read_exact(&mut [0; 24]).is_ok();
+        assert!(listener.incoming().take(2).any(|asked| asks(asked.unwrap())));
+    });
+    let (code, out, err) = run(&["vm", "rm", "web", "--socket", socket.to_str().unwrap()]);
+    ends.join().unwrap();
+    assert_eq!((code, &*out), (1, ""), "{err}");
+    assert!(err.contains("ended before it answered") && err.contains("unknown"), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,7 +39,7 @@ async fn a_vm_is_made_stopped_started_and_removed_and_each_list_says_whose_it_is
     assert_eq!(asked.ok(&["vm", "start", "scratch"]), "scratch is to run\n");
     asked.agent.is_healthy().await;
     listed("running");
-    assert_eq!(asked.ok(&["vm", "rm", "scratch"]), "scratch is removed\n");
+    assert_eq!(asked.ok(&["vm", "rm", "scratch"]), "scratch is removed; what runs of it is being stopped\n");
     asked.agent.sees("one VM", |status| status.instances.len() == 1).await;
 }
 

@@ -149,7 +149,7 @@ fn damage_before_valid_records_is_refused_with_file_and_offset() {
         let error = refusal(dir.path());
         let within = |offset: u64| usize::try_from(offset).unwrap() <= middle;
         assert!(matches!(&error, LogError::Damaged { path: at, offset } if *at == path && within(*offset)));
-        assert!(error.to_string().contains("restore it"), "{error}");
+        assert!(error.to_string().contains("move the data directory away"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), bytes, "a refusal changes nothing");
     }
 }

@@ -301,7 +301,7 @@ async fn an_agent_with_a_damaged_log_or_store_says_which_and_uses_neither() {
         start(alpha);
         let told = told(alpha).await;
         assert!(told.contains(&path.display().to_string()) && told.contains("damaged"), "{told}");
-        assert!(told.contains("restore it"), "{told}");
+        assert!(told.contains("move the data directory away"), "{told}");
         end(alpha);
         assert_eq!(fs::read(&path).unwrap(), damaged, "{} is left as it is", path.display());
         fs::write(&path, &whole).unwrap();
