@@ -16,7 +16,6 @@ use blixard_core::state::State;
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{oneshot, watch};
-use tokio::time::MissedTickBehavior;
 
 use crate::log::Log;
 use crate::store::{Beside, Store};
@@ -28,6 +27,7 @@ mod disk;
 mod handle;
 mod known;
 mod lead;
+mod pulse;
 mod snapshot;
 
 pub use apply::NodeError;
@@ -189,7 +189,7 @@ struct Node {
     /// Bytes that were applied since.
     applied_bytes: usize,
     stopping_at: Option<u64>,
-    /// Nothing is applied any more; the store is to hold what was.
+    /// Nothing is taken any more; the store is to hold what was applied.
     closing: bool,
     /// Messages were handed to the transport since this task last let others run.
     has_sent: bool,
@@ -250,27 +250,17 @@ impl Node {
         self.begin()?;
         self.driver.campaign_if_alone();
         self.turns().await?;
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut last_tick = ticks.tick().await;
+        let mut pulse = pulse::Pulse::start(self.driver.election_ticks());
         loop {
-            tokio::select! {
-                biased;
-                // It doesn't end: this node has a sender, too.
-                Some(input) = inputs.recv() => {
+            let (input, ticks) = pulse.next(&mut inputs).await;
+            if let Some(input) = input {
+                self.take(input)?;
+                for _ in 1..BATCH {
+                    let Ok(input) = inputs.try_recv() else { break };
                     self.take(input)?;
-                    for _ in 1..BATCH {
-                        let Ok(input) = inputs.try_recv() else { break };
-                        self.take(input)?;
-                    }
-                }
-                tick = ticks.tick() => {
-                    for _ in 0..self.ticks_between(last_tick, tick) {
-                        self.tick();
-                    }
-                    last_tick = tick;
                 }
             }
+            (0..ticks).for_each(|_| self.tick());
             self.turns().await?;
             self.lead();
             self.turns().await?;
@@ -288,6 +278,7 @@ impl Node {
     fn take(&mut self, input: Input) -> Result<(), NodeError> {
         match input {
             Input::Step(_) if self.closing => {}
+            Input::Propose(proposal) if self.closing => proposal.waiting.fail(Attempt::NotLeader(None)),
             Input::Step(messages) => messages.into_iter().try_for_each(|message| self.step(message))?,
             Input::Unreachable(peer) => self.driver.report_unreachable(peer),
             Input::Called => self.driver.call(),
@@ -328,13 +319,6 @@ impl Node {
             self.liveness.heard(node, self.ticks);
         }
         Ok(())
-    }
-
-    /// How many ticks are due after one that was skipped over; not all of them after a long pause: what came meanwhile is
-    /// to be heard before an election is due.
-    fn ticks_between(&self, last: tokio::time::Instant, now: tokio::time::Instant) -> u128 {
-        let most = u128::from(self.driver.election_ticks() / 3).max(1);
-        (now.saturating_duration_since(last).as_millis() / TICK.as_millis()).clamp(1, most)
     }
 
     fn tick(&mut self) {
