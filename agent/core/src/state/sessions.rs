@@ -16,6 +16,9 @@ pub const WINDOW: u64 = 1 << 20;
 /// Most clients that are remembered; the one that was silent longest goes first.
 const MAX_CLIENTS: usize = 4096;
 
+/// Most outcomes that are kept for one client; of those above it, the oldest are given up.
+const MAX_OUTCOMES: usize = 4096;
+
 /// The clients, by their ids.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Sessions {
@@ -30,7 +33,7 @@ pub(super) struct Sessions {
 struct Session {
     /// Index of its last request.
     last: u64,
-    /// It has the answers of all requests below this number.
+    /// It has the answers of all requests below this number, or gets them no more.
     answered: u64,
     /// The outcomes that it may not have, by the numbers of their requests.
     outcomes: BTreeMap<u64, Answer>,
@@ -69,6 +72,10 @@ impl Sessions {
         session.answered = session.answered.max(request.answered);
         session.outcomes.insert(request.sequence, Answer { index, reply });
         session.outcomes = session.outcomes.split_off(&session.answered);
+        while session.outcomes.len() > MAX_OUTCOMES {
+            let (given_up, _) = session.outcomes.pop_first().expect("there are many");
+            session.answered = given_up + 1;
+        }
         self.forget(index);
     }
 
@@ -133,6 +140,19 @@ mod tests {
         sessions.record(1001 + WINDOW, &Request { sequence: 2, ..other }, reply(3));
         assert!(!sessions.clients.contains_key(&CLIENT));
         assert_eq!(known(1002 + WINDOW, &sessions, &request(1, 1)), Some((0, Reply::Expired)));
+    }
+
+    #[test]
+    fn of_a_client_that_says_of_nothing_that_it_is_answered_the_newest_outcomes_are_kept() {
+        let mut sessions = Sessions::default();
+        let last = MAX_OUTCOMES as u64 + 10;
+        for sequence in 1..=last {
+            sessions.record(sequence, &request(sequence, 1), reply(sequence));
+        }
+        assert_eq!(sessions.clients[&CLIENT].outcomes.len(), MAX_OUTCOMES);
+        assert_eq!(known(last + 1, &sessions, &request(10, 1)), Some((0, Reply::Expired)), "nobody knows any more");
+        assert_eq!(known(last + 1, &sessions, &request(11, 1)), Some((11, reply(11))));
+        assert_eq!(known(last + 1, &sessions, &request(last, 1)), Some((last, reply(last))));
     }
 
     #[test]
