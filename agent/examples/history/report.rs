@@ -48,6 +48,12 @@ impl Report {
         self.replay.violations.len() + self.search.violations.len()
     }
 
+    /// Whether more than one in a hundred has no verdict, of registers or of windows.
+    pub fn is_undecided(&self) -> bool {
+        let is_many = |without: usize, all: usize| without * 100 > all;
+        is_many(self.replay.given_up, self.replay.registers) || is_many(self.search.unknown, self.search.windows)
+    }
+
     pub fn add(&mut self, other: Self) {
         self.operations += other.operations;
         self.answered += other.answered;
