@@ -105,7 +105,7 @@ pub enum ReadError {
     LeaderNotReady,
 }
 
-/// Which answer in [`Done::reads`] belongs to which [`Driver::read_index`].
+/// Which answer in [`Turn::reads`] belongs to which [`Driver::read_index`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ReadId(u64);
 
@@ -253,7 +253,7 @@ impl Driver {
 
     /// Asks the leader for an index that is at least every index committed before this call.
     ///
-    /// The answer comes in [`Done::reads`]; it may get lost, so the caller asks again after a while. Many reads can wait
+    /// The answer comes in [`Turn::reads`]; it may get lost, so the caller asks again after a while. Many reads can wait
     /// for one answer.
     ///
     /// # Errors
@@ -310,13 +310,14 @@ impl Driver {
 
     /// Takes the leader's announcement of a snapshot, whose rows are spooled and verified by now.
     ///
-    /// The next turn installs it, unless the log has got there by itself meanwhile.
+    /// Whether it is to be installed, which the next turn says: the log may have got there by itself meanwhile.
     ///
     /// # Errors
     /// As [`Self::step`].
-    pub fn step_snapshot(&mut self, message: Message) -> Result<(), RefusedMessage> {
+    pub fn step_snapshot(&mut self, message: Message) -> Result<bool, RefusedMessage> {
         gate::admit_snapshot(&message, &self.raw.raft)?;
-        self.admitted(message)
+        self.admitted(message)?;
+        Ok(self.raw.raft.raft_log.unstable.snapshot.is_some())
     }
 
     /// Whether the leader sends `peer` nothing else, since a snapshot was announced to it that it doesn't have yet.
@@ -364,11 +365,6 @@ impl Driver {
     /// Whether a follower needs a snapshot that is newer than the last checkpoint.
     pub fn wants_checkpoint(&self) -> bool {
         self.raw.store().wants_checkpoint()
-    }
-
-    /// Bytes of the entries in memory.
-    pub fn log_bytes(&self) -> u64 {
-        self.raw.store().bytes()
     }
 
     /// Tells raft that everything up to `index` has been applied.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use blixard_core::driver::{Checkpoint, Install, Message, Position, announced};
@@ -26,6 +26,8 @@ use crate::transport::{SnapshotError, SnapshotRows, Transport};
 const CHUNK_BYTES: usize = 256 << 10;
 /// A follower that asks for no chunk for this long doesn't want the snapshot any more, or can't be reached.
 const IDLE_TICKS: u64 = 300;
+/// Chunks that are in the file and not in the state yet.
+const CHUNKS_AHEAD: usize = 2;
 /// How often a fetch that broke off is gone on with.
 const FETCH_ATTEMPTS: u32 = 10;
 const FETCH_PAUSE: Duration = Duration::from_millis(100);
@@ -161,7 +163,8 @@ impl Node {
         match fetched {
             Ok(_) if self.installing.is_some() => {}
             Ok(fetched) => match self.driver.step_snapshot(message) {
-                Ok(()) => self.snapshots.fetched = Some((position, fetched)),
+                Ok(true) => self.snapshots.fetched = Some((position, fetched)),
+                Ok(false) => tracing::debug!(index = position.index, "a snapshot is not needed any more"),
                 // What raft was told of before stays.
                 Err(error) => tracing::warn!(error = crate::error_chain(&error), "a snapshot was refused"),
             },
@@ -226,7 +229,7 @@ async fn fetch(
     from: NodeId,
     position: Position,
 ) -> Result<Fetched, FetchError> {
-    let (passed, passing) = channel();
+    let (passed, passing) = sync_channel(CHUNKS_AHEAD);
     let state = tokio::task::spawn_blocking(move || load(&passing));
     let mut attempts = 0;
     loop {
@@ -235,11 +238,14 @@ async fn fetch(
                 match chunks.next().await {
                     Ok(chunk) => {
                         attempts = 0;
-                        let chunk = Arc::new(chunk);
-                        // Whoever can't read it has ended; then it can't be put, either.
-                        let _ = passed.send(chunk.clone());
-                        let put = blocking(move || incoming.put(&chunk).map(|is_last| (incoming, is_last))).await;
-                        let (back, is_last) = put.map_err(FetchError::Put)?;
+                        let pass = passed.clone();
+                        let put = blocking(move || {
+                            let is_last = incoming.put(&chunk)?;
+                            // Whoever can't read it has ended, and says why.
+                            let _ = pass.send(chunk);
+                            Ok((incoming, is_last))
+                        });
+                        let (back, is_last) = put.await.map_err(FetchError::Put)?;
                         incoming = back;
                         if is_last {
                             drop(passed);
@@ -260,7 +266,7 @@ async fn fetch(
 }
 
 /// The state that chunks are which pass by.
-fn load(chunks: &Receiver<Arc<Vec<u8>>>) -> Result<State, FetchError> {
+fn load(chunks: &Receiver<Vec<u8>>) -> Result<State, FetchError> {
     let mut loading = Loading::default();
     for chunk in chunks {
         loading.extend(rows_of(&chunk).map_err(FetchError::Put)?);

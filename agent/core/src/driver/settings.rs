@@ -2,7 +2,7 @@
 
 use crate::types::RaftId;
 
-/// Ticks that a follower waits for its leader by default, or up to twice as many, before it stands for election.
+/// Ticks that a follower waits for its leader by default, and up to [`SPREAD_TICKS`] more, before it stands for election.
 pub const ELECTION_TICKS: u16 = 20;
 /// Over how many ticks election timeouts are spread, or over half of a long one: it takes a vote's time to keep two servers
 /// from standing at once, and that grows less than a timeout.
@@ -16,7 +16,7 @@ pub struct Settings {
     pub id: RaftId,
     /// Draws the election timeouts, and tells this run's reads from those of an earlier one: a fresh number each boot.
     pub seed: u64,
-    /// A follower that hears nothing for this long, up to twice as long, stands for election.
+    /// A follower that hears nothing for this long, and up to [`SPREAD_TICKS`] or half as long more, stands for election.
     pub election_ticks: u16,
     pub heartbeat_ticks: u16,
     /// Longest command that [`Driver::propose`] takes.

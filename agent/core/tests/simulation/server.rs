@@ -276,7 +276,7 @@ impl Server {
         if node.installing.is_some() {
             return;
         }
-        if node.driver.step_snapshot(message).is_ok() {
+        if matches!(node.driver.step_snapshot(message), Ok(true)) {
             node.incoming = Some((checkpoint, state));
         }
     }

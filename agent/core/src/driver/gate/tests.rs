@@ -100,7 +100,7 @@ fn malformed(message: &Message) -> &'static str {
     for mut driver in [follower(), candidate(), leader()] {
         let before = driver.status();
         let refused = match kind {
-            MessageType::MsgSnapshot => driver.step_snapshot(message.clone()),
+            MessageType::MsgSnapshot => driver.step_snapshot(message.clone()).map(|_| ()),
             _ => driver.step(message.clone()),
         };
         assert!(matches!(refused, Err(RefusedMessage::Malformed { from: 12, .. })), "{refused:?}");
@@ -113,7 +113,7 @@ fn malformed(message: &Message) -> &'static str {
 fn unfit(driver: &mut Driver, message: Message) -> &'static str {
     let before = driver.status();
     let refused = match kind(&message).unwrap() {
-        MessageType::MsgSnapshot => driver.step_snapshot(message),
+        MessageType::MsgSnapshot => driver.step_snapshot(message).map(|_| ()),
         _ => driver.step(message),
     };
     let Err(RefusedMessage::Unfit { reason, .. }) = refused else { panic!("{refused:?}") };
@@ -126,7 +126,7 @@ fn what_raft_sends_passes() {
     follower().step(append()).unwrap();
     follower().step(Message { entries: vec![], ..append() }).unwrap();
     leader().step(read()).unwrap();
-    follower().step_snapshot(announced()).unwrap();
+    assert!(follower().step_snapshot(announced()).unwrap());
     let mut led = follower();
     led.step(message(MessageType::MsgHeartbeat)).unwrap();
     led.step(Message { term: 5, msg_type: MessageType::MsgReadIndexResp.into(), ..read() }).unwrap();

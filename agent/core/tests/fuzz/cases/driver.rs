@@ -229,7 +229,8 @@ impl Server {
         }
         let (before, checkpoint) = (self.driver.status(), announced(&message));
         match self.driver.step_snapshot(message) {
-            Ok(()) => {
+            Ok(false) => {}
+            Ok(true) => {
                 self.incoming = checkpoint;
                 self.facts.replaced(self.driver.status().commit);
             }
