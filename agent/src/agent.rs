@@ -125,7 +125,7 @@ pub struct Traits {
     pub understands: Level,
     /// How often the servers compare their states, in ticks of [`node::TICK`], if anything has changed.
     pub check_ticks: u64,
-    /// After how many ticks without its leader it stands for election, or up to twice as many.
+    /// As [`Settings::election_ticks`].
     pub election_ticks: u16,
     pub heartbeat_ticks: u16,
 }

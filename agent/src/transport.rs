@@ -1,7 +1,7 @@
 //! What nodes say to each other: Raft's messages, forwarded commands, and the questions of a host that wants to join.
 //!
 //! ```text
-//!  raft thread ── send ──▶ link (a bounded queue a peer) ── mTLS, one stream ──▶ listener ──▶ gate ──▶ Inbound::step
+//!  event loop  ── send ──▶ link (a bounded queue a peer) ── mTLS, one stream ──▶ listener ──▶ gate ──▶ Inbound::step
 //!  follower    ── snapshot ────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::snapshot
 //!  api         ── forward ─────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::forward
 //!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit

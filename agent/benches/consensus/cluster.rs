@@ -24,7 +24,8 @@ pub struct Setup {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timers {
-    /// How long a member waits for its leader, or up to twice as long, before it stands for election.
+    /// How long a member waits for its leader before it stands for election: one of etcd's up to twice as long, one of
+    /// Blixard's up to half as long more.
     pub election: Duration,
     pub heartbeat: Duration,
 }

@@ -106,7 +106,7 @@ fn of_an_agent_that_ends_before_it_answers_the_outcome_is_said_to_be_unknown() {
     });
     let (code, out, err) = run(&["vm", "rm", "web", "--socket", socket.to_str().unwrap()]);
     ends.join().unwrap();
-    assert_eq!((code, &*out), (1, ""), "{err}");
+    assert_eq!((code, &*out), (2, ""), "{err}");
     assert!(err.contains("ended before it answered") && err.contains("unknown"), "{err}");
 }
 
