@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Reply, TaskSpec};
 use blixard_core::manifest::{self, Manifest, VmSpec};
@@ -27,6 +28,9 @@ pub mod proto {
 
 /// Largest request, in bytes: a manifest file of the largest size and its frame.
 const MAX_REQUEST_BYTES: usize = manifest::MAX_BYTES + (64 << 10);
+
+/// How long nothing may be applied since somebody looks at the state.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the API can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +147,25 @@ impl Api {
     }
 }
 
+/// The whole picture. Nothing is applied while somebody looks, so whoever looks at much lets the loop have its turn, and
+/// not all instances are of one moment.
+async fn status(handle: &Handle) -> Result<proto::StatusReply, Status> {
+    let mut reply = handle.read(view::overview).map_err(|error| to_status(&error))?;
+    let mut after = None;
+    loop {
+        let until = Instant::now() + LOOK;
+        let page = handle.read(|state, _| view::page(state, after.as_ref(), || Instant::now() < until));
+        let page = page.map_err(|error| to_status(&error))?;
+        reply.instances.extend(page.instances);
+        reply.problems.extend(page.problems);
+        after = page.last;
+        if after.is_none() {
+            return Ok(reply);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 /// The one place where errors become codes.
 fn to_status(error: &ProposeError) -> Status {
     let text = crate::error_chain(error);
@@ -175,17 +198,16 @@ impl proto::api_server::Api for Api {
             }
         };
         let expected = confirmed || freshness == proto::Freshness::Stale;
-        let reply = self.read(|state, standing| {
-            let mut reply = view::status(state, standing);
-            if let Some(cluster) = &mut reply.cluster {
-                cluster.confirmed = confirmed;
-            }
-            if !expected && standing.has_quorum() {
-                reply.problems.push("no quorum has confirmed this in time: it is what this node knows".to_owned());
-            }
-            reply
-        });
-        Ok(Response::new(reply?))
+        let mut reply = status(&self.handle()?).await?;
+        let mut has_quorum = false;
+        if let Some(cluster) = &mut reply.cluster {
+            cluster.confirmed = confirmed;
+            has_quorum = cluster.quorum;
+        }
+        if !expected && has_quorum {
+            reply.problems.push("no quorum has confirmed this in time: it is what this node knows".to_owned());
+        }
+        Ok(Response::new(reply))
     }
 
     type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<proto::StatusReply, Status>> + Send>>;
@@ -196,7 +218,10 @@ impl proto::api_server::Api for Api {
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let handle = self.handle()?;
         let changes = WatchStream::new(handle.changes());
-        let replies = changes.map(move |_| handle.read(view::status).map_err(|error| to_status(&error)));
+        let replies = changes.then(move |_| {
+            let handle = handle.clone();
+            async move { status(&handle).await }
+        });
         Ok(Response::new(Box::pin(replies)))
     }
 

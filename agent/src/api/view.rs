@@ -1,6 +1,7 @@
 //! (state, standing) → what status and its relatives show; pure.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan::plan;
@@ -11,19 +12,46 @@ use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, VmName};
 use super::proto;
 use crate::node::Standing;
 
-pub fn status(state: &State, standing: &Standing) -> proto::StatusReply {
+/// The status without the instances, of which there may be many.
+pub fn overview(state: &State, standing: &Standing) -> proto::StatusReply {
     let nodes: Vec<_> = state.nodes().iter().map(|(id, member)| node(state, standing, *id, member)).collect();
-    let mut instances: Vec<_> = state.instances().iter().map(|(id, inner)| instance(state, id, inner)).collect();
-    let rooms = Rooms::new(state);
-    explain_pending(state, &rooms, &mut instances);
-    let held = held(state);
     proto::StatusReply {
-        problems: problems(state, standing, &rooms, &nodes, &instances),
+        problems: problems(state, standing, &nodes),
         cluster: Some(cluster(state, standing)),
         nodes,
-        instances,
-        held,
+        instances: Vec::new(),
+        held: held(state),
     }
+}
+
+/// Some instances, in the order of their names.
+#[derive(Default)]
+pub struct Page {
+    pub instances: Vec<proto::Instance>,
+    /// What a person should look at, a line each.
+    pub problems: Vec<String>,
+    /// The last of them, where there may be more.
+    pub last: Option<InstanceId>,
+}
+
+/// The instances behind one, or from the first on, for as long as it may go on; one at least.
+pub fn page(state: &State, after: Option<&InstanceId>, may_go_on: impl Fn() -> bool) -> Page {
+    let rooms = Rooms::new(state);
+    let mut reasons = Reasons::default();
+    let mut page = Page::default();
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    for (id, inner) in state.instances().range::<InstanceId, _>((from, Bound::Unbounded)) {
+        let mut shown = instance(state, id, inner);
+        explain_pending(state, &rooms, id, &mut shown, &mut reasons);
+        page.problems.extend(problem_of(&shown));
+        page.problems.extend(behind(state, &rooms, id, inner));
+        page.instances.push(shown);
+        if !may_go_on() {
+            page.last = Some(id.clone());
+            break;
+        }
+    }
+    page
 }
 
 fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
@@ -151,30 +179,42 @@ fn shown_phase(placement: &Placement, vm: Option<&Vm>) -> (&'static str, String)
     }
 }
 
-/// Says why instances wait; all replicas of a VM wait for the same, unless volumes hold them to different nodes.
-fn explain_pending(state: &State, rooms: &Rooms, instances: &mut [proto::Instance]) {
-    let mut reasons: BTreeMap<(VmName, Option<NodeId>), String> = BTreeMap::new();
-    for instance in instances.iter_mut().filter(|instance| instance.state == "pending") {
-        let id: InstanceId = instance.name.parse().expect("it was written from one");
-        let Some(spec) = state.desired(&id) else { continue };
-        let reason = reasons
-            .entry((id.vm.clone(), state.volumes_on(&id)))
-            .or_insert_with(|| pending_reason(state, &rooms.explain(state, &id, &spec)));
-        instance.reason.clone_from(reason);
+/// Why instances wait: all replicas of a VM wait for the same, unless volumes hold them to different nodes.
+type Reasons = BTreeMap<(VmName, Option<NodeId>), String>;
+
+/// Says why an instance waits, if it does.
+fn explain_pending(
+    state: &State,
+    rooms: &Rooms,
+    id: &InstanceId,
+    instance: &mut proto::Instance,
+    reasons: &mut Reasons,
+) {
+    if instance.state != "pending" {
+        return;
+    }
+    let Some(spec) = state.desired(id) else { return };
+    let reason = reasons
+        .entry((id.vm.clone(), state.volumes_on(id)))
+        .or_insert_with(|| pending_reason(state, &rooms.explain(state, id, &spec)));
+    instance.reason.clone_from(reason);
+}
+
+fn problem_of(instance: &proto::Instance) -> Option<String> {
+    let proto::Instance { name, state, reason, .. } = instance;
+    match state.as_str() {
+        "running" | "stopped" => None,
+        state if reason.is_empty() => Some(format!("{name} is {state}")),
+        state => Some(format!("{name} is {state}: {reason}")),
     }
 }
 
-/// Instances that run on as they were, since where their volumes are there is no room for what is declared now.
-fn behind(state: &State, rooms: &Rooms) -> Vec<String> {
-    let behind = state.unsettled().filter_map(|id| {
-        let placement = state.instances().get(id)?.placement.as_ref()?;
-        let Change::Held(obstacle) = rooms.change(state, id, placement, &state.desired(id)?)? else { return None };
-        let node = name_of(state, placement.node);
-        Some(format!(
-            "{id} runs on as it was before its declaration changed: {node}, where its volumes are: {obstacle}"
-        ))
-    });
-    behind.collect()
+/// Of an instance that runs on as it was, since where its volumes are there is no room for what is declared now.
+fn behind(state: &State, rooms: &Rooms, id: &InstanceId, inner: &Instance) -> Option<String> {
+    let placement = inner.placement.as_ref().filter(|_| state.is_unsettled(id))?;
+    let Change::Held(obstacle) = rooms.change(state, id, placement, &state.desired(id)?)? else { return None };
+    let node = name_of(state, placement.node);
+    Some(format!("{id} runs on as it was before its declaration changed: {node}, where its volumes are: {obstacle}"))
 }
 
 /// Servers whose state wasn't that of the majority.
@@ -206,13 +246,8 @@ fn pending_reason(state: &State, verdicts: &[(NodeId, Option<Obstacle>)]) -> Str
     format!("no node will do: {}", each.collect::<Vec<_>>().join(" · "))
 }
 
-fn problems(
-    state: &State,
-    standing: &Standing,
-    rooms: &Rooms,
-    nodes: &[proto::Node],
-    instances: &[proto::Instance],
-) -> Vec<String> {
+/// What a person should look at, but for the instances.
+fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<String> {
     let mut problems = Vec::new();
     if !standing.has_quorum() {
         problems.push("there is no leader: a majority of the servers has to be up and reach each other".to_owned());
@@ -223,14 +258,6 @@ fn problems(
     for node in nodes.iter().filter(|node| node.worker.is_none()) {
         problems.push(format!("node {} has not registered yet", node.name));
     }
-    for instance in instances {
-        match instance.state.as_str() {
-            "running" | "stopped" => {}
-            state if instance.reason.is_empty() => problems.push(format!("{} is {state}", instance.name)),
-            state => problems.push(format!("{} is {state}: {}", instance.name, instance.reason)),
-        }
-    }
-    problems.extend(behind(state, rooms));
     problems.extend(diverged(state));
     for node in state.held().keys() {
         let node = name_of(state, *node);
@@ -285,9 +312,8 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
             obstacle: obstacle.map(|obstacle| obstacle.to_string()).unwrap_or_default(),
         });
         let verdicts = verdicts.collect();
-        let mut instances = [instance(state, id, inner)];
-        explain_pending(state, &rooms, &mut instances);
-        let [instance] = instances;
+        let mut instance = instance(state, id, inner);
+        explain_pending(state, &rooms, id, &mut instance, &mut Reasons::default());
         proto::Explained { instance: Some(instance), verdicts }
     });
     explained.collect()
@@ -327,4 +353,69 @@ fn task(state: &State, rooms: &Rooms, id: TaskId, task: &Task) -> proto::Task {
 
 fn name_of(state: &State, node: NodeId) -> String {
     state.nodes().get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::command::{Command, Entry, NewNode};
+    use blixard_core::manifest::VmSpec;
+    use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, Level, RestartPolicy, Term};
+
+    use super::*;
+
+    const TERM: Term = Term(1);
+
+    fn apply(state: &mut State, index: u64, decided_in: Option<Term>, command: Command) {
+        let entry = Entry { at: Timestamp(index), decided_in, request: None, command };
+        state.apply(index, TERM, &entry);
+    }
+
+    /// A VM of so many replicas, which no node has room for.
+    fn spec(name: &str, replicas: usize) -> VmSpec {
+        let runner = |replica| format!("/nix/store/{}-{name}-{replica}", "a".repeat(32)).parse().unwrap();
+        VmSpec {
+            runners: (0..replicas).map(runner).collect(),
+            system: "x86_64-linux".to_owned(),
+            hypervisor: Hypervisor::Qemu,
+            vcpus: 1,
+            memory_mib: 128,
+            memory_overhead_mib: None,
+            disk_mib: 0,
+            kvm: false,
+            requires: Labels::new(),
+            restart: RestartPolicy::Always,
+            notifies: false,
+        }
+    }
+
+    #[test]
+    fn pages_together_are_what_one_look_at_all_instances_sees() {
+        let mut state = State::default();
+        let first = NewNode {
+            name: "alpha".parse().unwrap(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            key: Hash::of(b"key"),
+            understands: Level(1),
+        };
+        let cluster = ClusterId::from_bytes([7; 16]);
+        let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };
+        apply(&mut state, 1, Some(TERM), found);
+        for (index, (name, replicas)) in (2..).zip([("db", 1), ("web", 3), ("web-0", 2)]) {
+            let vm =
+                Command::PutVm { name: name.parse().unwrap(), spec: spec(name, replicas), running: true, must: None };
+            apply(&mut state, index, None, vm);
+        }
+        let whole = page(&state, None, || true);
+        assert_eq!((whole.instances.len(), whole.problems.len(), whole.last), (6, 6, None));
+        let (mut paged, mut after) = (Page::default(), None);
+        loop {
+            let one = page(&state, after.as_ref(), || false);
+            assert!(one.instances.len() <= 1, "it was told to stop");
+            paged.instances.extend(one.instances);
+            paged.problems.extend(one.problems);
+            let Some(last) = one.last else { break };
+            after = Some(last);
+        }
+        assert_eq!((paged.instances, paged.problems), (whole.instances, whole.problems));
+    }
 }

@@ -104,6 +104,11 @@ impl State {
         self.index.unsettled.iter()
     }
 
+    /// Whether an instance is among the [`Self::unsettled`].
+    pub fn is_unsettled(&self, id: &InstanceId) -> bool {
+        self.index.unsettled.contains(id)
+    }
+
     /// The tasks that no node was given yet.
     pub fn waiting_tasks(&self) -> impl Iterator<Item = TaskId> {
         self.index.waiting.iter().copied()
