@@ -188,6 +188,8 @@ impl<H: Home> Store<H> {
             Some(version) => return Err(StoreError::OtherFormat { path, version }),
         }
         store.checkpoint = store.load_checkpoint()?;
+        // The agent may have ended right behind a rename, and the log will begin behind what is found by these names.
+        store.home.sync().map_err(failed)?;
         store.overtaken = Spool::find(&store.home, &store.checkpoint)?;
         Ok(Some(store))
     }

@@ -44,6 +44,11 @@ pub trait Home: Clone + Send + 'static {
     /// # Errors
     /// The operating system's.
     fn remove(&self, name: Name) -> io::Result<()>;
+    /// Makes names durable: those created, renamed and removed.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn sync(&self) -> io::Result<()>;
     /// For messages.
     fn path(&self, name: Name) -> PathBuf;
 }
@@ -79,8 +84,7 @@ impl Home for Beside {
 
     fn rename(&self, from: Name, to: Name) -> io::Result<()> {
         fs::rename(self.path(from), self.path(to))?;
-        let directory = self.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(directory)?.sync_all()
+        self.sync()
     }
 
     fn remove(&self, name: Name) -> io::Result<()> {
@@ -88,6 +92,11 @@ impl Home for Beside {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let directory = self.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory)?.sync_all()
     }
 
     fn path(&self, name: Name) -> PathBuf {

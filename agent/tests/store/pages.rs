@@ -101,15 +101,19 @@ impl Home for Place {
 
     fn rename(&self, from: Name, to: Name) -> io::Result<()> {
         self.name(Naming::Rename(from, to))?;
+        self.sync()
+    }
+
+    fn remove(&self, name: Name) -> io::Result<()> {
+        if self.open(name)?.is_some() { self.name(Naming::Remove(name)) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
         self.power.spend()?;
         let mut names = self.names.lock().unwrap();
         names.durable = names.live.clone();
         names.unsynced.clear();
         Ok(())
-    }
-
-    fn remove(&self, name: Name) -> io::Result<()> {
-        if self.open(name)?.is_some() { self.name(Naming::Remove(name)) } else { Ok(()) }
     }
 
     fn path(&self, name: Name) -> PathBuf {
