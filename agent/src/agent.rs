@@ -240,6 +240,9 @@ where
     make_dir(&config.node.data_dir, 0o755)?;
     make_dir(&config.node.run_dir, 0o755)?;
     make_dir(&raft_dir, 0o700)?;
+    // Its name, too, is to be there after a power cut.
+    let synced = std::fs::File::open(&config.node.data_dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| AgentError::MakeDir { path: config.node.data_dir.clone(), source })?;
 
     let mut data = Data::open(raft_dir)?;
     let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));

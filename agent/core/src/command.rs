@@ -254,7 +254,9 @@ pub enum ManifestReply {
 pub enum DecodeError {
     #[error("the log entry has format {found}, this agent reads {FORMAT}: written by a newer agent; upgrade this one")]
     Newer { found: u8 },
-    #[error("the log entry can't be read: written by a newer agent, or corrupt; upgrade this one or restore its data")]
+    #[error(
+        "the log entry can't be read: written by a newer agent, or corrupt; upgrade this one, or move its data directory away and let this host join under another name"
+    )]
     Unreadable,
     #[error("the log entry is empty")]
     Empty,
