@@ -45,16 +45,20 @@ impl AskError {
     pub fn exit_code(&self) -> ExitCode {
         let unreachable = match self {
             Self::Connect(_) | Self::Ended { .. } => true,
-            Self::Refused(status) => status.code() == tonic::Code::Unavailable,
+            Self::Refused(status) => has_ended(status) || status.code() == tonic::Code::Unavailable,
             _ => false,
         };
         ExitCode::from(if unreachable { 2 } else { 1 })
     }
 }
 
-/// What the agent says, or that it says nothing any more: what comes from it has no cause on this side.
+/// Whether the agent says nothing any more: what comes from it has no cause on this side.
+fn has_ended(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 fn refusal(status: &tonic::Status) -> &str {
-    if std::error::Error::source(status).is_some() {
+    if has_ended(status) {
         return "the agent ended before it answered: whether anything was changed is unknown, so look before you try again";
     }
     status.message()
