@@ -8,8 +8,12 @@ use raft::eraftpb::{Entry, HardState};
 use super::image::Image;
 
 /// A write that didn't succeed.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Failed;
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Failed {
+    Log,
+    Checkpoint,
+    Install,
+}
 
 /// What a disk does wrong on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -22,6 +26,18 @@ pub enum Flaw {
     ForgetsVotes,
     /// A log that is to begin anew doesn't.
     ForgetsRestarts,
+}
+
+/// One write less, of those that still succeed.
+fn spend(writes_left: &mut Option<u32>, write: Failed) -> Result<(), Failed> {
+    match writes_left {
+        Some(0) => Err(write),
+        Some(left) => {
+            *left -= 1;
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// The log's disk.
@@ -42,17 +58,6 @@ impl LogDisk {
         self.writes_left = None;
     }
 
-    fn spend(&mut self) -> Result<(), Failed> {
-        match &mut self.writes_left {
-            Some(0) => Err(Failed),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
     pub fn sync(&mut self) {
         if self.flaw != Flaw::ForgetsSyncs {
             self.durable = self.live.clone();
@@ -64,7 +69,7 @@ impl LogStore for LogDisk {
     type Error = Failed;
 
     fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
-        self.spend()?;
+        spend(&mut self.writes_left, Failed::Log)?;
         let mut hard_state = hard_state.cloned();
         if self.flaw == Flaw::ForgetsVotes {
             // Term and commit have to be there, or it couldn't start again.
@@ -76,7 +81,7 @@ impl LogStore for LogDisk {
     }
 
     fn restart(&mut self, base: Position, hard_state: &HardState) -> Result<(), Failed> {
-        self.spend()?;
+        spend(&mut self.writes_left, Failed::Log)?;
         if self.flaw != Flaw::ForgetsRestarts {
             self.live.restart(base, hard_state);
         }
@@ -99,24 +104,31 @@ pub struct StoreDisk {
     /// A snapshot has overtaken it: nothing can be read from it before the next checkpoint, and the log may not have begun
     /// anew yet.
     pub installed: bool,
+    /// Writes that still succeed, where the disk is about to fail; of one that fails, nothing is kept.
+    pub writes_left: Option<u32>,
     /// Where it forgets snapshots, what a crash brings back.
     before: Option<Box<Self>>,
 }
 
 impl StoreDisk {
-    pub fn checkpointed(checkpoint: Checkpoint, state: State) -> Self {
-        Self { checkpoint, state, installed: false, before: None }
+    pub fn checkpoint(&mut self, checkpoint: Checkpoint, state: State) -> Result<(), Failed> {
+        spend(&mut self.writes_left, Failed::Checkpoint)?;
+        *self = Self { checkpoint, state, installed: false, writes_left: self.writes_left, before: None };
+        Ok(())
     }
 
     /// A snapshot overtakes it, durable at once unless the disk `forgets` it.
-    pub fn install(&mut self, checkpoint: Checkpoint, state: State, forgets: bool) {
-        let before = std::mem::take(self);
-        *self = Self { checkpoint, state, installed: true, before: forgets.then(|| Box::new(before)) };
+    pub fn install(&mut self, checkpoint: Checkpoint, state: State, forgets: bool) -> Result<(), Failed> {
+        spend(&mut self.writes_left, Failed::Install)?;
+        let (writes_left, before) = (self.writes_left, std::mem::take(self));
+        *self = Self { checkpoint, state, installed: true, writes_left, before: forgets.then(|| Box::new(before)) };
+        Ok(())
     }
 
     pub fn crash(&mut self) {
         while let Some(before) = self.before.take() {
             *self = *before;
         }
+        self.writes_left = None;
     }
 }

@@ -6,6 +6,7 @@ use blixard_core::driver::{Committed, Content, Membership, Message, Position, Ro
 use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, MessageType};
 
+use super::disk::Failed;
 use super::image::Image;
 use super::server::{Server, Told};
 
@@ -25,6 +26,10 @@ pub struct Facts {
     memberships: BTreeMap<u64, Membership>,
     pub acknowledged: BTreeMap<Vec<u8>, Position>,
     pub crashes: u64,
+    /// Writes that failed, and stopped their server.
+    pub failed: BTreeMap<Failed, u64>,
+    /// How often a clock ticked more than once at once.
+    pub jumps: u64,
     pub elections: u64,
     pub snapshots: u64,
     pub changes: u64,
@@ -56,6 +61,8 @@ impl Facts {
             memberships: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             crashes: 0,
+            failed: BTreeMap::new(),
+            jumps: 0,
             elections: 0,
             snapshots: 0,
             changes: 0,

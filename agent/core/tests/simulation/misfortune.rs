@@ -3,7 +3,7 @@
 use blixard_core::driver::{Membership, MembershipChange};
 use blixard_core::types::RaftId;
 
-use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, World};
+use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, TICK, World};
 
 /// How long things go wrong.
 const TROUBLE: u64 = 12 * SECOND;
@@ -84,17 +84,26 @@ fn trouble(world: &mut World, next_id: &mut u64) {
             let left = u32::try_from(world.random.below(20)).expect("it is small");
             world.servers.get_mut(&id).expect("it is one of them").log.writes_left = Some(left);
         }
-        70..76 => {
+        70..75 => {
+            // Where it is down, too: the first that it then writes may be a snapshot.
+            let left = u32::try_from(world.random.below(3)).expect("it is small");
+            world.servers.get_mut(&id).expect("it is one of them").store.writes_left = Some(left);
+        }
+        75..80 => {
             let percent = world.random.between(90, 110);
             world.servers.get_mut(&id).expect("it is one of them").clock_percent = percent;
         }
-        76..84 => {
+        80..83 if is_up => {
+            let late = world.random.between(TICK, 10 * TICK);
+            world.tick(id, late);
+        }
+        83..89 => {
             if let Some(leader) = world.leader() {
                 // To whomever: it is the group's to see to it that it goes well.
                 let _ = world.with(leader, |server| server.driver().transfer_leader(id));
             }
         }
-        84..100 => change(world, next_id),
+        89..100 => change(world, next_id),
         _ => {}
     }
 }

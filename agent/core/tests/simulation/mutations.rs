@@ -63,6 +63,11 @@ fn a_snapshot_that_is_offered_before_it_can_be_read_is_caught() {
 }
 
 #[test]
+fn a_checkpoint_that_failed_and_is_taken_for_done_is_caught() {
+    is_caught(Mutation::PassesOverFailures, "lacks what is between");
+}
+
+#[test]
 fn who_takes_another_terms_entry_for_its_own_is_caught() {
     is_caught(Mutation::SkipsTheTerm, "acknowledged at");
 }

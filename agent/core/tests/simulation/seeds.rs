@@ -1,7 +1,9 @@
 //! Many histories, on all cores.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 
+use super::disk::Failed;
 use super::facts::Overtaken;
 use super::misfortune::live;
 use super::world::Mutation;
@@ -21,6 +23,8 @@ struct Counts {
     acknowledged: u64,
     elections: u64,
     crashes: u64,
+    failed: BTreeMap<Failed, u64>,
+    jumps: u64,
     snapshots: u64,
     changes: u64,
     reads: u64,
@@ -46,6 +50,10 @@ fn part(part: u64) {
         counts.acknowledged += world.facts.acknowledged.len() as u64;
         counts.elections += world.facts.elections;
         counts.crashes += world.facts.crashes;
+        for (failed, count) in world.facts.failed {
+            *counts.failed.entry(failed).or_default() += count;
+        }
+        counts.jumps += world.facts.jumps;
         counts.snapshots += world.facts.snapshots;
         counts.changes += world.facts.changes;
         counts.reads += world.facts.reads;
@@ -55,10 +63,14 @@ fn part(part: u64) {
         counts.overtaken.crashes += crashes;
     }
     eprintln!("{seeds} histories: {counts:?}");
-    let Counts { acknowledged, elections, crashes, snapshots, changes, reads, overtaken } = counts;
-    let each = [(acknowledged, 100), (elections, 3), (crashes, 3), (reads, 10)];
+    let Counts { acknowledged, elections, crashes, jumps, snapshots, changes, reads, overtaken, .. } = counts;
+    let each = [(acknowledged, 100), (elections, 3), (crashes, 3), (jumps, 4), (reads, 10)];
     assert!(each.iter().all(|(count, least)| count / seeds >= *least), "too little happened: {counts:?}");
     assert!(snapshots > seeds / 4 && changes > seeds / 2, "too little happened: {counts:?}");
+    let [log, checkpoint, install] = [Failed::Log, Failed::Checkpoint, Failed::Install]
+        .map(|failed| counts.failed.get(&failed).copied().unwrap_or_default());
+    let enough = log >= seeds / 4 && checkpoint >= seeds / 2 && install >= seeds / 50;
+    assert!(enough, "too little failed: {counts:?}");
     let Overtaken { elections, asked, crashes } = overtaken;
     let enough = elections >= seeds / 10 && asked >= seeds / 100 && crashes >= seeds / 10;
     assert!(enough, "too little happened: {counts:?}");

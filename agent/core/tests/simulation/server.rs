@@ -10,7 +10,7 @@ use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, HardState};
 
 use super::disk::{Failed, Flaw, LogDisk, State, StoreDisk};
-use super::world::{MILLISECOND, Mutation, Time};
+use super::world::{MILLISECOND, Mutation, TICK, Time};
 
 /// Entries between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 8;
@@ -42,6 +42,8 @@ struct Node {
     writing: Option<Vec<Write>>,
     /// With [`Mutation::SpeaksBeforeItWrites`], what the log is still to be told.
     late: Vec<Late>,
+    /// What it must stop for.
+    failed: Option<Failed>,
     checkpointing: Option<(Checkpoint, State)>,
     stage: Stage,
     incoming: Option<(Checkpoint, State)>,
@@ -153,6 +155,7 @@ impl Server {
             waiting: Vec::new(),
             writing: None,
             late: Vec::new(),
+            failed: None,
             checkpointing: None,
             stage: Stage::Recording,
             incoming: None,
@@ -206,8 +209,13 @@ impl Server {
         self.node.as_mut().expect("it runs")
     }
 
-    pub fn tick(&mut self) {
-        self.driver().tick();
+    /// Lets its clock tick, and again where that is `late`, as often as the agent does after a pause; how often it did.
+    pub fn tick(&mut self, late: Time) -> u64 {
+        let driver = self.driver();
+        let most = u64::from(driver.election_ticks() / 3).max(1);
+        let ticks = (1 + late / TICK).min(most);
+        (0..ticks).for_each(|_| driver.tick());
+        ticks
     }
 
     pub fn step(&mut self, message: Message) {
@@ -240,8 +248,13 @@ impl Server {
         }
     }
 
-    /// A write of the log is on disk.
-    pub fn log_done(&mut self) -> Result<(), Failed> {
+    /// A write of the log is on disk, or has failed.
+    pub fn log_done(&mut self) {
+        let result = self.write_log();
+        self.node().failed = result.err();
+    }
+
+    fn write_log(&mut self) -> Result<(), Failed> {
         let Self { log, node, .. } = self;
         let node = node.as_mut().expect("it runs");
         for late in std::mem::take(&mut node.late) {
@@ -257,12 +270,16 @@ impl Server {
         Ok(())
     }
 
-    /// A checkpoint of the store is on disk.
+    /// A checkpoint of the store is on disk, or has failed.
     pub fn store_done(&mut self) {
         let Self { log, store, node, .. } = self;
         let node = node.as_mut().expect("it runs");
         let (checkpoint, state) = node.checkpointing.take().expect("one was under way");
-        *store = StoreDisk::checkpointed(checkpoint.clone(), state);
+        let failed = store.checkpoint(checkpoint.clone(), state).err();
+        if failed.is_some() && self.mutation != Mutation::PassesOverFailures {
+            node.failed = failed;
+            return;
+        }
         node.held = Some(checkpoint.position.index);
         let needed = node.driver.checkpointed(checkpoint);
         let cuts_too_much = self.mutation == Mutation::CutsTooMuch;
@@ -282,17 +299,23 @@ impl Server {
     }
 
     /// All that is to be done now; what takes time is begun.
-    pub fn turns(&mut self) -> Told {
+    ///
+    /// # Errors
+    /// When a disk has failed: it must stop, and nothing more is done.
+    pub fn turns(&mut self) -> Result<Told, Failed> {
         let mutation = self.mutation;
         let Self { store, node, fates, .. } = self;
-        let Some(node) = node.as_mut() else { return Told::default() };
+        let Some(node) = node.as_mut() else { return Ok(Told::default()) };
+        if let Some(failed) = node.failed {
+            return Err(failed);
+        }
         loop {
             if let Some(install) = node.installing.take() {
                 if node.writing.is_some() || !node.waiting.is_empty() || node.checkpointing.is_some() {
                     node.installing = Some(install);
                     break;
                 }
-                node.install(install, store, mutation);
+                node.install(install, store, mutation)?;
             }
             let Some(turn) = node.driver.turn() else { break };
             node.told.messages.extend(turn.send);
@@ -324,7 +347,7 @@ impl Server {
             let filling = if store.installed { FILLING } else { 0 };
             told.store_takes = Some(MILLISECOND + self.sync_time * 2 + filling);
         }
-        told
+        Ok(told)
     }
 }
 
@@ -386,10 +409,10 @@ impl Node {
         }
     }
 
-    fn install(&mut self, install: Install, store: &mut StoreDisk, mutation: Mutation) {
+    fn install(&mut self, install: Install, store: &mut StoreDisk, mutation: Mutation) -> Result<(), Failed> {
         let (checkpoint, state) = self.incoming.take().expect("raft was told of it");
         assert_eq!(checkpoint, install.checkpoint);
-        store.install(checkpoint.clone(), state.clone(), mutation == Mutation::ForgetsSnapshots);
+        store.install(checkpoint.clone(), state.clone(), mutation == Mutation::ForgetsSnapshots)?;
         self.waiting.push(install.installed(&checkpoint));
         self.applied = checkpoint.position;
         self.held = None;
@@ -399,5 +422,6 @@ impl Node {
         }
         self.told.installed = Some(state.clone());
         self.state = state;
+        Ok(())
     }
 }

@@ -68,6 +68,8 @@ pub enum Mutation {
     ForgetsSnapshots,
     /// A snapshot that is installed is offered to others before the next checkpoint.
     OffersBeforeItCanRead,
+    /// A checkpoint that failed is taken for done.
+    PassesOverFailures,
     /// A proposal is acknowledged once it is appended.
     AcknowledgesAtAppend,
     /// A proposal is taken for done by whatever entry stands where it was appended.
@@ -80,6 +82,7 @@ enum Event {
     Tick {
         server: RaftId,
         boot: u64,
+        due: Time,
     },
     Deliver(Message),
     LogDone {
@@ -191,7 +194,17 @@ impl World {
             server.start(seed);
             server.boot
         });
-        self.after(TICK, Event::Tick { server: id, boot });
+        self.tick_after(TICK, id, boot);
+    }
+
+    fn tick_after(&mut self, time: Time, server: RaftId, boot: u64) {
+        self.after(time, Event::Tick { server, boot, due: self.now + time });
+    }
+
+    /// Lets a server's clock tick, which jumps where that is `late`.
+    pub fn tick(&mut self, id: RaftId, late: Time) {
+        let ticks = self.with(id, |server| server.tick(late));
+        self.facts.jumps += u64::from(ticks > 1);
     }
 
     /// Loses everything that isn't on its disks; of a write that is under way, all or nothing is.
@@ -233,7 +246,8 @@ impl World {
     pub fn heal(&mut self) {
         self.network = Network { latency: 2 * MILLISECOND, ..Network::default() };
         for server in self.servers.values_mut() {
-            (server.sync_time, server.log.writes_left, server.clock_percent, server.paused_until) = (0, None, 100, 0);
+            (server.log.writes_left, server.store.writes_left) = (None, None);
+            (server.sync_time, server.clock_percent, server.paused_until) = (0, 100, 0);
         }
     }
 
@@ -258,8 +272,13 @@ impl World {
     pub fn with<T>(&mut self, id: RaftId, act: impl FnOnce(&mut Server) -> T) -> T {
         let server = self.servers.get_mut(&id).expect("it was installed");
         let done = act(server);
-        let told = server.turns();
-        self.follow_up(id, told);
+        match server.turns() {
+            Ok(told) => self.follow_up(id, told),
+            Err(failed) => {
+                *self.facts.failed.entry(failed).or_default() += 1;
+                self.crash(id);
+            }
+        }
         done
     }
 
@@ -341,13 +360,13 @@ impl World {
             return self.after(pause, event);
         }
         match event {
-            Event::Tick { boot, .. } => {
+            Event::Tick { boot, due, .. } => {
                 if server.boot != boot || !server.is_up() {
                     return;
                 }
                 let next = TICK * 100 / server.clock_percent;
-                self.with(id, Server::tick);
-                self.after(next, Event::Tick { server: id, boot });
+                self.tick(id, time - due);
+                self.tick_after(next, id, boot);
             }
             Event::Deliver(message) => {
                 if server.is_up() {
@@ -356,8 +375,8 @@ impl World {
                 }
             }
             Event::LogDone { boot, .. } => {
-                if server.boot == boot && server.is_up() && self.with(id, Server::log_done).is_err() {
-                    self.crash(id);
+                if server.boot == boot && server.is_up() {
+                    self.with(id, Server::log_done);
                 }
             }
             Event::StoreDone { boot, .. } => {
