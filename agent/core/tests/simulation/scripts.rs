@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use blixard_core::driver::{
-    Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, Message, ProposeError, ReadError, Recovered, Role,
-    Settings, Write,
+    Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, Message, Peer, ProposeError, ReadError, Recovered,
+    Role, Settings, Write,
 };
 use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, MessageType};
@@ -118,6 +118,27 @@ fn a_snapshot_outlives_a_crash_and_gets_into_its_tables_though_nothing_comes_beh
 }
 
 #[test]
+fn a_follower_that_answers_gets_entries_where_others_have_cut_what_it_lacks() {
+    let mut world = three(4);
+    let leader = world.elect();
+    let laggard = other_than(&world, &[leader]);
+    let other = other_than(&world, &[leader, laggard]);
+    world.isolate(laggard);
+    // All at once: it is back before the leader misses it.
+    let commands: Vec<_> = (0..30).map(|_| world.propose(leader).unwrap()).collect();
+    let lacks = world.status(laggard).last_index + 1;
+    world.until("that the others apply them", |world| {
+        [leader, other].iter().all(|id| world.servers[id].commands() == commands)
+    });
+    world.heal();
+    let is_missed = |peer: &Peer| peer.id == laggard && !peer.recently_active;
+    assert!(!world.status(leader).peers.iter().any(is_missed), "it was away for too long");
+    assert!(world.status(other).first_index > lacks, "it keeps nothing for a laggard");
+    world.until("that it is up to date", |world| world.servers[&laggard].commands() == commands);
+    assert_eq!(world.facts.snapshots, 0);
+}
+
+#[test]
 fn only_a_leader_takes_proposals_and_a_follower_names_it() {
     let mut world = three(3);
     let propose = |world: &mut World, id, command| world.with(id, |server| server.driver().propose(command));
@@ -128,6 +149,23 @@ fn only_a_leader_takes_proposals_and_a_follower_names_it() {
     assert_eq!(propose(&mut world, leader, vec![]), Err(ProposeError::Empty));
     let long = vec![0; blixard_core::command::MAX_BYTES + 1];
     assert!(matches!(propose(&mut world, leader, long), Err(ProposeError::TooLong { .. })));
+}
+
+#[test]
+fn a_leader_is_busy_while_as_much_waits_for_a_quorum_as_may() {
+    let settings = Settings { max_message_bytes: 100, max_uncommitted_bytes: 100, ..Settings::new(FOUNDER, 0) };
+    let mut driver = Driver::new(settings, Recovered::blank(FOUNDER)).unwrap();
+    let mut log = LogDisk::default();
+    driver.campaign_if_alone();
+    for _ in 0..2 {
+        driver.propose(vec![1; 60]).unwrap();
+        assert_eq!(driver.propose(vec![1; 60]), Err(ProposeError::Busy));
+        // Its own disk is the quorum.
+        let write = driver.turn().unwrap().write;
+        let durable = Write::write_all(write.into_iter().collect(), &mut log).unwrap().unwrap();
+        driver.persisted(durable);
+        assert!(!driver.turn().unwrap().committed.is_empty());
+    }
 }
 
 #[test]
