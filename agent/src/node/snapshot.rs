@@ -286,3 +286,73 @@ pub(super) struct Serve {
     pub position: Position,
     pub answer: oneshot::Sender<Option<Arc<dyn SnapshotRows>>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use blixard_core::command::{Command, Entry, NewNode};
+    use blixard_core::driver::{Membership, Recovered};
+    use blixard_core::types::{ClusterId, Hash, Level, Term, Timestamp};
+    use raft::eraftpb::HardState;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::transport::tests::rig::{Cluster, node};
+
+    /// Rows one by one; when it is asked for the third time, they can't be read.
+    struct Stumbling {
+        reader: Reader,
+        asked: Mutex<Vec<Vec<u8>>>,
+    }
+
+    impl SnapshotRows for Stumbling {
+        fn chunk(&self, after: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+            let mut asked = self.asked.lock().unwrap();
+            asked.push(after.to_vec());
+            if asked.len() == 3 {
+                return Err("the disk is slow".to_owned());
+            }
+            self.reader.chunk(after, 1).map_err(|error| crate::error_chain(&error))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fetch_whose_stream_breaks_off_goes_on_behind_the_last_chunk() {
+        let first = NewNode {
+            name: "alpha".parse().unwrap(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            key: Hash::of(b"its key"),
+            understands: Level::NEWEST,
+        };
+        let command = Command::Found {
+            cluster: ClusterId::from_bytes([7; 16]),
+            ca_certificate: vec![1],
+            sealed_ca_key: vec![2],
+            first,
+        };
+        let entry = Entry { at: Timestamp(0), decided_in: Some(Term(1)), request: None, command };
+        let mut state = State::default();
+        let changes = state.apply(1, Term(1), &entry).changes;
+
+        let directory = tempfile::tempdir().unwrap();
+        let create = |name| Store::create(&directory.path().join(name)).unwrap();
+        let (mut source, target) = (create("source"), create("target"));
+        let position = Position { index: 1, term: 1 };
+        let checkpoint = Checkpoint { position, membership: Membership::founded_by(RaftId(1)) };
+        let hard_state = HardState { term: 1, vote: 1, commit: 1 };
+        let commit = Recovered { hard_state, ..Recovered::default() }.commit();
+        source.commit(&changes, &checkpoint, commit).unwrap();
+
+        let reader = source.reader().unwrap().unwrap();
+        let rows = Arc::new(Stumbling { reader, asked: Mutex::default() });
+        let cluster = Cluster::pair().await;
+        *cluster.nodes[0].recorder.rows.lock().unwrap() = Some(rows.clone());
+        let incoming = Incoming::begin(target.home().clone(), checkpoint).unwrap();
+        let fetched = fetch(incoming, &cluster.nodes[1].transport, node(0), position).await.unwrap();
+        assert_eq!(fetched.state, state);
+        let asked = rows.asked.lock().unwrap();
+        assert_eq!(asked[3], asked[2], "it goes on where it broke off");
+        assert_eq!(asked.len(), changes.len() + 1, "nothing else comes twice");
+    }
+}

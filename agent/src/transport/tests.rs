@@ -3,5 +3,5 @@
 mod joining;
 mod limits;
 mod members;
-mod rig;
+pub(crate) mod rig;
 mod snapshots;

@@ -204,6 +204,13 @@ impl Cluster {
         cluster
     }
 
+    /// Two members, of whom the second has its link to the first.
+    pub async fn pair() -> Self {
+        let cluster = Self::start(2).await;
+        wait_for("a link", || {}, || cluster.nodes[1].transport.shared.links.channel(node(0)).is_some()).await;
+        cluster
+    }
+
     pub async fn start_node(&self, at: usize, listen: SocketAddr) -> Node {
         let standing = Standing::Member(self.authority.cluster());
         let started = Node::listen(at, listen, secret(1), Some(self.authority.clone()), standing).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use blixard_core::driver::Position;
 
 use super::super::*;
-use super::rig::{Cluster, node, wait_for};
+use super::rig::{Cluster, node};
 
 const AT: Position = Position { index: 7, term: 2 };
 
@@ -25,13 +25,6 @@ impl SnapshotRows for Numbers {
     }
 }
 
-/// Two members, who have their links.
-async fn pair() -> Cluster {
-    let cluster = Cluster::start(2).await;
-    wait_for("a link", || {}, || cluster.nodes[1].transport.shared.links.channel(node(0)).is_some()).await;
-    cluster
-}
-
 async fn fetched(cluster: &Cluster, after: Vec<u8>, count: usize) -> Result<Vec<u8>, SnapshotError> {
     let mut chunks = cluster.nodes[1].transport.snapshot(node(0), AT, after).await?;
     let mut all = Vec::new();
@@ -43,14 +36,14 @@ async fn fetched(cluster: &Cluster, after: Vec<u8>, count: usize) -> Result<Vec<
 
 #[tokio::test]
 async fn a_snapshot_comes_whole_and_in_order() {
-    let cluster = pair().await;
+    let cluster = Cluster::pair().await;
     *cluster.nodes[0].recorder.rows.lock().unwrap() = Some(Arc::new(Numbers { count: 40, broken: None }));
     assert_eq!(fetched(&cluster, Vec::new(), 40).await.unwrap(), (0..40).collect::<Vec<u8>>());
 }
 
 #[tokio::test]
 async fn a_snapshot_that_broke_off_is_gone_on_with() {
-    let cluster = pair().await;
+    let cluster = Cluster::pair().await;
     *cluster.nodes[0].recorder.rows.lock().unwrap() = Some(Arc::new(Numbers { count: 9, broken: Some(5) }));
     let broken = fetched(&cluster, Vec::new(), 9).await.unwrap_err();
     assert!(matches!(&broken, SnapshotError::Broken { reason, .. } if reason.contains("the disk is gone")), "{broken}");
@@ -60,7 +53,7 @@ async fn a_snapshot_that_broke_off_is_gone_on_with() {
 
 #[tokio::test]
 async fn a_snapshot_that_was_not_announced_is_not_to_be_had() {
-    let cluster = pair().await;
+    let cluster = Cluster::pair().await;
     let gone = fetched(&cluster, Vec::new(), 1).await.unwrap_err();
     assert_eq!(gone, SnapshotError::Gone { from: node(0) });
 }
