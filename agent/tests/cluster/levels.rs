@@ -2,7 +2,12 @@
 
 use blixard::agent::Traits;
 use blixard::api::proto::StatusRequest;
-use blixard_core::types::Level;
+use blixard::log::{Log, Replay};
+use blixard_core::command::{Command, Entry, Origin};
+use blixard_core::driver::LogStore as _;
+use blixard_core::manifest::Manifest;
+use blixard_core::types::{Level, Timestamp};
+use raft::eraftpb::{self, HardState};
 
 use super::support::{Agent, Host, manifest, wait_for};
 use super::{apply, cluster, sees_running, sees_whole, start};
@@ -76,4 +81,41 @@ async fn a_blank_host_with_an_older_agent_is_told_to_upgrade() {
         if is_told { Ok(()) } else { Err(told.message().to_owned()) }
     })
     .await;
+}
+
+fn open_log(host: &Host) -> (Log, Replay) {
+    Log::open(&host.dir.path().join("data/raft/log")).unwrap()
+}
+
+/// Writes two entries into a host's log, behind this index, as if a quorum had committed them.
+fn commit(host: &Host, behind: u64, commands: [Vec<u8>; 2]) {
+    let (mut log, replay) = open_log(host);
+    let HardState { term, vote, .. } = replay.hard_state;
+    let entry = |(index, data)| eraftpb::Entry { index, term, data, ..eraftpb::Entry::default() };
+    let entries: Vec<_> = (behind + 1..).zip(commands).map(entry).collect();
+    log.write(&entries, Some(&HardState { term, vote, commit: behind + 2 })).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_stops_at_a_log_entry_of_a_newer_one_and_applies_nothing_behind_it() {
+    let [alpha] = Host::blank(["alpha"]);
+    let agent = alpha.start();
+    agent.is_healthy().await;
+    agent.stop().await;
+    let manifest = Manifest::parse(&manifest(&[("web", "")])).unwrap();
+    let command = Command::OfferManifest { manifest, from: Origin::Person("a test".to_owned()) };
+    let readable = Entry { at: Timestamp(0), decided_in: None, request: None, command }.encode();
+    let mut newer = readable.clone();
+    newer[0] = 2;
+    let last = open_log(&alpha).1.entries.last().expect("it is not cut yet").index;
+    commit(&alpha, last, [newer, readable.clone()]);
+    for _ in 0..2 {
+        let stopped = alpha.start().ended().await.unwrap_err();
+        assert!(stopped.contains(&format!("cannot go on at log entry {}", last + 1)), "{stopped}");
+        assert!(stopped.contains("written by a newer agent; upgrade this one"), "{stopped}");
+    }
+    assert_eq!(alpha.units.held().asked, Vec::<String>::new());
+    // An empty one in its place, and what is behind it takes effect.
+    commit(&alpha, last, [Vec::new(), readable]);
+    sees_running(&alpha.start(), 1).await;
 }
