@@ -27,7 +27,8 @@ fn store(host: &Host) -> PathBuf {
     host.dir.path().join("data/raft/state.redb")
 }
 
-fn log(host: &Host) -> PathBuf {
+/// The oldest segment of a host's log.
+pub fn log(host: &Host) -> PathBuf {
     let files = std::fs::read_dir(host.dir.path().join("data/raft/log")).unwrap();
     let mut files = files.map(|file| file.unwrap().path());
     files.find(|path| path.extension().is_some_and(|end| end == "log")).expect("the log has a segment")
