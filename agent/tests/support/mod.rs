@@ -1,8 +1,9 @@
 //! Whole agents in one process: real log, store, TLS and API socket; only the units are made up.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blixard::agent::{AgentError, Told, Traits};
@@ -107,7 +108,7 @@ impl Host {
         let (config, traits, units) = (self.config(), self.traits, self.units.clone());
         let running =
             tokio::spawn(async move { blixard::agent::serve(config, traits, async |_| Ok(units), &mut told).await });
-        Agent { tell, running, api: self.api() }
+        Agent { tell, running, api: self.api(), data: self.dir.path().join("data/raft") }
     }
 }
 
@@ -116,6 +117,8 @@ pub struct Agent {
     tell: mpsc::Sender<Told>,
     running: JoinHandle<Result<(), AgentError>>,
     api: Api,
+    /// Where its log and store are.
+    data: PathBuf,
 }
 
 /// What an agent is asked through.
@@ -128,15 +131,27 @@ impl Agent {
         self.tell.send(told).await.expect("the agent runs");
     }
 
-    /// Returns once it has ended, and with what.
+    /// Returns once it has ended, and with what; another one can have its files by then.
     pub async fn ended(self) -> Result<(), String> {
-        let ended = tokio::time::timeout(MAX_WAIT, self.running).await.expect("the agent ends in time");
+        let Self { running, data, .. } = self;
+        let ended = tokio::time::timeout(MAX_WAIT, running).await.expect("the agent ends in time");
+        // Where it couldn't go on, a thread may still write: a process would end with it.
+        let are_free = || ["log/lock", "state.redb"].iter().try_for_each(|name| is_free(&data.join(name)));
+        wait_for("its files to be free", async || are_free()).await;
         ended.expect("the agent doesn't panic").map_err(|error| blixard::error_chain(&error))
     }
 
     pub async fn stop(self) {
         self.tell(Told::Stop).await;
         self.ended().await.expect("an agent that is told to stops without an error");
+    }
+}
+
+/// Whether nobody has a lock on this file, if there is one.
+fn is_free(path: &Path) -> Result<(), String> {
+    match File::open(path).map(|file| file.try_lock()) {
+        Ok(Err(TryLockError::WouldBlock)) => Err(format!("{} is locked", path.display())),
+        _ => Ok(()),
     }
 }
 
