@@ -6,7 +6,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -19,9 +18,9 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::{Attempt, Input, Node, NodeError};
+use crate::memory;
 use crate::store::{ChunkError, Incoming, Reader, rows_of};
 use crate::transport::{SnapshotError, SnapshotRows, Transport};
-use crate::{background, memory};
 
 /// Bytes of rows in one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -221,8 +220,6 @@ pub enum FetchError {
     Put(#[source] ChunkError),
     #[error("cannot make a state of it")]
     Rows(#[source] RowError),
-    #[error("the system has no thread to spare to make a state of it")]
-    Thread(#[source] io::Error),
 }
 
 /// All rows of a snapshot, in a file beside the store and as a state.
@@ -233,10 +230,7 @@ async fn fetch(
     position: Position,
 ) -> Result<Fetched, FetchError> {
     let (passed, passing) = sync_channel(CHUNKS_AHEAD);
-    let (answer, state) = oneshot::channel();
-    // Whoever fetches may have given up.
-    let make = move || _ = answer.send(load(&passing));
-    background::spawn("state", make).map_err(FetchError::Thread)?;
+    let state = tokio::task::spawn_blocking(move || load(&passing));
     let mut attempts = 0;
     loop {
         let error = match transport.snapshot(from, position, incoming.resume()).await {
