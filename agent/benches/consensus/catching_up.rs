@@ -18,8 +18,9 @@ pub struct Joins {
 impl Joins {
     const IDLE: &str = "a blank fourth member: from its start until it has the last VM";
     const LOADED: &str = "a blank fifth one, while 16 clients write";
-    const BEFORE: &str = "p99 before it starts";
-    const MEANWHILE: &str = "p99 while it catches up";
+    /// Median and 99th percentile, before it starts and while it catches up.
+    const BEFORE: [&str; 2] = ["p50 before it starts", "p99 before it starts"];
+    const MEANWHILE: [&str; 2] = ["p50 while it catches up", "p99 while it catches up"];
     const MEMORY: &str = "the leader's memory meanwhile, more than before";
 }
 
@@ -29,10 +30,13 @@ impl Part for Joins {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let p99 = [("meanwhile", Self::MEANWHILE), ("before", Self::BEFORE)];
+        let [p50, p99] = [0, 1].map(|at| [("meanwhile", Self::MEANWHILE[at]), ("before", Self::BEFORE[at])]);
         vec![
             Row::beside_etcd(Self::IDLE, "ms").at_most(0.8, 0.40).worst(500.0),
             Row::beside_etcd(Self::LOADED, "ms"),
+            Row::within("the leader's write p50 while a member catches up", "µs", System::Blixard, p50)
+                .at_most(2.0, 1.5),
+            Row::within("the leader's write p50 while a member catches up", "µs", System::Etcd, p50),
             Row::within("the leader's write p99 while a member catches up", "µs", System::Blixard, p99)
                 .at_most(3.0, 1.5),
             Row::within("the leader's write p99 while a member catches up", "µs", System::Etcd, p99),
@@ -59,8 +63,10 @@ impl Part for Joins {
         samples.add(Self::LOADED, millis(end - begun));
         samples.add(Self::MEMORY, memory_of(cluster.pid(leader)).peak - before);
         let answered = load.end().await;
-        samples.add(Self::BEFORE, micros(Sample::between(&answered, quiet, begun).p99));
-        samples.add(Self::MEANWHILE, micros(Sample::between(&answered, begun, end).p99));
+        for (names, from, to) in [(Self::BEFORE, quiet, begun), (Self::MEANWHILE, begun, end)] {
+            let Sample { p50, p99, .. } = Sample::between(&answered, from, to);
+            names.into_iter().zip([p50, p99]).for_each(|(name, latency)| samples.add(name, micros(latency)));
+        }
         samples
     }
 }
