@@ -103,6 +103,7 @@ in
           "@system-service"
           "~@privileged @resources"
           "@chown"
+          "setpriority"
         ];
       };
     };

@@ -1,5 +1,7 @@
 """A cluster of one host: it founds itself, runs the VM, and does so again after the plug was pulled."""
 
+import re
+
 hosts = [alpha]
 
 with subtest("the host is a cluster by itself"):
@@ -16,6 +18,12 @@ with subtest("status says so, with exit status 0"):
     shown = alpha.succeed("blixard status")
     for word in ["alpha", "web-0", "running"]:
         assert word in shown, shown
+
+with subtest("what the agent does in the background stands back"):
+    stats = alpha.succeed("cat /proc/$(systemctl show --property MainPID --value blixard.service)/task/*/stat")
+    # The 19th field of each is how nice the thread is; the second is its name, in brackets.
+    nice = {name: int(fields.split()[16]) for name, fields in re.findall(r"\((.*?)\) (.*)", stats)}
+    assert nice["store"] == 10 and nice["servers"] == 0, nice
 
 with subtest("after a power cut the same cluster runs the same VM"):
     before = answer(alpha, "web-0")
