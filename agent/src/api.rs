@@ -9,7 +9,7 @@ use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Re
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
-use blixard_core::types::{NodeId, Resources, VmName};
+use blixard_core::types::{InstanceId, NodeId, Resources, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -29,8 +29,9 @@ pub mod proto {
 /// Largest request, in bytes: a manifest file of the largest size and its frame.
 const MAX_REQUEST_BYTES: usize = manifest::MAX_BYTES + (64 << 10);
 
-/// How long nothing may be applied since somebody looks at the state.
+/// How long nothing may be applied since somebody looks at the state, unless they look at no more instances than this.
 const LOOK: Duration = Duration::from_millis(2);
+const AT_ONCE: usize = 200;
 
 /// Why the API can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -147,22 +148,22 @@ impl Api {
     }
 }
 
-/// The whole picture. Nothing is applied while somebody looks, so whoever looks at much lets the loop have its turn, and
-/// not all instances are of one moment.
+/// The whole picture. Nothing is applied while somebody looks, so whoever looks at many instances lets the loop have its
+/// turn: the further ones are then newer than the index in the reply says.
 async fn status(handle: &Handle) -> Result<proto::StatusReply, Status> {
-    let mut reply = handle.read(view::overview).map_err(|error| to_status(&error))?;
-    let mut after = None;
-    loop {
+    let page_after = |state: &State, after: Option<&InstanceId>| {
         let until = Instant::now() + LOOK;
-        let page = handle.read(|state, _| view::page(state, after.as_ref(), || Instant::now() < until));
-        let page = page.map_err(|error| to_status(&error))?;
+        view::page(state, after, |count| count < AT_ONCE || Instant::now() < until)
+    };
+    let first = handle.read(|state, standing| (view::overview(state, standing), page_after(state, None)));
+    let (mut reply, mut page) = first.map_err(|error| to_status(&error))?;
+    loop {
         reply.instances.extend(page.instances);
         reply.problems.extend(page.problems);
-        after = page.last;
-        if after.is_none() {
-            return Ok(reply);
-        }
+        let Some(last) = page.last else { return Ok(reply) };
         tokio::task::yield_now().await;
+        let next = handle.read(|state, _| page_after(state, Some(&last)));
+        page = next.map_err(|error| to_status(&error))?;
     }
 }
 

@@ -34,8 +34,8 @@ pub struct Page {
     pub last: Option<InstanceId>,
 }
 
-/// The instances behind one, or from the first on, for as long as it may go on; one at least.
-pub fn page(state: &State, after: Option<&InstanceId>, may_go_on: impl Fn() -> bool) -> Page {
+/// The instances behind one, or from the first on; `may_go_on` says whether another one may follow so many.
+pub fn page(state: &State, after: Option<&InstanceId>, may_go_on: impl Fn(usize) -> bool) -> Page {
     let rooms = Rooms::new(state);
     let mut reasons = Reasons::default();
     let mut page = Page::default();
@@ -46,7 +46,7 @@ pub fn page(state: &State, after: Option<&InstanceId>, may_go_on: impl Fn() -> b
         page.problems.extend(problem_of(&shown));
         page.problems.extend(behind(state, &rooms, id, inner));
         page.instances.push(shown);
-        if !may_go_on() {
+        if !may_go_on(page.instances.len()) {
             page.last = Some(id.clone());
             break;
         }
@@ -405,12 +405,12 @@ mod tests {
                 Command::PutVm { name: name.parse().unwrap(), spec: spec(name, replicas), running: true, must: None };
             apply(&mut state, index, None, vm);
         }
-        let whole = page(&state, None, || true);
+        let whole = page(&state, None, |_| true);
         assert_eq!((whole.instances.len(), whole.problems.len(), whole.last), (6, 6, None));
         let (mut paged, mut after) = (Page::default(), None);
         loop {
-            let one = page(&state, after.as_ref(), || false);
-            assert!(one.instances.len() <= 1, "it was told to stop");
+            let one = page(&state, after.as_ref(), |count| count < 2);
+            assert!(one.instances.len() <= 2, "it was told to stop");
             paged.instances.extend(one.instances);
             paged.problems.extend(one.problems);
             let Some(last) = one.last else { break };
