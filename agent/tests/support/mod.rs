@@ -10,6 +10,8 @@ use blixard::agent::{AgentError, Told, Traits};
 use blixard::api::proto;
 use blixard::api::proto::api_client::ApiClient;
 use blixard::config::Config;
+use blixard::log::LogError;
+use blixard::store::StoreError;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -135,10 +137,17 @@ impl Agent {
     pub async fn ended(self) -> Result<(), String> {
         let Self { running, data, .. } = self;
         let ended = tokio::time::timeout(MAX_WAIT, running).await.expect("the agent ends in time");
-        // Where it couldn't go on, a thread may still write: a process would end with it.
-        let are_free = || ["log/lock", "state.redb"].iter().try_for_each(|name| is_free(&data.join(name)));
-        wait_for("its files to be free", async || are_free()).await;
-        ended.expect("the agent doesn't panic").map_err(|error| blixard::error_chain(&error))
+        let ended = ended.expect("the agent doesn't panic");
+        let has_files = !matches!(
+            ended,
+            Err(AgentError::OpenLog(LogError::Locked { .. }) | AgentError::OpenStore(StoreError::Locked { .. }))
+        );
+        if has_files {
+            // Where it couldn't go on, a thread may still write: a process would end with it.
+            let are_free = || ["log/lock", "state.redb"].iter().try_for_each(|name| is_free(&data.join(name)));
+            wait_for("its files to be free", async || are_free()).await;
+        }
+        ended.map_err(|error| blixard::error_chain(&error))
     }
 
     pub async fn stop(self) {
