@@ -250,7 +250,7 @@ impl Node {
         self.begin()?;
         self.driver.campaign_if_alone();
         self.turns().await?;
-        let mut pulse = pulse::Pulse::start(self.driver.election_ticks());
+        let mut pulse = pulse::Pulse::start(self.driver.most_ticks_at_once());
         loop {
             let (input, ticks) = pulse.next(&mut inputs).await;
             if let Some(input) = input {

@@ -415,8 +415,9 @@ impl Driver {
         self.raw.raft.term
     }
 
-    pub fn election_ticks(&self) -> u16 {
-        self.settings.election_ticks
+    /// Most ticks that come at once, after a pause: what came in meanwhile is to be heard before an election is due.
+    pub fn most_ticks_at_once(&self) -> u16 {
+        (self.settings.election_ticks / 3).max(1)
     }
 
     pub fn status(&self) -> Status {

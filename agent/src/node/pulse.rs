@@ -14,12 +14,10 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Not all ticks come after a long pause, but a third of an election timeout at most: what came in meanwhile is to be
-    /// heard before an election is due.
-    pub fn start(election_ticks: u16) -> Self {
+    pub fn start(most: u16) -> Self {
         let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        Self { ticks, last: Instant::now(), most: u32::from(election_ticks / 3).max(1) }
+        Self { ticks, last: Instant::now(), most: most.into() }
     }
 
     /// What came in, if anything, and how many ticks are due after it.
@@ -64,7 +62,7 @@ mod tests {
     #[tokio::test]
     async fn time_goes_on_while_something_always_comes_in() {
         let (sender, mut inputs) = channel(4);
-        let (mut pulse, begun) = (Pulse::start(20), Instant::now());
+        let (mut pulse, begun) = (Pulse::start(6), Instant::now());
         let mut ticks = 0;
         while ticks < 3 {
             sender.try_send(()).unwrap();
@@ -78,14 +76,14 @@ mod tests {
     #[tokio::test]
     async fn a_clock_ticks_where_nothing_comes_in() {
         let (_sender, mut inputs) = channel::<()>(1);
-        let (mut pulse, begun) = (Pulse::start(20), Instant::now());
+        let (mut pulse, begun) = (Pulse::start(6), Instant::now());
         let (input, ticks) = pulse.next(&mut inputs).await;
         assert!(input.is_none() && ticks > 0 && begun.elapsed() >= TICK, "{ticks} ticks");
     }
 
     #[tokio::test]
-    async fn a_pause_is_made_up_for_by_a_third_of_an_election_timeout_at_most() {
-        let (mut pulse, begun) = (Pulse::start(20), Instant::now());
+    async fn a_pause_is_made_up_for_by_so_many_ticks_at_most() {
+        let (mut pulse, begun) = (Pulse::start(6), Instant::now());
         pulse.last = begun;
         assert_eq!(pulse.ticks_until(begun + TICK), 1);
         assert_eq!(pulse.ticks_until(begun + 4 * TICK), 3);

@@ -212,8 +212,7 @@ impl Server {
     /// Lets its clock tick, and again where that is `late`, as often as the agent does after a pause; how often it did.
     pub fn tick(&mut self, late: Time) -> u64 {
         let driver = self.driver();
-        let most = u64::from(driver.election_ticks() / 3).max(1);
-        let ticks = (1 + late / TICK).min(most);
+        let ticks = (1 + late / TICK).min(driver.most_ticks_at_once().into());
         (0..ticks).for_each(|_| driver.tick());
         ticks
     }
