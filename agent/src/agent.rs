@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blixard_core::ANEW;
 use blixard_core::driver::{Driver, ELECTION_TICKS, HEARTBEAT_TICKS, Membership, Recovered, Settings, StartError};
 use blixard_core::state::{Loading, RowError, State};
 use blixard_core::types::{ClientId, Level};
@@ -57,8 +58,7 @@ pub enum AgentError {
     #[error("cannot open the store")]
     OpenStore(#[source] StoreError),
     #[error(
-        "the store {path} is missing, and the raft log beside it is not: put it back if it was moved, or move \
-         the data directory away and let this host join under another name"
+        "the store {path} is missing, and the raft log beside it is not: put it back if it was moved, or {anew}", anew = ANEW
     )]
     StoreMissing { path: PathBuf },
     #[error("cannot load the state from {path}")]

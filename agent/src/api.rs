@@ -9,7 +9,7 @@ use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Re
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
-use blixard_core::types::{InstanceId, NodeId, Resources, VmName};
+use blixard_core::types::{InstanceId, NodeId, NodeName, Resources, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -125,7 +125,7 @@ impl Api {
         }
     }
 
-    async fn change_vm(&self, command: Command) -> Result<u64, Status> {
+    async fn change(&self, command: Command) -> Result<u64, Status> {
         let Answer { index, reply } = self.propose(command).await?;
         match reply {
             Reply::Done => Ok(index),
@@ -312,7 +312,7 @@ impl proto::api_server::Api for Api {
         };
         let name = parse_name(&request.name)?;
         let spec = VmSpec::parse(&request.json).map_err(|error| Status::invalid_argument(error.of_one_vm()))?;
-        let index = self.change_vm(Command::PutVm { name, spec, running: request.running, must }).await?;
+        let index = self.change(Command::PutVm { name, spec, running: request.running, must }).await?;
         Ok(Response::new(proto::PutVmReply { index }))
     }
 
@@ -321,7 +321,7 @@ impl proto::api_server::Api for Api {
         request: Request<proto::SetVmRunningRequest>,
     ) -> Result<Response<proto::SetVmRunningReply>, Status> {
         let proto::SetVmRunningRequest { name, running } = request.into_inner();
-        let index = self.change_vm(Command::SetVmRunning { name: parse_name(&name)?, running }).await?;
+        let index = self.change(Command::SetVmRunning { name: parse_name(&name)?, running }).await?;
         Ok(Response::new(proto::SetVmRunningReply { index }))
     }
 
@@ -329,8 +329,21 @@ impl proto::api_server::Api for Api {
         &self,
         request: Request<proto::RemoveVmRequest>,
     ) -> Result<Response<proto::RemoveVmReply>, Status> {
-        let index = self.change_vm(Command::RemoveVm { name: parse_name(&request.into_inner().name)? }).await?;
+        let index = self.change(Command::RemoveVm { name: parse_name(&request.into_inner().name)? }).await?;
         Ok(Response::new(proto::RemoveVmReply { index }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<proto::RemoveNodeRequest>,
+    ) -> Result<Response<proto::RemoveNodeReply>, Status> {
+        let proto::RemoveNodeRequest { name, dead, abandon_volumes } = request.into_inner();
+        let name: NodeName = name.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        self.await_fresh(proto::Freshness::Linearizable).await?;
+        let node = self.read(|state, _| state.node_named(&name).map(|(node, _)| node))?;
+        let node = node.ok_or_else(|| Status::not_found(format!("there is no node {name}: see `blixard node ls`")))?;
+        let index = self.change(Command::RemoveNode { node, dead, abandon_volumes }).await?;
+        Ok(Response::new(proto::RemoveNodeReply { index, node: node.0 }))
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

@@ -13,6 +13,7 @@ use crate::gate::GateArgs;
 mod ask;
 mod client;
 mod json;
+mod node;
 mod show;
 mod table;
 mod vm;
@@ -84,9 +85,9 @@ enum Verb {
         #[command(flatten)]
         reading: Reading,
     },
-    /// List or show nodes
+    /// List, show or remove nodes
     #[command(subcommand)]
-    Node(ListOrShow),
+    Node(node::NodeVerb),
     /// List or show VMs; make, start, stop and remove those that no manifest declares
     #[command(subcommand)]
     Vm(vm::VmVerb),
@@ -120,21 +121,6 @@ enum Verb {
     /// What the units run: not for people
     #[command(hide = true)]
     Gate(GateArgs),
-}
-
-#[derive(Subcommand, Debug)]
-enum ListOrShow {
-    /// List all
-    Ls {
-        #[command(flatten)]
-        reading: Reading,
-    },
-    /// Show everything about one
-    Show {
-        name: String,
-        #[command(flatten)]
-        reading: Reading,
-    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -201,8 +187,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
     match verb {
         Verb::Status { json, watch, reading } => ask::status(&reading, json, watch).await,
-        Verb::Node(ListOrShow::Ls { reading }) => ask::list_nodes(&reading).await,
-        Verb::Node(ListOrShow::Show { name, reading }) => ask::show_node(&reading, &name).await,
+        Verb::Node(verb) => node::ask(verb).await,
         Verb::Vm(verb) => vm::ask(verb).await,
         Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
         Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,

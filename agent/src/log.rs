@@ -11,6 +11,7 @@ mod segment;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use blixard_core::ANEW;
 use blixard_core::driver::wire::DecodeError;
 use blixard_core::driver::{LogStore, Position, behind_snapshot};
 use raft::eraftpb::{Entry, HardState};
@@ -83,19 +84,18 @@ pub enum LogError {
     WriteAfterFailure,
     #[error(
         "{} is no raft log file of blixard, or is damaged at its beginning: see whether node.data_dir is right; if it is, \
-         move the data directory away and let this host join under another name", path.display()
+         {anew}", path.display(), anew = ANEW
     )]
     ForeignFile { path: PathBuf },
     #[error("{} has log format {version}, and this agent reads up to {}: start the newer agent that wrote it", path.display(), segment::FORMAT)]
     NewerFormat { path: PathBuf, version: u32 },
     #[error(
-        "the raft log file {} is damaged at byte {offset}, and it is no torn end of a last write: move the \
-         data directory away and let this host join under another name; an old copy in its place would have forgotten what this host promised the others", path.display()
+        "the raft log file {} is damaged at byte {offset}, and it is no torn end of a last write: {anew}; an old copy in its place would have forgotten what this host promised the others", path.display(), anew = ANEW
     )]
     Damaged { path: PathBuf, offset: u64 },
     #[error(
         "the raft log file {} is missing, and later ones are there: put it back if it was moved, or \
-         move the data directory away and let this host join under another name", path.display()
+         {anew}", path.display(), anew = ANEW
     )]
     MissingSegment { path: PathBuf },
     #[error("cannot use the record at byte {offset} of {}", path.display())]

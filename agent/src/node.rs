@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
-use blixard_core::command::{Answer, Command, Entry, Request};
+use blixard_core::command::{Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
@@ -42,6 +42,10 @@ const INBOX: usize = 4096;
 const BATCH: usize = 1024;
 /// A worker that the leader hasn't heard for this long does not answer.
 const SILENT_TICKS: u64 = 300;
+/// Most members that this node takes the word of; by far more than join while it is away.
+const MAX_INTRODUCED: usize = 256;
+/// The index of what the leader's agent refused, and not the state: entries are counted from 1.
+const BY_NO_ENTRY: u64 = 0;
 
 /// What the loop is made of.
 pub struct Parts {
@@ -78,6 +82,12 @@ enum Input {
     Unreachable(RaftId),
     /// A member has opened its stream to this one: it is there, perhaps again.
     Called,
+    /// A member that this node hasn't heard of yet.
+    Introduced(Box<Introduced>),
+    /// A member says that this node was removed.
+    Removed {
+        by: NodeId,
+    },
     Propose(Box<Proposal>),
     Barrier(Waiting<()>),
     /// Says that the loop takes what comes in.
@@ -92,6 +102,13 @@ enum Input {
     Serve(snapshot::Serve),
     /// Hand leadership over, make everything durable, end.
     Stop,
+}
+
+struct Introduced {
+    node: NodeId,
+    member: Member,
+    /// The directory has it.
+    done: oneshot::Sender<()>,
 }
 
 struct Proposal {
@@ -145,7 +162,8 @@ pub fn directory_of(state: &State) -> Directory {
         address: node.address.clone(),
         raft: node.raft,
     };
-    Directory(state.nodes().iter().map(|(id, node)| (*id, member(node))).collect())
+    let members = state.nodes().iter().map(|(id, node)| (*id, member(node))).collect();
+    Directory { members, newest: state.newest_node() }
 }
 
 struct Node {
@@ -164,6 +182,8 @@ struct Node {
     handle: Handle,
     transport: Arc<Transport>,
     directory: watch::Sender<Arc<Directory>>,
+    /// Members that have joined after what the state knows, by their own word.
+    introduced: BTreeMap<NodeId, Member>,
     founding: Option<Founding>,
     understands: Level,
     check_ticks: u64,
@@ -224,6 +244,7 @@ impl Node {
             known,
             transport: parts.transport,
             directory: parts.directory,
+            introduced: BTreeMap::new(),
             founding: parts.founding,
             understands: parts.understands,
             check_ticks: parts.check_ticks,
@@ -282,6 +303,8 @@ impl Node {
             Input::Step(messages) => messages.into_iter().try_for_each(|message| self.step(message))?,
             Input::Unreachable(peer) => self.driver.report_unreachable(peer),
             Input::Called => self.driver.call(),
+            Input::Introduced(introduced) => self.introduced(*introduced),
+            Input::Removed { by } => return Err(NodeError::Removed { own: self.own, by }),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
             // Whoever asked may have gone.
@@ -321,6 +344,24 @@ impl Node {
         Ok(())
     }
 
+    fn introduced(&mut self, Introduced { node, member, done }: Introduced) {
+        if self.introduced.len() < MAX_INTRODUCED {
+            self.introduced.insert(node, member);
+            let known = self.known.clone();
+            self.publish_directory(&known.look().state);
+        }
+        // Whoever waits may have gone.
+        let _ = done.send(());
+    }
+
+    /// Tells the transport who is a member: those of the state, and newer ones by their own word until the state has them.
+    fn publish_directory(&mut self, state: &State) {
+        let mut directory = directory_of(state);
+        self.introduced.retain(|node, _| *node > directory.newest);
+        directory.members.extend(self.introduced.clone());
+        self.directory.send_replace(Arc::new(directory));
+    }
+
     fn tick(&mut self) {
         self.ticks += 1;
         self.driver.tick();
@@ -330,6 +371,9 @@ impl Node {
     }
 
     fn propose(&mut self, Proposal { command, request, waiting }: Proposal) {
+        if let Some(why) = self.objection(&command) {
+            return waiting.answer(Answer { index: BY_NO_ENTRY, reply: Reply::Refused(why) });
+        }
         // Decisions are the leader's own: without a term, `apply` refuses one that comes from anywhere else.
         if let Err((waiting, error)) = self.append(command, None, request, waiting) {
             waiting.fail(Attempt::of(&error));

@@ -164,7 +164,7 @@ impl Seat {
         Ok(Self {
             identity: identity.map_err(SeatError::Identity)?,
             raft,
-            members: Directory([(node, member)].into()),
+            members: Directory::of([(node, member)].into()),
             founding: Some(Command::Found {
                 cluster,
                 ca_certificate: authority.certificate().to_vec(),
@@ -205,13 +205,13 @@ impl Seated {
             name: config.name().clone(),
             identity: seat.identity.clone(),
             raft: seat.raft,
-            members: seat.members.0.clone().into_iter().collect(),
+            members: seat.members.members.clone().into_iter().collect(),
             founding: seat.founding.clone(),
         }
     }
 
     fn into_seat(self) -> Seat {
-        let members = Directory(self.members.into_iter().collect());
+        let members = Directory::of(self.members.into_iter().collect());
         Seat { identity: self.identity, raft: self.raft, members, founding: self.founding }
     }
 }

@@ -12,6 +12,7 @@ mod spool;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use blixard_core::ANEW;
 use blixard_core::driver::{Checkpoint, CommitOnDisk};
 use blixard_core::state::{Change, Table};
 use redb::{
@@ -74,14 +75,14 @@ pub enum StoreError {
     Locked { path: PathBuf },
     #[error(
         "{} is no store of blixard, or is damaged at its beginning: see whether node.data_dir is right; if it is, \
-         move the data directory away and let this host join under another name", path.display()
+         {anew}", path.display(), anew = ANEW
     )]
     ForeignFile { path: PathBuf },
     #[error("{} has store format {version}, and this agent reads only {FORMAT}: start the agent that wrote it", path.display())]
     OtherFormat { path: PathBuf, version: u32 },
     #[error(
-        "the store {} is damaged: move the data directory away and let this host join under another name; \
-         an old copy in its place would have forgotten what this host promised the others", path.display()
+        "the store {} is damaged: {anew}; \
+         an old copy in its place would have forgotten what this host promised the others", path.display(), anew = ANEW
     )]
     Damaged {
         path: PathBuf,
@@ -89,7 +90,7 @@ pub enum StoreError {
         source: Box<redb::Error>,
     },
     #[error(
-        "the store {} is damaged: its row {row:?} is missing or cannot be read; move the data directory away and let this host join under another name", path.display()
+        "the store {} is damaged: its row {row:?} is missing or cannot be read; {anew}", path.display(), anew = ANEW
     )]
     DamagedRow { path: PathBuf, row: &'static str },
     #[error("cannot read the store {}", path.display())]
@@ -114,7 +115,7 @@ pub enum StoreError {
     NewerSnapshot { path: PathBuf },
     #[error(
         "the snapshot {} is there and the store that it belongs to isn't: put that back if it was moved, or \
-         move the data directory away and let this host join under another name", path.display()
+         {anew}", path.display(), anew = ANEW
     )]
     SnapshotAlone { path: PathBuf },
     #[error(

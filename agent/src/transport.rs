@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{Address, ClusterId, Level, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{Address, ClusterId, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -65,6 +65,12 @@ pub trait Inbound: Send + Sync + 'static {
     fn unreachable(&self, peer: RaftId);
     /// A member has opened its stream to this one, and can be called. Must not block.
     fn called(&self);
+    /// A member that this node hasn't heard of yet says who it is; returns once the directory has it.
+    ///
+    /// Its certificate says that it is one, and no name or server that is known is taken by it.
+    async fn introduce(&self, node: NodeId, member: Member);
+    /// A member says that this node was removed from the cluster. Must not block.
+    fn removed(&self, by: NodeId);
     /// Whether this node is in a cluster; it is told to whoever asks, secret or not.
     fn standing(&self) -> Standing;
     /// Proposes `command` if this node leads, and answers what applying it returned, by `deadline`.
@@ -146,6 +152,8 @@ pub enum ForwardError {
 }
 
 /// Where a member is found.
+///
+/// On the wire it goes with its node's id.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Member {
     pub name: NodeName,
@@ -153,9 +161,50 @@ pub struct Member {
     pub raft: RaftId,
 }
 
+impl Member {
+    fn encode(&self, node: NodeId) -> proto::Member {
+        let Self { name, address, raft } = self;
+        proto::Member { node: node.0, name: name.to_string(), address: address.to_string(), raft: raft.0 }
+    }
+
+    fn decode(member: &proto::Member) -> Result<(NodeId, Self), InvalidValue> {
+        let (name, address) = (member.name.parse()?, member.address.parse()?);
+        Ok((NodeId(member.node), Self { name, address, raft: RaftId(member.raft) }))
+    }
+}
+
 /// All members of the cluster, this node too; what isn't in it is neither called nor listened to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Directory(pub BTreeMap<NodeId, Member>);
+pub struct Directory {
+    pub members: BTreeMap<NodeId, Member>,
+    /// The last id that was given out: up to it, who is no member was removed.
+    pub newest: NodeId,
+}
+
+impl Directory {
+    /// As of when the newest of these members came.
+    pub fn of(members: BTreeMap<NodeId, Member>) -> Self {
+        let newest = members.last_key_value().map_or(NodeId(0), |(node, _)| *node);
+        Self { members, newest }
+    }
+
+    /// # Errors
+    /// Why `node` isn't one.
+    fn member(&self, node: NodeId) -> Result<&Member, Refused> {
+        let absent =
+            if node <= self.newest { Refused::Removed { peer: node } } else { Refused::Stranger { peer: node } };
+        self.members.get(&node).ok_or(absent)
+    }
+
+    fn is_removed(&self, node: NodeId) -> bool {
+        matches!(self.member(node), Err(Refused::Removed { .. }))
+    }
+
+    /// The node of this server.
+    pub fn node_of(&self, raft: RaftId) -> Option<NodeId> {
+        self.members.iter().find(|(_, member)| member.raft == raft).map(|(node, _)| *node)
+    }
+}
 
 /// What a transport is started with.
 #[derive(Debug, Clone)]
@@ -195,6 +244,17 @@ struct Shared {
     links: link::Links,
     noise: listener::Noise,
     tasks: Tasks,
+}
+
+impl Shared {
+    /// Returns once this node isn't a member any more.
+    async fn removal(&self, node: NodeId) {
+        let mut directory = self.directory.clone();
+        if directory.wait_for(|directory| directory.is_removed(node)).await.is_err() {
+            // Who ends says nothing of others: its directory goes with it.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// What the listener shows, and the cluster whose members it accepts.

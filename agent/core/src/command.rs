@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId, NodeName,
@@ -127,6 +128,17 @@ pub enum Command {
         node: NodeId,
         at: u64,
         hash: Hash,
+    },
+    /// A person wants this node out of the cluster; with `dead` they say that nothing runs on it, and never will again.
+    RemoveNode {
+        node: NodeId,
+        dead: bool,
+        /// Give up the volumes that it has.
+        abandon_volumes: bool,
+    },
+    /// Decision: a node that was to be removed runs nothing and has no vote any more, so it is no member from now on.
+    ForgetNode {
+        node: NodeId,
     },
 }
 
@@ -255,7 +267,7 @@ pub enum DecodeError {
     #[error("the log entry has format {found}, this agent reads {FORMAT}: written by a newer agent; upgrade this one")]
     Newer { found: u8 },
     #[error(
-        "the log entry can't be read: written by a newer agent, or corrupt; upgrade this one, or move its data directory away and let this host join under another name"
+        "the log entry can't be read: written by a newer agent, or corrupt; upgrade this one, or {anew}", anew = ANEW
     )]
     Unreadable,
     #[error("the log entry is empty")]
@@ -303,6 +315,7 @@ impl Command {
                 | Self::PlaceTask { .. }
                 | Self::RaiseLevel { .. }
                 | Self::CheckState
+                | Self::ForgetNode { .. }
                 | Self::Found { .. }
         )
     }

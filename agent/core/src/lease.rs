@@ -26,6 +26,11 @@ impl Liveness {
         self.awaited.remove(&node);
     }
 
+    /// Whether a node was heard in this term, and within this time.
+    pub fn answers(&self, node: NodeId, now_tick: u64, timeout_ticks: u64) -> bool {
+        self.last_heard.get(&node).is_some_and(|heard| now_tick.saturating_sub(*heard) < timeout_ticks)
+    }
+
     /// The decisions that follow: who has been silent for longer than `timeout_ticks`, and who is back.
     pub fn decide(&mut self, state: &State, itself: NodeId, now_tick: u64, timeout_ticks: u64) -> Vec<Command> {
         self.heard(itself, now_tick);

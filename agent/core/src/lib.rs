@@ -11,3 +11,8 @@ pub mod schedule;
 pub mod state;
 pub mod types;
 pub mod unit;
+
+/// What a person does where what a server has kept can't be used any more: an old copy in its place would have forgotten
+/// what this host promised the others.
+pub const ANEW: &str = "remove this node with `blixard node remove NAME --dead` on another host, move the data directory away, \
+                        and start the agent: it joins as a new node";

@@ -73,6 +73,8 @@ pub enum Change {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Obstacle {
     NotRegistered,
+    /// It is being removed.
+    Leaving,
     NotAlive {
         since: Timestamp,
     },
@@ -114,6 +116,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotRegistered => write!(f, "has not registered yet"),
+            Self::Leaving => write!(f, "is being removed"),
             Self::NotAlive { .. } => write!(f, "does not answer"),
             Self::System { has, needs } => write!(f, "is {has}, needs {needs}"),
             Self::NoKvm => write!(f, "has no /dev/kvm"),
@@ -167,6 +170,9 @@ impl Rooms {
     /// What `spec` asks of a placement; nothing where that is as declared.
     #[must_use]
     pub fn change(&self, state: &State, id: &InstanceId, placement: &Placement, spec: &VmSpec) -> Option<Change> {
+        if state.is_leaving(placement.node) {
+            return Some(Change::Move(Obstacle::Leaving));
+        }
         if placement.is_as_declared(id, spec) {
             return None;
         }
@@ -254,6 +260,9 @@ impl Rooms {
         request: Resources,
     ) -> Result<(), Obstacle> {
         let worker = node.worker.as_ref().ok_or(Obstacle::NotRegistered)?;
+        if node.leaving {
+            return Err(Obstacle::Leaving);
+        }
         match state.worker_status(id) {
             Some(status) if status.alive => {}
             Some(status) => return Err(Obstacle::NotAlive { since: status.since }),

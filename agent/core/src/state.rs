@@ -23,6 +23,7 @@ mod manifests;
 mod nodes;
 mod packed;
 mod placements;
+mod removal;
 mod rows;
 mod sessions;
 mod tasks;
@@ -89,6 +90,8 @@ pub struct Node {
     pub understands: Level,
     /// Nothing until it has registered; nothing is placed on it before.
     pub worker: Option<Worker>,
+    /// It is being removed: what runs on it goes, nothing comes.
+    pub leaving: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -250,6 +253,8 @@ impl State {
             Command::RaiseLevel { level } => self.raise_level(*level),
             Command::CheckState => Ok(self.begin_check(index)),
             Command::StateHash { node, at, hash } => self.enter_hash(*node, *at, *hash),
+            Command::RemoveNode { node, dead, abandon_volumes } => self.remove_node(*node, *dead, *abandon_volumes, at),
+            Command::ForgetNode { node } => self.forget_node(*node),
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::identity::{Authority, ClusterSecret};
 use crate::node::{Handle, directory_of};
-use crate::transport::{Admission, Candidate, ForwardError, Inbound, Refusal, SnapshotRows, Standing};
+use crate::transport::{Admission, Candidate, ForwardError, Inbound, Member, Refusal, SnapshotRows, Standing};
 
 /// The node behind the transport, once there is one.
 pub struct Inward {
@@ -69,6 +69,18 @@ impl Inbound for Inward {
     fn called(&self) {
         if let Some((handle, _)) = self.node.get() {
             handle.called();
+        }
+    }
+
+    async fn introduce(&self, node: NodeId, member: Member) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.introduce(node, member).await;
+        }
+    }
+
+    fn removed(&self, by: NodeId) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.removed(by);
         }
     }
 

@@ -101,6 +101,7 @@ fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto:
         alive: status.is_some_and(|status| status.alive),
         since: status.map_or(0, |status| status.since.0),
         worker,
+        leaving: member.leaving,
     }
 }
 
@@ -254,6 +255,9 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
     }
     for node in nodes.iter().filter(|node| !node.alive) {
         problems.push(format!("node {} does not answer", node.name));
+    }
+    for node in nodes.iter().filter(|node| node.leaving) {
+        problems.push(format!("node {} is being removed", node.name));
     }
     for node in nodes.iter().filter(|node| node.worker.is_none()) {
         problems.push(format!("node {} has not registered yet", node.name));

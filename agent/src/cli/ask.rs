@@ -112,17 +112,6 @@ fn exit_code(reply: &proto::StatusReply) -> ExitCode {
     if reply.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-pub async fn list_nodes(reading: &Reading) -> Asked {
-    print(&show::nodes(&get_status(reading).await?.nodes, look()))
-}
-
-pub async fn show_node(reading: &Reading, name: &str) -> Asked {
-    let reply = get_status(reading).await?;
-    let node = reply.nodes.iter().find(|node| node.name == name);
-    let node = node.ok_or_else(|| AskError::Unknown { kind: "node", name: name.to_owned() })?;
-    print(&show::node(node, &reply.instances, look()))
-}
-
 pub async fn get_status(reading: &Reading) -> Result<proto::StatusReply, AskError> {
     let mut client = connect(reading.path()).await.map_err(AskError::Connect)?;
     let request = proto::StatusRequest { freshness: reading.freshness().into() };
@@ -213,7 +202,7 @@ pub fn print(text: &str) -> Asked {
 }
 
 /// Breaks when the reader has seen enough, as `head` does.
-fn write_out(text: &str) -> Result<ControlFlow<()>, AskError> {
+pub fn write_out(text: &str) -> Result<ControlFlow<()>, AskError> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),

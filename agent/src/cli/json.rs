@@ -62,6 +62,8 @@ struct Node {
     kvm: bool,
     hypervisors: Vec<String>,
     labels: BTreeMap<String, String>,
+    /// It is being removed.
+    leaving: bool,
 }
 
 #[derive(Serialize, Default)]
@@ -154,6 +156,7 @@ impl From<proto::Node> for Node {
             kvm: worker.kvm,
             hypervisors: worker.hypervisors,
             labels: worker.labels.into_iter().collect(),
+            leaving: node.leaving,
         }
     }
 }

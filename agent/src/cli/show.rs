@@ -61,7 +61,11 @@ fn node_row(node: &proto::Node, look: Look) -> Vec<Cell> {
         Some(amount) => format!("{}/{}{unit}", amount.free, amount.total),
         None => "-".to_owned(),
     };
-    let state = if node.alive { Cell::new("alive", Colour::Good) } else { Cell::new("silent", Colour::Bad) };
+    let state = match (node.alive, node.leaving) {
+        (false, _) => Cell::new("silent", Colour::Bad),
+        (true, true) => Cell::new("leaving", Colour::Bad),
+        (true, false) => Cell::new("alive", Colour::Good),
+    };
     vec![
         node.name.as_str().into(),
         node.role.as_str().into(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use blixard_core::command::{Answer, DecodeError, Entry, Reply};
 use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Message, Position, ProposeError};
 use blixard_core::state::{Change, Diverged, RowError, State, Table};
-use blixard_core::types::{Level, Term};
+use blixard_core::types::{Level, NodeId, Term};
 
 use super::known::Known;
 use super::{Attempt, Node, Waiting};
@@ -38,6 +38,11 @@ pub enum NodeError {
     TooOld { level: Level, understands: Level },
     #[error("cannot go on")]
     Diverged(#[source] Diverged),
+    #[error(
+        "this host, node {own}, was removed from the cluster, as node {by} says; to let it join again, as a new node, \
+         move its data directory away"
+    )]
+    Removed { own: NodeId, by: NodeId },
 }
 
 /// What a batch of entries has changed.
@@ -138,13 +143,12 @@ impl Node {
         if let Some(servers) = servers {
             known.standing.set_servers(servers);
         }
-        let members = changed.members.then(|| Arc::new(super::directory_of(&known.state)));
+        if changed.members {
+            self.lead.look_at = self.ticks;
+            self.publish_directory(&known.state);
+        }
         drop(known);
         self.driver.applied(self.applied);
-        if let Some(members) = members {
-            self.lead.look_at = self.ticks;
-            self.directory.send_replace(members);
-        }
         if changed.assignment {
             self.news.assignment.send_modify(|revision| *revision += 1);
         }

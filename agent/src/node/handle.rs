@@ -16,13 +16,11 @@ use tokio::time::Instant;
 
 use super::known::{Shared, Standing};
 use super::snapshot::Serve;
-use super::{Attempt, Input, News, Parts, Proposal, Waiting};
-use crate::transport::{Directory, ForwardError, SnapshotRows, Transport};
+use super::{Attempt, BY_NO_ENTRY, Input, Introduced, News, Parts, Proposal, Waiting};
+use crate::transport::{Directory, ForwardError, Member, SnapshotRows, Transport};
 
 /// How long a proposal or a read waits before it ends in an error.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// The index of what the leader's agent refused, and not the state: entries are counted from 1.
-const BY_NO_ENTRY: u64 = 0;
 
 /// Why a proposal or a read has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +173,7 @@ impl Handle {
 
     async fn forward(&self, leader: RaftId, encoded: &[u8], deadline: Instant) -> Result<Answer, Attempt> {
         let directory = self.directory.borrow().clone();
-        let to = directory.0.iter().find(|(_, member)| member.raft == leader).map(|(node, _)| *node);
+        let to = directory.node_of(leader);
         let Some(to) = to else { return Err(Attempt::NotLeader(None)) };
         match self.transport.forward(to, encoded.to_vec(), deadline).await {
             Ok(answer) => postcard::from_bytes(&answer).map_err(|_| Attempt::Unknown),
@@ -255,9 +253,24 @@ impl Handle {
         let _ = self.inbox.try_send(Input::Called);
     }
 
+    /// A member that isn't in the directory says who it is; returns once it is, or won't be.
+    pub async fn introduce(&self, node: NodeId, member: Member) {
+        let (done, is_done) = oneshot::channel();
+        if self.send(Input::Introduced(Box::new(Introduced { node, member, done }))).is_ok() {
+            // The loop may end instead.
+            let _ = is_done.await;
+        }
+    }
+
+    /// A member says that this node is none any more.
+    pub fn removed(&self, by: NodeId) {
+        // It is told again.
+        let _ = self.inbox.try_send(Input::Removed { by });
+    }
+
     /// The rows of the snapshot at this position, if it was announced to node `from`.
     pub async fn snapshot(&self, from: NodeId, position: Position) -> Option<Arc<dyn SnapshotRows>> {
-        let peer = self.directory.borrow().0.get(&from)?.raft;
+        let peer = self.directory.borrow().members.get(&from)?.raft;
         let (answer, answered) = oneshot::channel();
         self.send(Input::Serve(Serve { peer, position, answer })).ok()?;
         answered.await.ok()?

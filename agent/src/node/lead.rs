@@ -37,9 +37,8 @@ pub(super) fn leave(status: &Status, ticks: u64) -> Leave {
     if status.soft.role != Role::Leader || voters.len() < 2 || ticks >= HAND_OVER_TICKS {
         return Leave::End;
     }
-    let active = status.peers.iter().filter(|peer| peer.recently_active && voters.contains(&peer.id));
-    match active.max_by_key(|peer| peer.matched) {
-        Some(peer) if ticks > 0 => Leave::HandOver(peer.id),
+    match membership::successor(status.peers.iter().filter(|peer| voters.contains(&peer.id))) {
+        Some(peer) if ticks > 0 => Leave::HandOver(peer),
         _ => Leave::Wait,
     }
 }
@@ -92,13 +91,7 @@ impl Node {
                 tracing::info!(?decision, "a worker's status changes");
                 self.decide(decision);
             }
-            let change = membership::next_change(&self.known.look().state, &self.driver.status());
-            if let Some(change) = change {
-                // Refused while another is under way, or the learner falls behind: it is tried again.
-                if let Err(error) = self.driver.propose_membership(change, Vec::new()) {
-                    tracing::debug!(%change, %error, "a change of the servers waits");
-                }
-            }
+            self.change_servers();
         }
         let level = self.known.look().state.next_level();
         if let Some(level) = level {
@@ -122,6 +115,44 @@ impl Node {
                 self.decide(decision);
             }
         }
+    }
+
+    /// The next step towards the servers that the state wants, and to forget who was to go and is no server any more.
+    fn change_servers(&mut self) {
+        let status = self.driver.status();
+        let (step, gone) = {
+            let known = self.known.look();
+            let gone: Vec<_> = membership::gone(&known.state, &status.membership).collect();
+            (membership::next_step(&known.state, known.standing.raft, &status), gone)
+        };
+        match step {
+            // Refused while another is under way, or the learner falls behind: it is tried again.
+            Some(membership::Step::Change(change)) => {
+                if let Err(error) = self.driver.propose_membership(change, Vec::new()) {
+                    tracing::debug!(%change, %error, "a change of the servers waits");
+                }
+            }
+            Some(membership::Step::HandOver(peer)) => {
+                let handed = self.driver.transfer_leader(peer);
+                tracing::info!(%peer, ok = handed.is_ok(), "this node is to go: leadership is handed over");
+            }
+            None => {}
+        }
+        for node in gone {
+            tracing::info!(%node, "a removed node is forgotten");
+            self.decide(Command::ForgetNode { node });
+        }
+    }
+
+    /// Why a leader refuses to do this now; who answers is in its memory alone.
+    pub(super) fn objection(&self, command: &Command) -> Option<String> {
+        let Command::RemoveNode { node, .. } = command else { return None };
+        if self.driver.soft().role != Role::Leader {
+            return None;
+        }
+        let known = self.known.look();
+        let is_heard = |node| node == self.own || self.liveness.answers(node, self.ticks, SILENT_TICKS);
+        membership::objection(&known.state, *node, &known.standing.voters, is_heard)
     }
 
     /// Whether there were entries other than the last check's own.

@@ -131,7 +131,7 @@ impl Node {
             return Ok(());
         }
         let directory = self.directory.borrow().clone();
-        let from = directory.0.iter().find(|(_, member)| member.raft.0 == message.from).map(|(node, _)| *node);
+        let from = directory.node_of(RaftId(message.from));
         let Some(from) = from else { return Ok(()) };
         if let Some((_, earlier)) = self.snapshots.fetching.take() {
             earlier.abort();
@@ -203,7 +203,8 @@ impl Node {
             waiting.fail(Attempt::Unknown);
         }
         self.writer.add(install.installed(&checkpoint));
-        self.directory.send_replace(Arc::new(super::directory_of(&self.known.look().state)));
+        let known = self.known.clone();
+        self.publish_directory(&known.look().state);
         tracing::info!(index = position.index, "a snapshot is installed");
         self.news.assignment.send_modify(|revision| *revision += 1);
         self.changed();

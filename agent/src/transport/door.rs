@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::listener::Caller;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_server::Join;
-use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, Member};
+use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest};
 use super::{Admission, Candidate, Shared, Standing};
 use crate::identity::{ClusterSecret, random};
 
@@ -186,12 +186,7 @@ fn invalid(error: &InvalidValue) -> Status {
 }
 
 fn encode(admission: Admission) -> Admitted {
-    let members = admission.members.0.into_iter().map(|(node, member)| Member {
-        node: node.0,
-        name: member.name.to_string(),
-        address: member.address.to_string(),
-        raft: member.raft.0,
-    });
+    let members = admission.members.members.iter().map(|(node, member)| member.encode(*node));
     Admitted {
         cluster: admission.cluster.to_string(),
         authority: admission.authority,

@@ -21,6 +21,8 @@ pub enum Refused {
     Sender { found: u64, peer: NodeId },
     #[error("node {peer} is not in the directory of members of this node (yet)")]
     Stranger { peer: NodeId },
+    #[error("node {peer} was removed from this cluster")]
+    Removed { peer: NodeId },
     #[error("the frame has {count} messages, and at most {MAX_MESSAGES} are taken")]
     TooMany { count: usize },
     #[error("a Raft message has {size} bytes, and at most {MAX_MESSAGE} are taken")]
@@ -47,7 +49,7 @@ pub fn open(
     if frame.sender != peer.0 {
         return Err(Refused::Sender { found: frame.sender, peer });
     }
-    let expected = directory.0.get(&peer).ok_or(Refused::Stranger { peer })?.raft.0;
+    let expected = directory.member(peer)?.raft.0;
     if frame.messages.len() > MAX_MESSAGES {
         return Err(Refused::TooMany { count: frame.messages.len() });
     }
@@ -67,8 +69,6 @@ pub fn open(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use blixard_core::types::RaftId;
     use proptest::prelude::*;
 
@@ -87,7 +87,7 @@ mod tests {
             address: format!("127.0.0.1:{n}").parse().unwrap(),
             raft: RaftId(10 + n),
         };
-        Directory((1..=3).map(|n| (NodeId(n), member(n))).collect::<BTreeMap<_, _>>())
+        Directory::of((1..=3).map(|n| (NodeId(n), member(n))).collect())
     }
 
     fn message() -> Message {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     fn frame(messages: Vec<Vec<u8>>) -> RaftFrame {
-        RaftFrame { cluster: cluster().to_string(), sender: PEER.0, messages }
+        RaftFrame { cluster: cluster().to_string(), sender: PEER.0, messages, introduction: None }
     }
 
     fn opened(frame: &RaftFrame) -> Result<Vec<Message>, Refused> {

@@ -217,9 +217,5 @@ async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<
 }
 
 fn directory_of(admitted: &Admitted) -> Result<Directory, InvalidValue> {
-    let member = |member: &super::proto::Member| {
-        let (name, address) = (member.name.parse()?, member.address.parse()?);
-        Ok((NodeId(member.node), Member { name, address, raft: RaftId(member.raft) }))
-    };
-    admitted.members.iter().map(member).collect::<Result<_, _>>().map(Directory)
+    admitted.members.iter().map(Member::decode).collect::<Result<_, _>>().map(Directory::of)
 }

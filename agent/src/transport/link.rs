@@ -140,8 +140,8 @@ pub async fn follow_directory(shared: Arc<Shared>) {
 
 impl Table {
     fn match_members(&mut self, members: &Directory, own: &Arc<NodeIdentity>, shared: &Arc<Shared>) {
-        self.links.retain(|node, link| members.0.get(node) == Some(&link.member));
-        for (node, member) in &members.0 {
+        self.links.retain(|node, link| members.members.get(node) == Some(&link.member));
+        for (node, member) in &members.members {
             if *node == own.node || self.links.contains_key(node) {
                 continue;
             }
@@ -172,9 +172,11 @@ fn open_link(
     let (alive, mut gone) = watch::channel(());
     let called = Arc::new(Notify::new());
     let carrier = Carrier {
+        node,
         member: member.clone(),
         cluster: own.cluster,
         own: own.node,
+        directory: shared.directory.clone(),
         channel: channel.clone(),
         connected,
         queue: waiting,
@@ -213,9 +215,11 @@ fn lazy_channel(
 
 /// What the task of a link works with.
 struct Carrier {
+    node: NodeId,
     member: Member,
     cluster: ClusterId,
     own: NodeId,
+    directory: watch::Receiver<Arc<Directory>>,
     channel: Channel,
     connected: Arc<AtomicBool>,
     queue: mpsc::Receiver<Queued>,
@@ -254,6 +258,7 @@ impl Carrier {
         let mut client = PeerClient::new(self.channel.clone());
         let call = client.raft(ReceiverStream::new(outgoing));
         tokio::pin!(call);
+        let mut introduction = self.directory.borrow().members.get(&self.own).map(|member| member.encode(self.own));
         loop {
             let step = async {
                 // Room first: what was taken off the queue has somewhere to go.
@@ -261,10 +266,15 @@ impl Carrier {
                     // The call no longer reads, or the link is gone: both are about to end this.
                     return std::future::pending().await;
                 };
-                room.send(batch(first, &mut self.queue, &self.waiting_bytes, self.cluster, self.own));
+                let frame = batch(first, &mut self.queue, &self.waiting_bytes, self.cluster, self.own);
+                room.send(RaftFrame { introduction: introduction.take(), ..frame });
             };
             tokio::select! {
                 ended = &mut call => return match ended {
+                    Ok(ended) if ended.get_ref().removed => {
+                        self.inbound.removed(self.node);
+                        "this node was removed from the cluster".to_owned()
+                    }
                     Ok(_) => "the peer ended the stream".to_owned(),
                     Err(status) => describe(&status),
                 },
@@ -313,7 +323,7 @@ fn batch(
         next = if full { None } else { queue.try_recv().ok() };
     }
     waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    RaftFrame { cluster: cluster.to_string(), sender: own.0, messages }
+    RaftFrame { cluster: cluster.to_string(), sender: own.0, messages, introduction: None }
 }
 
 /// A status as a person reads it: the peer's own words, or what went wrong on the way.

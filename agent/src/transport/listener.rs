@@ -28,6 +28,8 @@ const MAX_STRANGERS: usize = 64;
 const MAX_PEERS: usize = 256;
 /// How long a connection without a member's certificate may last: one join takes far less.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
+/// How long a node that was removed has to hear that.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Largest message of the join protocol.
 const MAX_JOIN: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 64;
@@ -120,7 +122,13 @@ impl Port {
         let caller = Caller { remote, peer, leaf: tls.leaf, challenge: Arc::default() };
         let connection = self.connection(TokioIo::new(stream), caller);
         let ended = match peer {
-            Some(_) => connection.await,
+            Some(peer) => tokio::select! {
+                ended = connection => ended,
+                () = async {
+                    self.shared.removal(peer).await;
+                    tokio::time::sleep(LAST_WORDS).await;
+                } => Ok(()),
+            },
             None => tokio::time::timeout(STRANGER_LIFETIME, connection).await.unwrap_or(Ok(())),
         };
         if let Err(error) = ended {

@@ -20,7 +20,7 @@ use super::proto::peer_server::Peer;
 use super::proto::{
     ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame, SnapshotChunk, SnapshotRequest, Unknown,
 };
-use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Refused, Shared, gate, snapshot};
+use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Member, Refused, Shared, gate, proto, snapshot};
 
 /// Longest that a forwarded command is waited for, whatever its sender asks.
 const MAX_FORWARD: Duration = Duration::from_secs(120);
@@ -44,6 +44,15 @@ impl PeerService {
             _ => Err(Status::unauthenticated("this call needs a client certificate of this node's cluster")),
         }
     }
+
+    /// Takes the word of a member that joined after what this node knows; of everybody else, the directory's.
+    async fn meet(&self, peer: NodeId, introduction: &proto::Member) {
+        let is_new = matches!(self.shared.directory.borrow().member(peer), Err(Refused::Stranger { .. }));
+        match Member::decode(introduction) {
+            Ok((node, member)) if is_new && node == peer => self.shared.inbound.introduce(peer, member).await,
+            _ => {}
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -53,11 +62,18 @@ impl Peer for PeerService {
         self.shared.links.called_by(peer);
         self.shared.inbound.called();
         let mut frames = request.into_inner();
+        let removal = self.shared.removal(peer);
+        tokio::pin!(removal);
         let refuse = |reason: &str| self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
         loop {
-            let frame = match frames.message().await {
+            let next = tokio::select! {
+                biased;
+                () = &mut removal => return Ok(Response::new(RaftEnd { removed: true })),
+                next = frames.message() => next,
+            };
+            let frame = match next {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(Response::new(RaftEnd {})),
+                Ok(None) => return Ok(Response::new(RaftEnd { removed: false })),
                 Err(status) => {
                     if status.code() == Code::OutOfRange {
                         refuse(status.message());
@@ -65,9 +81,13 @@ impl Peer for PeerService {
                     return Err(status);
                 }
             };
+            if let Some(introduction) = &frame.introduction {
+                self.meet(peer, introduction).await;
+            }
             let directory = self.shared.directory.borrow().clone();
             match gate::open(&frame, cluster, peer, &directory) {
                 Ok(messages) => self.shared.inbound.step(messages),
+                Err(Refused::Removed { .. }) => return Ok(Response::new(RaftEnd { removed: true })),
                 Err(error) => {
                     refuse(&error.to_string());
                     return Err(status_of(&error));
@@ -91,9 +111,7 @@ impl Peer for PeerService {
 
     async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardReply>, Status> {
         let (peer, own, _) = self.authenticate(&request)?;
-        if !self.shared.directory.borrow().0.contains_key(&peer) {
-            return Err(status_of(&Refused::Stranger { peer }));
-        }
+        self.shared.directory.borrow().member(peer).map_err(|refused| status_of(&refused))?;
         let ForwardRequest { command, timeout_ms } = request.into_inner();
         let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(MAX_FORWARD);
         let result = if command.len() > MAX_COMMAND {
@@ -119,9 +137,11 @@ impl Peer for PeerService {
 /// The one place where what the gate refuses becomes a status.
 fn status_of(error: &Refused) -> Status {
     let code = match error {
-        Refused::Cluster { .. } | Refused::Sender { .. } | Refused::From { .. } | Refused::Stranger { .. } => {
-            Code::PermissionDenied
-        }
+        Refused::Cluster { .. }
+        | Refused::Sender { .. }
+        | Refused::From { .. }
+        | Refused::Stranger { .. }
+        | Refused::Removed { .. } => Code::PermissionDenied,
         Refused::TooMany { .. } | Refused::TooLarge { .. } | Refused::Undecodable => Code::InvalidArgument,
     };
     Status::new(code, error.to_string())

@@ -102,3 +102,32 @@ async fn replicas_spread_over_the_hosts_and_each_runs_once() {
     let left: usize = hosts.iter().map(|host| host.units.held().observed.vms.len()).sum();
     assert_eq!(left, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_while_another_joined_follows_that_one_when_it_leads() {
+    let mut hosts = Host::blank(["alpha", "beta", "gamma", "delta"]);
+    for host in &mut hosts[..3] {
+        host.servers.pop();
+    }
+    let [alpha, beta, gamma, delta] = &hosts;
+    let founders = [alpha, beta, gamma].map(Host::start);
+    for agent in &founders {
+        sees_whole(agent, 3).await;
+    }
+    let [alpha, beta, gone] = founders;
+    gone.stop().await;
+    let mut agents = [Some(alpha), Some(beta), Some(delta.start())];
+    let at = [0, 1, 3];
+    let mut leads = String::new();
+    // A leader that stops hands over to either of the other two.
+    for _ in 0..20 {
+        let all_lead = |status: &proto::StatusReply| cluster(status).servers == 4 && !cluster(status).leader.is_empty();
+        leads.clone_from(&cluster(&agents[2].as_ref().unwrap().sees("a leader of four", all_lead).await).leader);
+        let Some(leader) = agents.iter().zip(at).position(|(_, at)| hosts[at].name == leads && at != 3) else { break };
+        agents[leader].take().unwrap().stop().await;
+        agents[leader] = Some(hosts[at[leader]].start());
+    }
+    assert_eq!(leads, "delta", "it leads sooner or later");
+    let back = gamma.start();
+    sees_whole(&back, 4).await;
+}

@@ -10,6 +10,7 @@ mod levels;
 mod manifests;
 mod quorum;
 mod refusals;
+mod removal;
 mod restarts;
 mod units;
 mod vms;

@@ -48,7 +48,7 @@ const CORE_EDGES: Table = &[
     ("driver", &["command::MAX_BYTES", "types"]),
     ("lease", &["command", "state", "types"]),
     ("manifest", &["types", "unit"]),
-    ("membership", &["driver", "state"]),
+    ("membership", &["driver", "state", "types"]),
     ("plan", &["manifest", "schedule", "state", "types"]),
     ("reconcile", &["command", "state", "types", "unit"]),
     ("schedule", &["command", "manifest", "state", "types"]),

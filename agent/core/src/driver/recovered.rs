@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::membership::{self, Membership, UnreadableEntry};
 use super::{Settings, gate};
+use crate::ANEW;
 use crate::types::RaftId;
 
 /// A place in the log; entries at equal positions are equal.
@@ -52,12 +53,12 @@ pub enum StartError {
     NoMembership { id: RaftId },
     #[error(
         "cannot start server {id}: its store has applied up to {applied}, but its log knows of commits only up to {commit}; \
-         one of the two is from another time: put back the one that was moved, or move the data directory away and let this host join under another name"
+         one of the two is from another time: put back the one that was moved, or {anew}", anew = ANEW
     )]
     AppliedAheadOfLog { id: RaftId, applied: u64, commit: u64 },
     #[error(
         "cannot start server {id}: its log begins behind {base}, but its store has applied only up to {applied}; \
-         one of the two is from another time: put back the one that was moved, or move the data directory away and let this host join under another name"
+         one of the two is from another time: put back the one that was moved, or {anew}", anew = ANEW
     )]
     LogBeginsBehindApplied { id: RaftId, base: u64, applied: u64 },
     #[error(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::nodes::not_a_member;
 use super::{Refusal, State, refuse};
+use crate::ANEW;
 use crate::command::Reply;
 use crate::types::{Hash, NodeId};
 
@@ -28,7 +29,8 @@ pub struct Check {
 #[error(
     "after log entry {at} the state of this server was {own}, and that of {others} other server(s) {other}: they were \
      made by the same log, so a disk, a memory or the agent has a fault; keep a copy of the data directory for the \
-     report, then move it away and let this host join under another name",
+     report; {anew}",
+    anew = ANEW,
     own = .own.short(),
     other = .other.short()
 )]

@@ -126,7 +126,7 @@ impl State {
             // Both are in the order of the names.
             while vms.next_if(|(name, _)| **name < id.vm).is_some() {}
             let vm = vms.peek().filter(|(name, _)| **name == id.vm).map(|(_, vm)| *vm);
-            index.set_instance(id, instance.placement.as_deref(), vm);
+            index.set_instance(id, instance.placement.as_deref(), vm, self.has_to_go(instance));
         }
         self.tasks.iter().for_each(|(id, task)| index.set_task(*id, Some(task)));
         self.index = index.full();
@@ -136,7 +136,8 @@ impl State {
     pub(super) fn index(&mut self, dirty: &Dirty) -> BTreeSet<NodeId> {
         let before = self.nodes_of(dirty);
         let of_vms = dirty.vms.iter().flat_map(|name| self.instances_of(name)).map(|(id, _)| id);
-        for id in dirty.instances.iter().chain(of_vms).cloned().collect::<BTreeSet<_>>() {
+        let of_nodes = dirty.nodes.iter().flat_map(|node| self.placed_on(*node));
+        for id in dirty.instances.iter().chain(of_vms).chain(of_nodes).cloned().collect::<BTreeSet<_>>() {
             self.index_instance(&id);
         }
         dirty.tasks.iter().for_each(|id| self.index.set_task(*id, self.tasks.get(id)));
@@ -150,8 +151,15 @@ impl State {
     }
 
     fn index_instance(&mut self, id: &InstanceId) {
-        let placement = self.instances.get(id).and_then(|instance| instance.placement.as_deref());
-        self.index.set_instance(id, placement, self.vms.get(&id.vm));
+        let instance = self.instances.get(id);
+        let placement = instance.and_then(|instance| instance.placement.as_deref());
+        let has_to_go = instance.is_some_and(|instance| self.has_to_go(instance));
+        self.index.set_instance(id, placement, self.vms.get(&id.vm), has_to_go);
+    }
+
+    /// Whether it is on a node that is being removed.
+    fn has_to_go(&self, instance: &super::Instance) -> bool {
+        instance.placement.as_ref().is_some_and(|placement| self.is_leaving(placement.node))
     }
 }
 
@@ -167,10 +175,16 @@ impl Index {
         }
     }
 
-    fn set_instance(&mut self, id: &InstanceId, placement: Option<&Placement>, vm: Option<&Packed<Vm>>) {
+    fn set_instance(
+        &mut self,
+        id: &InstanceId,
+        placement: Option<&Placement>,
+        vm: Option<&Packed<Vm>>,
+        has_to_go: bool,
+    ) {
         let is_unsettled = vm.filter(|vm| vm.head::<Head>().runs(id.replica)).is_some_and(|vm| match placement {
             None => true,
-            Some(placement) => !placement.stopping && !placement.is_as_declared(id, &vm.value().spec),
+            Some(placement) => !placement.stopping && (has_to_go || !placement.is_as_declared(id, &vm.value().spec)),
         });
         self.instances.set(id, placement.map(|placement| (placement.node, placement.reserved)));
         set(&mut self.unsettled, id, is_unsettled);

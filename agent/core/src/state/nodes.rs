@@ -19,9 +19,9 @@ impl State {
                 return Ok(reply);
             }
             return refuse(format!(
-                "the name {} is taken by another host, at {}: give this one another name; \
-                 a host that has lost its data needs another one, too",
-                new.name, known.address
+                "the name {} is taken by another host, at {}: give this one another name, or, if it is that host made \
+                 anew, remove the old one first: `blixard node remove {} --dead`",
+                new.name, known.address, new.name
             ));
         }
         if self.nodes.len() >= MAX_NODES {
@@ -41,6 +41,7 @@ impl State {
                 joined_at: at,
                 understands: new.understands,
                 worker: None,
+                leaving: false,
             },
         );
         self.worker_status.insert(node, WorkerStatus { alive: true, since: at });

@@ -146,6 +146,9 @@ impl State {
     pub(super) fn check_room(&self, node: NodeId, growth: Resources) -> Result<(), Refusal> {
         let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
         let Some(worker) = &member.worker else { return refuse(format!("node {} has not registered", member.name)) };
+        if member.leaving {
+            return refuse(format!("node {} is being removed", member.name));
+        }
         if !self.worker_status(node).is_some_and(|status| status.alive) {
             return refuse(format!("node {} does not answer", member.name));
         }

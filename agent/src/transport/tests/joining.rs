@@ -73,11 +73,11 @@ async fn a_blank_host_finds_the_cluster_joins_and_is_a_member() {
     let own = server(2, joiner.address());
     let Joined { identity, raft, members } = join(&by[0], &secret(1), &own, &key(), Level::NEWEST).await.unwrap();
     assert_eq!((identity.cluster, identity.node, raft), (cluster.authority.cluster(), NodeId(9), RaftId(19)));
-    assert_eq!(members.0[&NodeId(9)], Member { name: own.name, address: own.address, raft });
+    assert_eq!(members.members[&NodeId(9)], Member { name: own.name, address: own.address, raft });
 
     joiner.transport.become_member(&identity).unwrap();
     let mut directory = cluster.directory();
-    directory.0.extend(members.0);
+    directory.members.extend(members.members);
     let directory = Arc::new(directory);
     joiner.directory.send_replace(directory.clone());
     cluster.nodes[0].directory.send_replace(directory);

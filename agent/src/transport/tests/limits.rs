@@ -94,6 +94,7 @@ async fn fifty_megabytes_are_refused_everywhere_with_a_clear_error() {
         cluster: cluster.authority.cluster().to_string(),
         sender: node(0).0,
         messages: vec![vec![0; SIZE]],
+        introduction: None,
     };
     let mut client = PeerClient::new(cluster.call(0, 1).await);
     let status = client.raft(tokio_stream::iter([frame])).await.unwrap_err();
@@ -118,7 +119,7 @@ async fn a_full_queue_drops_and_reports_and_does_not_block() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut directory = cluster.directory();
     let Server { name, address } = server(1, silent.local_addr().unwrap());
-    directory.0.extend(BTreeMap::from([(node(1), Member { name, address, raft: raft(1) })]));
+    directory.members.extend(BTreeMap::from([(node(1), Member { name, address, raft: raft(1) })]));
     let alone = &mut cluster.nodes[0];
     alone.directory.send_replace(Arc::new(directory));
     wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;
@@ -137,7 +138,7 @@ async fn a_queue_is_bounded_in_bytes_too() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut directory = cluster.directory();
     let Server { name, address } = server(1, silent.local_addr().unwrap());
-    directory.0.insert(node(1), Member { name, address, raft: raft(1) });
+    directory.members.insert(node(1), Member { name, address, raft: raft(1) });
     let alone = &mut cluster.nodes[0];
     alone.directory.send_replace(Arc::new(directory));
     wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;

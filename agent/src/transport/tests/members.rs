@@ -9,6 +9,7 @@ use blixard_core::driver::wire;
 use blixard_core::types::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use super::super::link::FIRST_BACKOFF;
@@ -23,6 +24,7 @@ fn frame(cluster: &Cluster, sender: usize, messages: &[raft::eraftpb::Message]) 
         cluster: cluster.authority.cluster().to_string(),
         sender: node(sender).0,
         messages: messages.iter().map(wire::encode_message).collect(),
+        introduction: None,
     }
 }
 
@@ -125,15 +127,50 @@ async fn a_member_of_another_cluster_is_refused_on_both_sides() {
 #[tokio::test]
 async fn who_is_not_in_the_directory_is_refused() {
     let cluster = Cluster::start(2).await;
-    let mut directory = cluster.directory();
-    directory.0.remove(&node(1));
-    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    let known = Directory::of([(node(0), cluster.directory().members[&node(0)].clone())].into());
+    cluster.nodes[0].directory.send_replace(Arc::new(known));
     let mut client = PeerClient::new(cluster.call(1, 0).await);
     let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(1, 0, 1)])).await;
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     let status = client.forward(ForwardRequest { command: vec![1], timeout_ms: 1000 }).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     assert!(status.message().contains("node 2 is not in the directory"), "{status}");
+}
+
+#[tokio::test]
+async fn who_is_new_to_a_member_says_who_it_is_and_nobody_else_is_asked() {
+    let cluster = Cluster::start(2).await;
+    let all = cluster.directory();
+    let own = all.members[&node(1)].encode(node(1));
+    let introduced = || cluster.nodes[0].recorder.introduced.lock().unwrap().clone();
+    let mut client = PeerClient::new(cluster.call(1, 0).await);
+    let says = |introduction| RaftFrame { introduction: Some(introduction), ..frame(&cluster, 1, &[]) };
+    // It is known, or speaks for another.
+    client.raft(tokio_stream::iter([says(own.clone())])).await.unwrap();
+    let known = Directory::of([(node(0), all.members[&node(0)].clone())].into());
+    cluster.nodes[0].directory.send_replace(Arc::new(known));
+    stream(&mut client, says(all.members[&node(1)].encode(node(2)))).await;
+    assert_eq!(introduced(), []);
+    stream(&mut client, says(own)).await;
+    assert_eq!(introduced(), [(node(1), all.members[&node(1)].clone())]);
+}
+
+#[tokio::test]
+async fn who_was_removed_is_told_so_and_its_connections_are_cut() {
+    let mut cluster = Cluster::start(2).await;
+    let mut connected = PeerClient::new(cluster.call(1, 0).await);
+    let stays_open = tokio_stream::once(frame(&cluster, 1, &[heartbeat(1, 0, 1)])).chain(tokio_stream::pending());
+    let streaming = tokio::spawn(async move { connected.raft(stays_open).await.map(|end| end.into_inner().removed) });
+    next("heartbeat", &mut cluster.nodes[0].steps, |_| true).await;
+    let mut directory = cluster.directory();
+    directory.members.remove(&node(1));
+    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    assert!(streaming.await.unwrap().unwrap(), "also on a stream on which nothing comes");
+    let recorder = &cluster.nodes[1].recorder;
+    wait_for("its link to hear it", || {}, || recorder.removals.load(Ordering::Relaxed) > 0).await;
+    let mut client = PeerClient::new(cluster.call(1, 0).await);
+    let refused = client.forward(ForwardRequest { command: vec![1], timeout_ms: 1000 }).await.unwrap_err();
+    assert!(refused.message().contains("node 2 was removed from this cluster"), "{refused}");
 }
 
 #[tokio::test]
@@ -249,7 +286,7 @@ async fn a_connection_that_falls_silent_is_given_up_and_made_anew() {
     let silence = watch::Sender::new(());
     let (address, accepted) = cable(cluster.nodes[1].address(), silence.subscribe()).await;
     let mut directory = cluster.directory();
-    directory.0.get_mut(&node(1)).unwrap().address = address.to_string().parse().unwrap();
+    directory.members.get_mut(&node(1)).unwrap().address = address.to_string().parse().unwrap();
     cluster.nodes[0].directory.send_replace(Arc::new(directory));
     let sender = cluster.nodes[0].transport.clone();
     wait_for("a connection over the cable", || (), || accepted.load(Ordering::Relaxed) >= 1).await;

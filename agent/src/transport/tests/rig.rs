@@ -89,6 +89,10 @@ pub struct Recorder {
     pub admits: AtomicUsize,
     pub forwards: AtomicUsize,
     pub calls: AtomicUsize,
+    /// Who has said who it is.
+    pub introduced: Mutex<Vec<(NodeId, Member)>>,
+    /// How often it was told that it is no member.
+    pub removals: AtomicUsize,
     /// What whoever asks for a snapshot is given.
     pub rows: Mutex<Option<Arc<dyn SnapshotRows>>>,
     steps: mpsc::UnboundedSender<Message>,
@@ -107,6 +111,12 @@ impl Inbound for Recorder {
     }
     fn called(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+    async fn introduce(&self, node: NodeId, member: Member) {
+        self.introduced.lock().unwrap().push((node, member));
+    }
+    fn removed(&self, _by: NodeId) {
+        self.removals.fetch_add(1, Ordering::Relaxed);
     }
     fn standing(&self) -> Standing {
         *self.standing.lock().unwrap()
@@ -135,7 +145,7 @@ impl Inbound for Recorder {
             certificate,
             node,
             raft: RaftId(19),
-            members: Directory(BTreeMap::from([(node, member)])),
+            members: Directory::of(BTreeMap::from([(node, member)])),
         })
     }
 }
@@ -169,6 +179,8 @@ impl Node {
             admits: AtomicUsize::new(0),
             forwards: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
+            introduced: Mutex::default(),
+            removals: AtomicUsize::new(0),
             rows: Mutex::new(None),
             steps: steps_sender,
             unreachable: unreachable_sender,
@@ -223,7 +235,7 @@ impl Cluster {
             let Server { name, address } = server(at, started.address());
             (node(at), Member { name, address, raft: raft(at) })
         };
-        Directory(self.nodes.iter().enumerate().map(member).collect())
+        Directory::of(self.nodes.iter().enumerate().map(member).collect())
     }
 
     pub fn publish(&self) {
