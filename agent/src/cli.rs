@@ -85,7 +85,7 @@ enum Verb {
         #[command(flatten)]
         reading: Reading,
     },
-    /// List, show or remove nodes
+    /// List, show, remove or replace nodes
     #[command(subcommand)]
     Node(node::NodeVerb),
     /// List or show VMs; make, start, stop and remove those that no manifest declares

@@ -14,5 +14,5 @@ pub mod unit;
 
 /// What a person does where what a server has kept can't be used any more: an old copy in its place would have forgotten
 /// what this host promised the others.
-pub const ANEW: &str = "remove this node with `blixard node remove NAME --dead` on another host, move the data directory away, \
-                        and start the agent: it joins as a new node";
+pub const ANEW: &str = "move the data directory away, start the agent, and give it the old one's place with `blixard node replace \
+                        NAME` on another host: it joins as a new node";

@@ -1,6 +1,7 @@
 //! The verbs about nodes.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use blixard_core::types::NodeName;
 use clap::{Args, Subcommand};
@@ -29,6 +30,11 @@ pub enum NodeVerb {
     /// What it runs is stopped there and started elsewhere; then it loses its vote, and its agent ends. Its name is free
     /// then: a host that joins under it is a new node.
     Remove(RemoveArgs),
+    /// Let a host that was made anew take the place of the old one, and wait until it has
+    ///
+    /// The old one is removed as a dead one is: nothing of it runs any more, and what it ran is started elsewhere at once.
+    /// Nobody checks that, but that it does not answer. The new one is a new node with the same name.
+    Replace(ReplaceArgs),
 }
 
 #[derive(Args, Debug)]
@@ -49,11 +55,22 @@ pub struct RemoveArgs {
     socket: Socket,
 }
 
+#[derive(Args, Debug)]
+pub struct ReplaceArgs {
+    name: NodeName,
+    /// Give up the volumes that the old one had
+    #[arg(long)]
+    abandon_volumes: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
 pub async fn ask(verb: NodeVerb) -> Asked {
     match verb {
         NodeVerb::Ls { reading } => print(&show::nodes(&get_status(&reading).await?.nodes, look())),
         NodeVerb::Show { name, reading } => show_one(&reading, &name).await,
         NodeVerb::Remove(args) => remove(&args).await,
+        NodeVerb::Replace(args) => replace(&args).await,
     }
 }
 
@@ -68,37 +85,56 @@ async fn remove(args: &RemoveArgs) -> Asked {
     let RemoveArgs { name, dead, abandon_volumes, no_wait, socket } = args;
     let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
     let request = proto::RemoveNodeRequest { name: name.to_string(), dead: *dead, abandon_volumes: *abandon_volumes };
-    let reply = client.remove_node(request).await.map_err(AskError::Refused)?.into_inner();
+    let node = client.remove_node(request).await.map_err(AskError::Refused)?.into_inner().node;
     if *no_wait {
         return print(&format!("{name} is being removed\n"));
     }
-    until_gone(client, reply.node, name, &socket.socket).await?;
-    print(&format!("{name} is removed\n"))
+    let left = |status: &proto::StatusReply| {
+        let member = status.nodes.iter().find(|member| member.id == node)?;
+        let instances = status.instances.iter().filter(|instance| instance.node == member.name).count();
+        Some(if instances > 0 {
+            format!("{name} still has {}", show::count(instances, "instance"))
+        } else {
+            format!("{name} has no instance any more, and is {}", member.role)
+        })
+    };
+    watch_until_nothing_is(left, client, &socket.socket, &format!("{name} is removed")).await
 }
 
-/// Watches until no node has this id, and says what it waits for.
-async fn until_gone(
+async fn replace(args: &ReplaceArgs) -> Asked {
+    let ReplaceArgs { name, abandon_volumes, socket } = args;
+    let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+    let request =
+        proto::RemoveNodeRequest { name: name.to_string(), dead: true, abandon_volumes: *abandon_volumes };
+    let old = client.remove_node(request).await.map_err(AskError::Refused)?.into_inner().node;
+    let left = |status: &proto::StatusReply| {
+        let new = status.nodes.iter().find(|member| member.name == name.as_str() && member.id != old);
+        match new.map(|member| &member.worker) {
+            None => Some(format!("the old {name} is removed; its agent on the new host is waited for")),
+            Some(None) => Some(format!("the new {name} has joined, and has not registered yet")),
+            Some(Some(_)) => None,
+        }
+    };
+    watch_until_nothing_is(left, client, &socket.socket, &format!("{name} is replaced")).await
+}
+
+/// Watches the cluster and says what is still `left` to happen, until that is nothing; then says `done`.
+async fn watch_until_nothing_is(
+    left: impl Fn(&proto::StatusReply) -> Option<String>,
     mut client: proto::api_client::ApiClient<tonic::transport::Channel>,
-    node: u64,
-    name: &NodeName,
     socket: &Path,
-) -> Result<(), AskError> {
+    done: &str,
+) -> Asked {
     let request = proto::StatusRequest { freshness: proto::Freshness::Stale.into() };
     let mut replies = client.watch_status(request).await.map_err(AskError::Refused)?.into_inner();
-    let mut said = String::new();
+    let mut said = None;
     while let Some(reply) = replies.next().await {
-        let reply = reply.map_err(AskError::Refused)?;
-        let Some(member) = reply.nodes.iter().find(|member| member.id == node) else { return Ok(()) };
-        let left = reply.instances.iter().filter(|instance| instance.node == member.name).count();
-        let waits = if left > 0 {
-            format!("{name} still has {}\n", show::count(left, "instance"))
-        } else {
-            format!("{name} has no instance any more, and is {}\n", member.role)
-        };
-        if waits != said && write_out(&waits)?.is_break() {
-            return Ok(());
+        let now = left(&reply.map_err(AskError::Refused)?);
+        let Some(waits) = &now else { return print(&format!("{done}\n")) };
+        if now != said && write_out(&format!("{waits}\n"))?.is_break() {
+            return Ok(ExitCode::SUCCESS);
         }
-        said = waits;
+        said = now;
     }
     Err(AskError::Ended { path: socket.to_owned() })
 }

@@ -76,6 +76,8 @@ fn without_an_agent_every_verb_ends_with_2_and_one_line_that_says_what_to_do() {
             &["status", "--json"],
             &["status", "--watch"],
             &["node", "ls"],
+            &["node", "remove", "alpha"],
+            &["node", "replace", "alpha"],
             &["vm", "show", "web"],
             &["vm", "create", "web", "--runner", &runner("web-0"), "--vcpus", "1", "--memory", "1"],
             &["vm", "start", "web"],
@@ -191,6 +193,17 @@ async fn nodes_and_vms_are_listed_and_shown_and_unknown_ones_refused() {
         assert!(told.contains(hint), "{told}");
     }
     assert!(asked.fails(&["explain", "nope"]).contains("\"nope\": see `blixard vm ls`"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_server_is_neither_removed_nor_replaced() {
+    let asked = Asked::start().await;
+    for verb in ["remove", "replace"] {
+        let told = asked.fails(&["node", verb, "alpha"]);
+        assert!(told.contains("alpha is the only server"), "{told}");
+        let told = asked.fails(&["node", verb, "beta"]);
+        assert!(told.contains("there is no node beta: see `blixard node ls`"), "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,7 @@ async fn a_reinstalled_host_is_refused_its_old_name_and_founds_nothing() {
     alpha.stop().await;
     std::fs::remove_dir_all(hosts[0].dir.path().join("data")).unwrap();
     let again = hosts[0].start();
-    waits_for(&again, &["alpha", "taken by another host", "blixard node remove alpha --dead"]).await;
+    waits_for(&again, &["alpha", "taken by another host", "blixard node replace alpha"]).await;
     // Nor while it reaches nobody.
     again.stop().await;
     beta.stop().await;

@@ -20,7 +20,7 @@ impl State {
             }
             return refuse(format!(
                 "the name {} is taken by another host, at {}: give this one another name, or, if it is that host made \
-                 anew, remove the old one first: `blixard node remove {} --dead`",
+                 anew, let it take the place of the old one: `blixard node replace {}`",
                 new.name, known.address, new.name
             ));
         }
