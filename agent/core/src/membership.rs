@@ -14,7 +14,7 @@ pub enum Step {
     HandOver(RaftId),
 }
 
-/// Every member of the state that isn't leaving it is to be a voter; a new one is a learner until it has caught up. Who
+/// Every member of the state that hasn't left it is to be a voter; a new one is a learner until it has caught up. Who
 /// is to go goes first, but only where those that are left, and answer, are a quorum.
 #[must_use]
 pub fn next_step(state: &State, own: RaftId, status: &Status) -> Option<Step> {
@@ -80,16 +80,18 @@ pub fn gone<'a>(state: &'a State, servers: &'a Membership) -> impl Iterator<Item
     state.emptied_nodes().filter(move |id| !is_server(&state.nodes()[id].raft))
 }
 
+/// Who hears of what it has to stop only as a server stays one until it has stopped it.
 fn staying(state: &State) -> impl Iterator<Item = &Node> {
-    state.nodes().values().filter(|node| !node.leaving)
+    let gone: BTreeSet<NodeId> = state.emptied_nodes().collect();
+    state.nodes().iter().filter(move |(id, _)| !gone.contains(id)).map(|(_, node)| node)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Command, Reply};
+    use crate::command::{Command, InstancePhase, Reply};
     use crate::driver::{Role, Soft};
-    use crate::state::tests::Fixture;
+    use crate::state::tests::{Fixture, vm};
 
     fn status(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> Status {
         let ids = |ids: &[u64]| ids.iter().copied().map(RaftId).collect::<BTreeSet<_>>();
@@ -148,6 +150,23 @@ mod tests {
         assert_eq!(next(&state, &status(&[1, 2, 3], &[], &[])), Some(removed));
         assert_eq!(next(&state, &status(&[1, 2], &[3], &[3])), Some(removed), "a learner, too");
         assert_eq!(next(&state, &status(&[1, 2], &[], &[])), None);
+    }
+
+    #[test]
+    fn who_is_to_go_hears_as_a_server_what_it_has_to_stop() {
+        let mut fixture = Fixture::of_nodes(3);
+        fixture.declare(&[("web", vm("web", 3))]);
+        fixture.settle();
+        let command = Command::RemoveNode { node: NodeId(3), dead: false, abandon_volumes: false };
+        assert_eq!(fixture.say(command), Reply::Done);
+        let all = status(&[1, 2, 3], &[], &[]);
+        assert_eq!(next(&fixture.state, &all), None);
+        fixture.settle();
+        let there = fixture.state.placed_on(NodeId(3)).map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(there.len(), 1);
+        assert_eq!(next(&fixture.state, &all), None);
+        fixture.report(&there[0], InstancePhase::Stopped);
+        assert!(next(&fixture.state, &all).is_some());
     }
 
     #[test]

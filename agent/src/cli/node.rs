@@ -104,8 +104,7 @@ async fn remove(args: &RemoveArgs) -> Asked {
 async fn replace(args: &ReplaceArgs) -> Asked {
     let ReplaceArgs { name, abandon_volumes, socket } = args;
     let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
-    let request =
-        proto::RemoveNodeRequest { name: name.to_string(), dead: true, abandon_volumes: *abandon_volumes };
+    let request = proto::RemoveNodeRequest { name: name.to_string(), dead: true, abandon_volumes: *abandon_volumes };
     let old = client.remove_node(request).await.map_err(AskError::Refused)?.into_inner().node;
     let left = |status: &proto::StatusReply| {
         let new = status.nodes.iter().find(|member| member.name == name.as_str() && member.id != old);
