@@ -6,7 +6,7 @@ mod tls;
 
 use std::fmt;
 
-use blixard_core::types::{ClusterId, NodeId};
+use blixard_core::types::{ClusterEpoch, ClusterId, NodeId};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
@@ -86,16 +86,17 @@ impl NodeKey {
     /// The identity that this key and what the cluster issued for it make.
     ///
     /// # Errors
-    /// `Issued` if `certificate` isn't one of `cluster` for `node` under `authority`; `ForeignKey` if it is for
-    /// another key.
+    /// `Issued` if `certificate` isn't one of this epoch of `cluster` for `node` under `authority`; `ForeignKey` if it is
+    /// for another key.
     pub fn identify(
         &self,
         cluster: ClusterId,
+        epoch: ClusterEpoch,
         node: NodeId,
         authority: Vec<u8>,
         certificate: Vec<u8>,
     ) -> Result<NodeIdentity, IdentityError> {
-        let identity = NodeIdentity { cluster, node, authority, certificate, key: self.0.serialize_der() };
+        let identity = NodeIdentity { cluster, epoch, node, authority, certificate, key: self.0.serialize_der() };
         tls::check_own(&identity).map_err(IdentityError::Issued)?;
         if tls::public_key_of(&identity.certificate).map_err(IdentityError::Issued)? != self.0.subject_public_key_info()
         {
@@ -109,6 +110,7 @@ impl NodeKey {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeIdentity {
     pub cluster: ClusterId,
+    pub epoch: ClusterEpoch,
     pub node: NodeId,
     /// The cluster CA's certificate, DER.
     pub authority: Vec<u8>,
@@ -147,20 +149,24 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_for_another_key_node_or_cluster_makes_no_identity() {
-        let cluster = draw_cluster_id();
+    fn a_certificate_for_another_key_node_epoch_or_cluster_makes_no_identity() {
+        let (cluster, epoch) = (draw_cluster_id(), ClusterEpoch(2));
         let authority = Authority::create(cluster).unwrap();
         let (mine, other) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
-        let certificate = authority.issue(&other.request().unwrap(), NodeId(1)).unwrap();
+        let certificate = authority.issue(&other.request().unwrap(), epoch, NodeId(1)).unwrap();
         let root = authority.certificate().to_vec();
-        let made = mine.identify(cluster, NodeId(1), root.clone(), certificate.clone());
+        let made = mine.identify(cluster, epoch, NodeId(1), root.clone(), certificate.clone());
         assert!(matches!(made, Err(IdentityError::ForeignKey)), "{made:?}");
-        let made = NodeKey::generate().unwrap().identify(cluster, NodeId(2), root.clone(), certificate.clone());
-        assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
         let stranger = Authority::create(cluster).unwrap().certificate().to_vec();
-        let made = NodeKey::generate().unwrap().identify(cluster, NodeId(1), stranger, certificate.clone());
-        assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
-        let made = other.identify(draw_cluster_id(), NodeId(1), root, certificate);
-        assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
+        let made = |cluster, epoch, node, root| other.identify(cluster, epoch, node, root, certificate.clone());
+        made(cluster, epoch, NodeId(1), root.clone()).unwrap();
+        for made in [
+            made(cluster, epoch, NodeId(2), root.clone()),
+            made(cluster, epoch, NodeId(1), stranger),
+            made(cluster, ClusterEpoch::FIRST, NodeId(1), root.clone()),
+            made(draw_cluster_id(), epoch, NodeId(1), root),
+        ] {
+            assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
+        }
     }
 }

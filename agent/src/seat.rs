@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blixard_core::command::{Command, NewNode};
-use blixard_core::types::{ClusterId, Level, NodeId, RaftId};
+use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -148,10 +148,10 @@ impl Seat {
 
     fn found(config: &Config, secret: &ClusterSecret, key: &NodeKey, understands: Level) -> Result<Self, SeatError> {
         let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
-        let (cluster, node, raft) = (authority.cluster(), NodeId(1), FOUNDER);
+        let (cluster, epoch, node, raft) = (authority.cluster(), ClusterEpoch::FIRST, NodeId(1), FOUNDER);
         let request = key.request().map_err(SeatError::Identity)?;
-        let certificate = authority.issue(&request, node).map_err(SeatError::Found)?;
-        let identity = key.identify(cluster, node, authority.certificate().to_vec(), certificate);
+        let certificate = authority.issue(&request, epoch, node).map_err(SeatError::Found)?;
+        let identity = key.identify(cluster, epoch, node, authority.certificate().to_vec(), certificate);
         let own = config.own();
         let first = NewNode {
             name: own.name.clone(),

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{Address, ClusterId, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{Address, ClusterEpoch, ClusterId, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -123,6 +123,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
     pub cluster: ClusterId,
+    pub epoch: ClusterEpoch,
     /// The CA's certificate, DER.
     pub authority: Vec<u8>,
     /// The new member's certificate, DER.
@@ -257,11 +258,11 @@ impl Shared {
     }
 }
 
-/// What the listener shows, and the cluster whose members it accepts.
+/// What the listener shows, and the cluster, in which epoch, whose members it accepts.
 #[derive(Clone)]
 struct Side {
     tls: ServerSide,
-    cluster: Option<ClusterId>,
+    cluster: Option<(ClusterId, ClusterEpoch)>,
 }
 
 impl Transport {
@@ -306,7 +307,7 @@ impl Transport {
     /// `Tls` if the identity is damaged; then nothing changed.
     pub fn become_member(&self, identity: &NodeIdentity) -> Result<(), TransportError> {
         let tls = member_server(identity).map_err(TransportError::Tls)?;
-        self.shared.side.send_replace(Side { tls, cluster: Some(identity.cluster) });
+        self.shared.side.send_replace(Side { tls, cluster: Some((identity.cluster, identity.epoch)) });
         self.shared.identity.send_replace(Some(Arc::new(identity.clone())));
         Ok(())
     }

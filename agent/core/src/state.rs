@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{Constraints, Manifest, VmSpec};
 use crate::types::{
-    Address, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, TaskId, Term,
-    Timestamp, VmName,
+    Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, TaskId,
+    Term, Timestamp, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
@@ -67,6 +67,8 @@ pub struct Cluster {
     pub founded_at: Timestamp,
     /// What `apply` does.
     pub level: Level,
+    /// Only the certificates of this epoch are its members'.
+    pub epoch: ClusterEpoch,
 }
 
 /// The last id given out of each kind; ids start at 1 and are never reused.
@@ -275,6 +277,7 @@ impl State {
             sealed_ca_key: sealed_ca_key.to_vec(),
             founded_at: at,
             level: first.understands,
+            epoch: ClusterEpoch::FIRST,
         });
         self.dirty.cluster = true;
         self.admit(first, at)

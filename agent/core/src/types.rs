@@ -115,6 +115,15 @@ number_newtype!(
     Level
 );
 
+number_newtype!(
+    /// How often a cluster has begun: first when it is founded, and again each time that it is recovered or restored.
+    ClusterEpoch
+);
+
+impl ClusterEpoch {
+    pub const FIRST: Self = Self(1);
+}
+
 impl Level {
     /// The newest that this agent understands.
     pub const NEWEST: Self = Self(1);

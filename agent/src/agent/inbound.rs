@@ -46,9 +46,10 @@ impl Inward {
         let cluster = cluster.ok_or("the cluster is being founded: try again")?;
         let authority = Authority::unseal(&cluster.sealed_ca_key, &self.secret);
         let authority = authority.map_err(|error| crate::error_chain(&error))?;
-        let certificate = authority.issue(&candidate.request, node).map_err(|error| crate::error_chain(&error))?;
+        let certificate =
+            authority.issue(&candidate.request, cluster.epoch, node).map_err(|error| crate::error_chain(&error))?;
         let authority = authority.certificate().to_vec();
-        Ok(Admission { cluster: cluster.id, authority, certificate, node, raft, members })
+        Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, authority, certificate, node, raft, members })
     }
 }
 

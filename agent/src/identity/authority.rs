@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use blixard_core::types::{ClusterId, Hash, NodeId};
+use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
@@ -95,18 +95,18 @@ impl Authority {
         Ok(Hash::of(&request.public_key.subject_public_key_info()))
     }
 
-    /// A certificate (DER) that names the holder of the key in `request` as `node` of this cluster.
+    /// A certificate (DER) that names the holder of the key in `request` as `node` of this epoch of the cluster.
     ///
     /// Of the request (PKCS#10, DER, at most a few hundred bytes) only the public key is used.
     ///
     /// # Errors
     /// `ReadRequest` if the request isn't one or its signature is wrong; `Issue`.
-    pub fn issue(&self, request: &[u8], node: NodeId) -> Result<Vec<u8>, AuthorityError> {
+    pub fn issue(&self, request: &[u8], epoch: ClusterEpoch, node: NodeId) -> Result<Vec<u8>, AuthorityError> {
         let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
             .map_err(|source| AuthorityError::ReadRequest { node, source })?;
         let failed = |source| AuthorityError::Issue { node, source };
         let mut params = params(&format!("Blixard node {node}"));
-        let name = tls::node_uri(self.cluster, node).try_into().map_err(failed)?;
+        let name = tls::node_uri(self.cluster, epoch, node).try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::URI(name)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -122,8 +122,8 @@ impl Authority {
     pub fn identify(&self, node: NodeId) -> Result<NodeIdentity, AuthorityError> {
         let key = NodeKey::generate().map_err(AuthorityError::Identify)?;
         let request = key.request().map_err(AuthorityError::Identify)?;
-        let certificate = self.issue(&request, node)?;
-        key.identify(self.cluster, node, self.certificate.clone(), certificate).map_err(AuthorityError::Identify)
+        let (epoch, certificate) = (ClusterEpoch::FIRST, self.issue(&request, ClusterEpoch::FIRST, node)?);
+        key.identify(self.cluster, epoch, node, self.certificate.clone(), certificate).map_err(AuthorityError::Identify)
     }
 
     /// The CA with its key, readable only with the cluster secret; this form may be replicated and stored.
@@ -180,8 +180,8 @@ mod tests {
         let read = Authority::unseal(&sealed, &secret(1)).unwrap();
         assert_eq!((read.cluster(), read.certificate()), (made.cluster(), made.certificate()));
         let key = NodeKey::generate().unwrap();
-        let certificate = read.issue(&key.request().unwrap(), NodeId(9)).unwrap();
-        key.identify(made.cluster(), NodeId(9), made.certificate().to_vec(), certificate).unwrap();
+        let certificate = read.issue(&key.request().unwrap(), ClusterEpoch::FIRST, NodeId(9)).unwrap();
+        key.identify(made.cluster(), ClusterEpoch::FIRST, NodeId(9), made.certificate().to_vec(), certificate).unwrap();
     }
 
     #[test]
@@ -197,7 +197,10 @@ mod tests {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let mut request = NodeKey::generate().unwrap().request().unwrap();
         *request.last_mut().unwrap() ^= 1;
-        assert!(matches!(authority.issue(&request, NodeId(1)), Err(AuthorityError::ReadRequest { .. })));
-        assert!(authority.issue(b"garbage", NodeId(1)).is_err());
+        assert!(matches!(
+            authority.issue(&request, ClusterEpoch::FIRST, NodeId(1)),
+            Err(AuthorityError::ReadRequest { .. })
+        ));
+        assert!(authority.issue(b"garbage", ClusterEpoch::FIRST, NodeId(1)).is_err());
     }
 }

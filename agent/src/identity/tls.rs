@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use blixard_core::types::{ClusterId, Hash, NodeId};
+use blixard_core::ANEW;
+use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
 use rcgen::KeyPair;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -33,10 +34,15 @@ pub enum TlsError {
 pub enum PeerError {
     #[error("the certificate cannot be read")]
     Read,
-    #[error("the certificate names no node: a URI blixard://CLUSTER/node/NUMBER is missing in it")]
+    #[error("the certificate names no node: a URI blixard://CLUSTER/epoch/NUMBER/node/NUMBER is missing in it")]
     NoNode,
     #[error("the certificate is of cluster {found}, and this is cluster {own}: check cluster.servers")]
     OtherCluster { found: ClusterId, own: ClusterId },
+    #[error(
+        "the certificate is of epoch {found} of this cluster, and this host is in epoch {own}: the cluster was recovered \
+         or restored in between; who is in the earlier one joins again, as a new node: {anew}", anew = ANEW
+    )]
+    OtherEpoch { found: ClusterEpoch, own: ClusterEpoch },
     #[error(
         "the certificate is node {found}'s, and node {expected} was called: check the addresses in cluster.servers"
     )]
@@ -66,7 +72,8 @@ pub struct ServerSide {
 /// # Errors
 /// `Root` or `Own` if the identity is damaged.
 pub fn member_client(identity: &NodeIdentity, expected: Expected) -> Result<ClientConfig, TlsError> {
-    let verifier = MemberVerifier { roots: roots(identity)?, cluster: identity.cluster, expected };
+    let verifier =
+        MemberVerifier { roots: roots(identity)?, cluster: identity.cluster, epoch: identity.epoch, expected };
     let mut config = client_builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -85,7 +92,7 @@ pub fn member_server(identity: &NodeIdentity) -> Result<ServerSide, TlsError> {
         .allow_unauthenticated()
         .build()
         .map_err(TlsError::ClientVerifier)?;
-    let verifier = Arc::new(ClientVerifier { inner, cluster: identity.cluster });
+    let verifier = Arc::new(ClientVerifier { inner, cluster: identity.cluster, epoch: identity.epoch });
     let config = server_builder()
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain(), identity.private_key())
@@ -116,30 +123,35 @@ pub fn stranger_server() -> Result<ServerSide, TlsError> {
     Ok(finish_server(config, certificate.der()))
 }
 
-/// The node that a certificate of `cluster` names; the certificate's chain is the caller's to check.
+/// The node that a certificate of this epoch of `cluster` names; the certificate's chain is the caller's to check.
 ///
 /// # Errors
-/// `Read`, `NoNode`, or `OtherCluster`.
-pub fn peer_of(certificate: &[u8], cluster: ClusterId) -> Result<NodeId, PeerError> {
+/// `Read`, `NoNode`, `OtherCluster` or `OtherEpoch`.
+pub fn peer_of(certificate: &[u8], cluster: ClusterId, epoch: ClusterEpoch) -> Result<NodeId, PeerError> {
     let (rest, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Read)?;
     let names = parsed.subject_alternative_name().map_err(|_| PeerError::Read)?.ok_or(PeerError::NoNode)?;
     let [GeneralName::URI(uri)] = names.value.general_names.as_slice() else { return Err(PeerError::NoNode) };
     if !rest.is_empty() {
         return Err(PeerError::Read);
     }
-    let (found, node) = parse_node_uri(uri).ok_or(PeerError::NoNode)?;
-    if found == cluster { Ok(node) } else { Err(PeerError::OtherCluster { found, own: cluster }) }
+    let (found, of_epoch, node) = parse_node_uri(uri).ok_or(PeerError::NoNode)?;
+    match (found == cluster, of_epoch == epoch) {
+        (true, true) => Ok(node),
+        (true, false) => Err(PeerError::OtherEpoch { found: of_epoch, own: epoch }),
+        (false, _) => Err(PeerError::OtherCluster { found, own: cluster }),
+    }
 }
 
 /// The name of a node in its certificate.
-pub(super) fn node_uri(cluster: ClusterId, node: NodeId) -> String {
-    format!("blixard://{cluster}/node/{node}")
+pub(super) fn node_uri(cluster: ClusterId, epoch: ClusterEpoch, node: NodeId) -> String {
+    format!("blixard://{cluster}/epoch/{epoch}/node/{node}")
 }
 
-fn parse_node_uri(uri: &str) -> Option<(ClusterId, NodeId)> {
-    let (cluster, node) = uri.strip_prefix("blixard://")?.split_once("/node/")?;
-    let parsed = (cluster.parse().ok()?, NodeId(node.parse().ok()?));
-    (node_uri(parsed.0, parsed.1) == uri).then_some(parsed)
+fn parse_node_uri(uri: &str) -> Option<(ClusterId, ClusterEpoch, NodeId)> {
+    let (cluster, rest) = uri.strip_prefix("blixard://")?.split_once("/epoch/")?;
+    let (epoch, node) = rest.split_once("/node/")?;
+    let (cluster, epoch, node) = (cluster.parse().ok()?, ClusterEpoch(epoch.parse().ok()?), NodeId(node.parse().ok()?));
+    (node_uri(cluster, epoch, node) == uri).then_some((cluster, epoch, node))
 }
 
 /// The public key in a certificate (SPKI, DER).
@@ -151,7 +163,8 @@ pub(super) fn public_key_of(certificate: &[u8]) -> Result<Vec<u8>, PeerError> {
 /// Whether an identity's certificate is what it says, under the authority that came with it.
 pub(super) fn check_own(identity: &NodeIdentity) -> Result<(), PeerError> {
     let roots = roots(identity).map_err(|_| PeerError::Read)?;
-    let verifier = MemberVerifier { roots, cluster: identity.cluster, expected: Expected::Node(identity.node) };
+    let NodeIdentity { cluster, epoch, node, .. } = *identity;
+    let verifier = MemberVerifier { roots, cluster, epoch, expected: Expected::Node(node) };
     verifier.check(&CertificateDer::from(identity.certificate.as_slice()), &[], UnixTime::now())
 }
 
@@ -160,6 +173,7 @@ pub(super) fn check_own(identity: &NodeIdentity) -> Result<(), PeerError> {
 struct MemberVerifier {
     roots: Arc<RootCertStore>,
     cluster: ClusterId,
+    epoch: ClusterEpoch,
     expected: Expected,
 }
 
@@ -171,7 +185,7 @@ impl MemberVerifier {
         now: UnixTime,
     ) -> Result<(), PeerError> {
         // The name comes first: to a person, "another cluster" says more than "unknown issuer".
-        let found = peer_of(certificate, self.cluster)?;
+        let found = peer_of(certificate, self.cluster, self.epoch)?;
         let parsed = rustls::server::ParsedCertificate::try_from(certificate).map_err(PeerError::Chain)?;
         let algorithms = provider().signature_verification_algorithms.all;
         rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
@@ -252,11 +266,12 @@ impl ServerCertVerifier for UncheckedVerifier {
     }
 }
 
-/// The chain by rustls, then the cluster in the name.
+/// The chain by rustls, then the cluster and its epoch in the name.
 #[derive(Debug)]
 struct ClientVerifier {
     inner: Arc<dyn ClientCertVerifier>,
     cluster: ClusterId,
+    epoch: ClusterEpoch,
 }
 
 impl ClientCertVerifier for ClientVerifier {
@@ -272,7 +287,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        peer_of(end_entity, self.cluster).map_err(refused)?;
+        peer_of(end_entity, self.cluster, self.epoch).map_err(refused)?;
         self.inner.verify_client_cert(end_entity, intermediates, now)
     }
     fn verify_tls12_signature(
@@ -349,7 +364,7 @@ fn finish_server(mut config: ServerConfig, certificate: &[u8]) -> ServerSide {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Authority, draw_cluster_id};
+    use super::super::{Authority, NodeKey, draw_cluster_id};
     use super::*;
 
     fn shake(client: ClientConfig, server: ServerSide) -> Result<(), rustls::Error> {
@@ -402,27 +417,54 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_another_cluster_names_no_peer() {
+    fn a_certificate_of_another_cluster_or_epoch_names_no_peer() {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let identity = authority.identify(NodeId(7)).unwrap();
-        assert_eq!(peer_of(&identity.certificate, authority.cluster()), Ok(NodeId(7)));
+        let (found, first, second) = (authority.cluster(), ClusterEpoch::FIRST, ClusterEpoch(2));
+        assert_eq!(peer_of(&identity.certificate, found, first), Ok(NodeId(7)));
         let own = draw_cluster_id();
-        let found = authority.cluster();
-        assert_eq!(peer_of(&identity.certificate, own), Err(PeerError::OtherCluster { found, own }));
-        assert_eq!(peer_of(authority.certificate(), found), Err(PeerError::NoNode));
-        assert_eq!(peer_of(b"garbage", found), Err(PeerError::Read));
+        assert_eq!(peer_of(&identity.certificate, own, first), Err(PeerError::OtherCluster { found, own }));
+        let other = PeerError::OtherEpoch { found: first, own: second };
+        assert_eq!(peer_of(&identity.certificate, found, second), Err(other));
+        assert_eq!(peer_of(authority.certificate(), found, first), Err(PeerError::NoNode));
+        assert_eq!(peer_of(b"garbage", found, first), Err(PeerError::Read));
+    }
+
+    #[test]
+    fn members_of_different_epochs_refuse_each_other() {
+        let authority = Authority::create(draw_cluster_id()).unwrap();
+        let of = |epoch, node| {
+            let (key, epoch, node) = (NodeKey::generate().unwrap(), ClusterEpoch(epoch), NodeId(node));
+            let certificate = authority.issue(&key.request().unwrap(), epoch, node).unwrap();
+            key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate).unwrap()
+        };
+        shake(member_client(&of(2, 1), Expected::AnyMember).unwrap(), member_server(&of(2, 2)).unwrap()).unwrap();
+        for (own, found) in [(1, 2), (2, 1)] {
+            let (own, found) = (of(own, 1), of(found, 2));
+            let client = member_client(&own, Expected::AnyMember).unwrap();
+            let error = shake(client, member_server(&found).unwrap()).unwrap_err();
+            let expected = PeerError::OtherEpoch { found: found.epoch, own: own.epoch };
+            assert_eq!(refusal(&std::io::Error::other(error)), Some(expected));
+            // The client is ready to accept anybody: it is the server that must refuse.
+            let mut config = stranger_client();
+            config.client_auth_cert_resolver =
+                member_client(&own, Expected::AnyMember).unwrap().client_auth_cert_resolver;
+            shake(config, member_server(&found).unwrap()).unwrap_err();
+        }
     }
 
     #[test]
     fn only_the_exact_form_of_a_name_is_read() {
         let cluster = draw_cluster_id();
-        let good = node_uri(cluster, NodeId(12));
-        assert_eq!(parse_node_uri(&good), Some((cluster, NodeId(12))));
+        let good = node_uri(cluster, ClusterEpoch(34), NodeId(12));
+        assert_eq!(parse_node_uri(&good), Some((cluster, ClusterEpoch(34), NodeId(12))));
         for bad in [
             format!("{good}/"),
             good.replace("12", "012"),
             good.replace("12", "+12"),
             good.replace("12", ""),
+            good.replace("34", "034"),
+            good.replace("/epoch/34", ""),
             good.replace("blixard", "https"),
             good.replace("/node/", "/user/"),
         ] {

@@ -194,5 +194,6 @@ fn encode(admission: Admission) -> Admitted {
         node: admission.node.0,
         raft: admission.raft.0,
         members: members.collect(),
+        epoch: admission.epoch.0,
     }
 }

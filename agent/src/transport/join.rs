@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
 use futures_util::future::join_all;
 use hyper_util::rt::TokioIo;
 use tonic::transport::Channel;
@@ -143,7 +143,8 @@ pub async fn join(
     };
     let members = directory_of(&admitted).map_err(|source| JoinError::Values { server: server.clone(), source })?;
     let node = NodeId(admitted.node);
-    let identity = key.identify(cluster, node, admitted.authority, admitted.certificate).map_err(unusable)?;
+    let epoch = ClusterEpoch(admitted.epoch);
+    let identity = key.identify(cluster, epoch, node, admitted.authority, admitted.certificate).map_err(unusable)?;
     Ok(Joined { identity, raft: RaftId(admitted.raft), members })
 }
 

@@ -109,7 +109,7 @@ impl Port {
         }
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let peer = match (certificate, cluster) {
-            (Some(certificate), Some(cluster)) => match peer_of(certificate, cluster) {
+            (Some(certificate), Some((cluster, epoch))) => match peer_of(certificate, cluster, epoch) {
                 Ok(peer) => Some(peer),
                 Err(error) => return self.note(remote, &error.to_string()),
             },

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blixard_core::types::{NodeId, RaftId, Server};
+use blixard_core::types::{ClusterEpoch, NodeId, RaftId, Server};
 use hyper_util::rt::TokioIo;
 use raft::eraftpb::{Message, MessageType};
 use rustls::ClientConfig;
@@ -136,11 +136,13 @@ impl Inbound for Recorder {
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
         self.admits.fetch_add(1, Ordering::Relaxed);
         let authority = self.authority.as_ref().ok_or_else(|| Refusal("no authority".to_owned()))?;
-        let node = NodeId(9);
-        let certificate = authority.issue(&candidate.request, node).map_err(|error| Refusal(error.to_string()))?;
+        let (epoch, node) = (ClusterEpoch::FIRST, NodeId(9));
+        let certificate =
+            authority.issue(&candidate.request, epoch, node).map_err(|error| Refusal(error.to_string()))?;
         let member = Member { name: candidate.name, address: candidate.address, raft: RaftId(19) };
         Ok(Admission {
             cluster: authority.cluster(),
+            epoch,
             authority: authority.certificate().to_vec(),
             certificate,
             node,
