@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::ANEW;
-use blixard_core::driver::{Driver, ELECTION_TICKS, HEARTBEAT_TICKS, Membership, Recovered, Settings, StartError};
-use blixard_core::state::{Loading, RowError, State};
+use blixard_core::driver::{Driver, ELECTION_TICKS, HEARTBEAT_TICKS, Settings, StartError};
+use blixard_core::state::RowError;
 use blixard_core::types::{ClientId, Level};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,22 +18,25 @@ use crate::api::{self, ApiError, Stage};
 use crate::config::{Config, ConfigError};
 use crate::gate::files::Account;
 use crate::identity::{self, ClusterSecret, SecretError};
-use crate::log::{self, Log, LogError, Replay};
+use crate::log::LogError;
 use crate::nix::NixCommand;
 use crate::node::{self, Ended, Founding, Handle, NodeError, Parts};
 use crate::probe::{self, ProbeError};
-use crate::seat::{FOUNDER, Seat, SeatError};
-use crate::store::{Beside, Loaded, Store, StoreError};
+use crate::seat::{Seat, SeatError};
+use crate::store::StoreError;
 use crate::transport::{self, Directory, Transport, TransportError};
 use crate::units::{self, Systemd, Units, UnitsError};
 use crate::worker::offer::Occasion;
 use crate::{telemetry, worker};
 
+mod data;
 mod inbound;
 mod pause;
+pub mod recovery;
 mod servers;
 mod watchdog;
 
+use data::Data;
 use inbound::Inward;
 use servers::ServerThread;
 
@@ -253,8 +256,8 @@ where
     }));
 
     let (directory, directories) = watch::channel(Arc::default());
-    let kept = data.kept.as_deref().and_then(Seat::identity_of);
-    let inward = Arc::new(Inward::new(secret.clone(), kept.map(|identity| identity.cluster)));
+    let kept = data.kept.as_deref().and_then(Seat::cluster_of);
+    let inward = Arc::new(Inward::new(secret.clone(), kept));
     let settings = transport::Settings {
         listen: config.node.listen,
         name: config.name().clone(),
@@ -382,58 +385,6 @@ where
     tasks.shutdown().await;
     offering.shutdown().await;
     result
-}
-
-/// What lies on disk, opened and checked.
-struct Data {
-    dir: PathBuf,
-    log: Log,
-    recovered: Recovered,
-    store: Store,
-    state: State,
-    /// The seat, as it was kept.
-    kept: Option<Vec<u8>>,
-}
-
-impl Data {
-    fn open(dir: PathBuf) -> Result<Self, AgentError> {
-        let path = dir.join("state.redb");
-        let locked = log::Directory::open(&dir.join("log")).map_err(AgentError::OpenLog)?;
-        // It may be what has filled the disk, and the log wants room to open.
-        Store::remove_unfinished(&Beside::path_of(&path)).map_err(AgentError::OpenStore)?;
-        let read = |store: Store| {
-            let loaded = store.load::<Loading>()?;
-            Ok((store, loaded))
-        };
-        // Where there is much, each takes its time.
-        let (opened, stored) = std::thread::scope(|scope| {
-            let opened = scope.spawn(|| Log::open_on(locked, log::SEGMENT_BYTES));
-            let stored = Store::open(&path).and_then(|store| store.map(read).transpose());
-            (opened.join().expect("it doesn't panic"), stored)
-        });
-        let (mut log, mut replay) = opened.map_err(AgentError::OpenLog)?;
-        let (store, loaded) = match stored.map_err(AgentError::OpenStore)? {
-            Some(stored) => stored,
-            // A new one would make another host of this: one that could found a cluster on the log of its old one.
-            None if replay != Replay::default() => return Err(AgentError::StoreMissing { path }),
-            None => Store::create(&path).and_then(read).map_err(AgentError::OpenStore)?,
-        };
-        let Loaded { rows, checkpoint, installed, identity } = loaded;
-        let state = rows.finish().map_err(|source| AgentError::Load { path: path.clone(), source })?;
-        if installed {
-            log.catch_up(&mut replay, checkpoint.position).map_err(AgentError::OpenLog)?;
-        }
-        // A blank store has none.
-        let membership = Some(checkpoint.membership).filter(|servers| !servers.voters.is_empty());
-        let recovered = Recovered {
-            base: replay.base,
-            entries: replay.entries,
-            hard_state: replay.hard_state,
-            membership: membership.unwrap_or_else(|| Membership::founded_by(FOUNDER)),
-            applied: checkpoint.position.index,
-        };
-        Ok(Self { dir, log, recovered, store, state, kept: identity })
-    }
 }
 
 fn start_worker<U: Units>(

@@ -12,6 +12,7 @@ use crate::gate::GateArgs;
 
 mod ask;
 mod client;
+mod cluster;
 mod json;
 mod node;
 mod show;
@@ -88,6 +89,9 @@ enum Verb {
     /// List, show, remove or replace nodes
     #[command(subcommand)]
     Node(node::NodeVerb),
+    /// What is done to the cluster as a whole
+    #[command(subcommand)]
+    Cluster(cluster::ClusterVerb),
     /// List or show VMs; make, start, stop and remove those that no manifest declares
     #[command(subcommand)]
     Vm(vm::VmVerb),
@@ -174,6 +178,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Verb::Agent { config } => agent::run(&config, Traits::default(), agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
+        Verb::Cluster(verb) => finish(cluster::run(&verb)),
         Verb::CheckConfig { file } => finish(check_config(&file)),
         Verb::CheckManifest { file } => finish(check_manifest(&file)),
         verb => {
@@ -201,9 +206,11 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
             ask::run_task(&socket.socket, command, cpu, memory).await
         }
         Verb::Task(TaskVerb::Ls { reading }) => ask::list_tasks(&reading).await,
-        Verb::Agent { .. } | Verb::Gate(_) | Verb::CheckConfig { .. } | Verb::CheckManifest { .. } => {
-            unreachable!("these ask no agent")
-        }
+        Verb::Agent { .. }
+        | Verb::Gate(_)
+        | Verb::Cluster(_)
+        | Verb::CheckConfig { .. }
+        | Verb::CheckManifest { .. } => unreachable!("these ask no agent"),
     }
 }
 

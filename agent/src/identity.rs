@@ -127,6 +127,14 @@ impl fmt::Debug for NodeIdentity {
 }
 
 impl NodeIdentity {
+    /// The key that it is about.
+    ///
+    /// # Errors
+    /// `ReadKey`.
+    pub fn key(&self) -> Result<NodeKey, IdentityError> {
+        NodeKey::decode(&self.key)
+    }
+
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![CertificateDer::from(self.certificate.clone())]
     }

@@ -490,7 +490,7 @@ impl<T> Waiting<T> {
 }
 
 /// The wall clock, as a leader stamps it into an entry.
-fn now() -> Timestamp {
+pub fn now() -> Timestamp {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
 }

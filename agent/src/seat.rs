@@ -58,6 +58,24 @@ enum Kept {
         key: Vec<u8>,
     },
     Seated(Box<Seated>),
+    /// As `Asking`, by a host that was a member of this cluster, in this epoch.
+    Rejoining {
+        key: Vec<u8>,
+        cluster: ClusterId,
+        was_in: ClusterEpoch,
+    },
+}
+
+impl Kept {
+    fn read(config: &Config, bytes: &[u8]) -> Result<Self, SeatError> {
+        let path = || config.node.data_dir.clone();
+        match postcard::from_bytes(bytes).map_err(|_| SeatError::Decode { path: path() })? {
+            Self::Seated(seated) if seated.name != *config.name() => {
+                Err(SeatError::OtherName { path: path(), kept: seated.name.to_string() })
+            }
+            kept => Ok(kept),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,37 +101,70 @@ impl Seat {
         understands: Level,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
-        let path = || config.node.data_dir.clone();
-        let kept = kept.map(|bytes| postcard::from_bytes(&bytes).map_err(|_| SeatError::Decode { path: path() }));
-        let key = match kept.transpose()? {
-            Some(Kept::Seated(seated)) if seated.name == *config.name() => return Ok(seated.into_seat()),
-            Some(Kept::Seated(seated)) => {
-                return Err(SeatError::OtherName { path: path(), kept: seated.name.to_string() });
-            }
-            Some(Kept::Asking { key }) => NodeKey::decode(&key).map_err(SeatError::Identity)?,
+        let decode = |key: &[u8]| NodeKey::decode(key).map_err(SeatError::Identity);
+        let (key, was_in) = match kept.map(|bytes| Kept::read(config, &bytes)).transpose()? {
+            Some(Kept::Seated(seated)) => return Ok(seated.into_seat()),
+            Some(Kept::Asking { key }) => (decode(&key)?, None),
+            Some(Kept::Rejoining { key, was_in, .. }) => (decode(&key)?, Some(was_in)),
             None => {
                 let key = NodeKey::generate().map_err(SeatError::Identity)?;
                 keep(store, &Kept::Asking { key: key.encode() })?;
-                key
+                (key, None)
             }
         };
-        let seat = Self::ask(config, secret, &key, understands, tell).await?;
-        keep(store, &Kept::Seated(Box::new(Seated::new(config, &seat))))?;
+        let seat = Self::ask(config, secret, (&key, was_in), understands, tell).await?;
+        seat.keep(config, store)?;
         Ok(seat)
+    }
+
+    /// What was kept; nothing for a host that is no member yet.
+    ///
+    /// # Errors
+    /// When it can't be read, or is another host's.
+    pub fn of_kept(config: &Config, kept: &[u8]) -> Result<Option<Self>, SeatError> {
+        Ok(match Kept::read(config, kept)? {
+            Kept::Seated(seated) => Some(seated.into_seat()),
+            Kept::Asking { .. } | Kept::Rejoining { .. } => None,
+        })
+    }
+
+    /// Keeps in a blank store only whose it was, so that the node joins anew with its key.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn keep_to_rejoin(&self, store: &mut Store) -> Result<(), SeatError> {
+        let NodeIdentity { cluster, epoch: was_in, .. } = self.identity;
+        let key = self.identity.key().map_err(SeatError::Identity)?.encode();
+        keep(store, &Kept::Rejoining { key, cluster, was_in })
+    }
+
+    /// # Errors
+    /// When the disk fails.
+    pub fn keep(&self, config: &Config, store: &mut Store) -> Result<(), SeatError> {
+        keep(store, &Kept::Seated(Box::new(Seated::new(config, self))))
+    }
+
+    /// The cluster that a host is in or rejoins, by what was kept; nothing for a blank host, or where it can't be read.
+    pub fn cluster_of(kept: &[u8]) -> Option<ClusterId> {
+        match postcard::from_bytes(kept).ok()? {
+            Kept::Seated(seated) => Some(seated.identity.cluster),
+            Kept::Rejoining { cluster, .. } => Some(cluster),
+            Kept::Asking { .. } => None,
+        }
     }
 
     /// The identity of a seat that was kept; nothing for a blank host, or where it can't be read.
     pub fn identity_of(kept: &[u8]) -> Option<NodeIdentity> {
         match postcard::from_bytes(kept).ok()? {
             Kept::Seated(seated) => Some(seated.identity),
-            Kept::Asking { .. } => None,
+            Kept::Asking { .. } | Kept::Rejoining { .. } => None,
         }
     }
 
     async fn ask(
         config: &Config,
         secret: &ClusterSecret,
-        key: &NodeKey,
+        (key, was_in): (&NodeKey, Option<ClusterEpoch>),
         understands: Level,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
@@ -121,12 +172,15 @@ impl Seat {
         loop {
             let answers = ask_all(config.servers(), secret, config.name()).await;
             let waiting = match decide(&answers).map_err(SeatError::TwoClusters)? {
+                Decision::Found if was_in.is_some() => {
+                    "this host rejoins a cluster, and no server that answers is in one".to_owned()
+                }
                 Decision::Found => return Self::found(config, secret, key, understands),
                 Decision::Wait(reason) => reason,
                 Decision::Join(servers) => {
                     let mut failures = Vec::new();
                     for server in servers {
-                        match join(&server, secret, config.own(), key, understands).await {
+                        match join(&server, secret, config.own(), (key, was_in), understands).await {
                             Ok(joined) => {
                                 let (identity, raft) = (joined.identity, joined.raft);
                                 return Ok(Self { identity, raft, members: joined.members, founding: None });

@@ -117,6 +117,8 @@ pub struct Candidate {
     pub request: Vec<u8>,
     /// The newest level that its agent understands.
     pub understands: Level,
+    /// The epoch in which it was a member, if it was one.
+    pub was_in: Option<ClusterEpoch>,
 }
 
 /// What a new member is given.

@@ -112,24 +112,32 @@ impl<U: Units> Worker<U> {
         let known = self.attempts.known();
         let read = self.handle.read(|state, _| {
             let actions = reconcile::reconcile(node, state, observed, &known);
-            (actions, reconcile::report(node, state, observed, &known))
+            let returns = reconcile::returns(node, state, &actions);
+            (actions, reconcile::report(node, state, observed, &known), returns)
         });
         // The agent is about to end.
-        let Ok((actions, (vms, tasks))) = read else { return };
+        let Ok((actions, (vms, tasks), returns)) = read else { return };
         for attempt in self.attempts.choose(actions) {
             let (units, permits) = (Arc::clone(&self.units), Arc::clone(permits));
             changing.spawn(async move { attempt.make(units.as_ref(), &permits).await });
         }
-        if reporting.is_empty() && !(vms.is_empty() && tasks.is_empty()) {
-            self.attempts.report(&tasks);
-            let handle = self.handle.clone();
-            reporting.spawn(async move {
-                let report = Command::Report { node, vms, tasks };
-                if let Err(error) = handle.propose(report).await {
-                    tracing::warn!(error = crate::error_chain(&error), "the cluster has not heard this host's report");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            });
+        if !reporting.is_empty() {
+            return;
         }
+        let news = if returns {
+            Command::ReturnNode { node }
+        } else if !(vms.is_empty() && tasks.is_empty()) {
+            self.attempts.report(&tasks);
+            Command::Report { node, vms, tasks }
+        } else {
+            return;
+        };
+        let handle = self.handle.clone();
+        reporting.spawn(async move {
+            if let Err(error) = handle.propose(news).await {
+                tracing::warn!(error = crate::error_chain(&error), "the cluster has not heard this host's report");
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
     }
 }

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
-    Address, ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId, NodeName,
-    RaftId, Resources, TaskId, Term, Timestamp, VmName,
+    Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
+    NodeName, RaftId, Resources, TaskId, Term, Timestamp, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -138,6 +138,15 @@ pub enum Command {
     },
     /// Decision: a node that was to be removed runs nothing and has no vote any more, so it is no member from now on.
     ForgetNode {
+        node: NodeId,
+    },
+    /// A node that was a member in an earlier epoch of the cluster has given up what it had of it, and wants in again.
+    Rejoin {
+        host: NewNode,
+        was_in: ClusterEpoch,
+    },
+    /// A node that has rejoined runs nothing but what is placed on it.
+    ReturnNode {
         node: NodeId,
     },
 }
@@ -300,6 +309,7 @@ impl Command {
             Self::RegisterWorker { node, .. }
             | Self::Report { node, .. }
             | Self::StateHash { node, .. }
+            | Self::ReturnNode { node }
             | Self::OfferManifest { from: Origin::Host { node, .. }, .. } => Some(*node),
             _ => None,
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::driver::{Membership, MembershipChange, Peer, Status};
-use crate::state::{Node, State};
+use crate::state::{Absence, Node, State};
 use crate::types::{NodeId, RaftId};
 
 /// What a leader does next about the servers.
@@ -80,10 +80,12 @@ pub fn gone<'a>(state: &'a State, servers: &'a Membership) -> impl Iterator<Item
     state.emptied_nodes().filter(move |id| !is_server(&state.nodes()[id].raft))
 }
 
-/// Who hears of what it has to stop only as a server stays one until it has stopped it.
+/// Who hears of what it has to stop only as a server stays one until it has stopped it. Who is away since an earlier epoch
+/// is none.
 fn staying(state: &State) -> impl Iterator<Item = &Node> {
     let gone: BTreeSet<NodeId> = state.emptied_nodes().collect();
-    state.nodes().iter().filter(move |(id, _)| !gone.contains(id)).map(|(_, node)| node)
+    let is_away = |id: &NodeId| state.absent().get(id) == Some(&Absence::Away);
+    state.nodes().iter().filter(move |(id, _)| !gone.contains(id) && !is_away(id)).map(|(_, node)| node)
 }
 
 #[cfg(test)]
@@ -91,7 +93,9 @@ mod tests {
     use super::*;
     use crate::command::{Command, InstancePhase, Reply};
     use crate::driver::{Role, Soft};
-    use crate::state::tests::{Fixture, vm};
+    use crate::state::Beginner;
+    use crate::state::tests::{Fixture, joiner, vm};
+    use crate::types::ClusterEpoch;
 
     fn status(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> Status {
         let ids = |ids: &[u64]| ids.iter().copied().map(RaftId).collect::<BTreeSet<_>>();
@@ -132,6 +136,17 @@ mod tests {
         let state = Fixture::of_nodes(2).state;
         let added = Step::Change(MembershipChange::AddLearner(RaftId(2)));
         assert_eq!(next(&state, &status(&[1], &[], &[])), Some(added));
+    }
+
+    #[test]
+    fn who_is_away_since_an_earlier_epoch_is_no_server_before_it_has_rejoined() {
+        let mut fixture = Fixture::of_nodes(2);
+        let (_, own) = fixture.begin_epoch(Beginner::Survivor(NodeId(1))).unwrap();
+        let alone = Status { membership: Membership::founded_by(own), ..status(&[], &[], &[]) };
+        assert_eq!(next_step(&fixture.state, own, &alone), None);
+        fixture.say(Command::Rejoin { host: joiner(2), was_in: ClusterEpoch(1) });
+        let added = Step::Change(MembershipChange::AddLearner(RaftId(4)));
+        assert_eq!(next_step(&fixture.state, own, &alone), Some(added));
     }
 
     #[test]

@@ -3,24 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, TaskPhase, TaskReport, VmReport};
-use crate::state::{Placement, State, Task};
+use crate::state::{Absence, Placement, State, Task};
 use crate::types::{Exit, InstanceId, NodeId, TaskId};
 use crate::unit::{Observed, ObservedTask, ObservedVm, TaskUnit, UnitPhase, VmUnit};
 
 /// What this node must change so that its units match the placements.
 ///
-/// An instance's stop comes before its start. `observed` holds every instance of which this node has a unit, a file or a
+/// An instance's stop comes before its start. While it isn't known what absent members run, no instance is started that
+/// doesn't run already: it may run there. `observed` holds every instance of which this node has a unit, a file or a
 /// GC root.
 #[must_use]
 pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &Attempts) -> Vec<UnitAction> {
     let (mut stops, mut starts) = (Vec::new(), Vec::new());
+    let may_start = state.absent().is_empty();
     let stop = |change, reason| UnitAction { change, reason };
     for (id, vm) in &observed.vms {
         match placement_here(node, state, id) {
             None => stops.push(stop(UnitChange::StopVm(id.clone()), Reason::NotPlacedHere)),
             Some(placement) => {
                 let other = vm.installed.as_ref().is_none_or(|unit| unit.runner != placement.unit.runner);
-                if other && vm.phase != UnitPhase::Inactive {
+                if other && may_start && vm.phase != UnitPhase::Inactive {
                     stops.push(stop(UnitChange::StopVm(id.clone()), Reason::RunnerChanged));
                 }
             }
@@ -42,7 +44,7 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
                 let change = UnitChange::UpdateVm(placement.unit.clone());
                 starts.push(UnitAction { change, reason: Reason::LimitsChanged });
             }
-        } else if ended(placement, vm).is_none() {
+        } else if may_start && ended(placement, vm).is_none() {
             let change = UnitChange::StartVm(placement.unit.clone());
             starts.push(UnitAction { change, reason: Reason::PlacedHere });
         }
@@ -64,6 +66,14 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
     }
     stops.append(&mut starts);
     stops
+}
+
+/// Whether this node has to say that it is back in the cluster, since it has nothing more to stop: what it still runs is
+/// placed on it.
+#[must_use]
+pub fn returns(node: NodeId, state: &State, actions: &[UnitAction]) -> bool {
+    let is_stop = |action: &UnitAction| matches!(action.change, UnitChange::StopVm(_) | UnitChange::StopTask(_));
+    state.absent().get(&node) == Some(&Absence::Rejoined) && !actions.iter().any(is_stop)
 }
 
 /// What is being done to instances and tasks, by their names.

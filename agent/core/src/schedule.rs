@@ -13,13 +13,14 @@ use crate::state::{Node, Placement, State};
 use crate::types::{Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName};
 
 /// The decisions that bring the placements closer to what is declared. The leader proposes them, and asks again once
-/// they are applied.
+/// they are applied. While members are absent of which isn't known what they run, it only stops.
 #[must_use]
 pub fn schedule(state: &State) -> Vec<Command> {
     let mut decisions = Vec::new();
     if state.unsettled().next().is_none() && state.waiting_tasks().next().is_none() {
         return decisions;
     }
+    let starts = state.absent().is_empty();
     let mut rooms = Rooms::new(state);
     let unsettled = || state.unsettled().filter_map(|id| Some((id, state.desired(id)?, state.instances().get(id)?)));
     for (id, spec, instance) in unsettled() {
@@ -29,6 +30,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
             None | Some(Change::Held(_)) => {}
             Some(_) if !is_alive(state, placement.node) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
+            Some(Change::Restart | Change::InPlace) if !starts => {}
             Some(Change::Restart | Change::InPlace) => {
                 rooms.take(placement.node, placement.reserved.max(spec.request()).saturating_sub(placement.reserved));
                 decisions.push(Command::Place {
@@ -38,6 +40,9 @@ pub fn schedule(state: &State) -> Vec<Command> {
                 });
             }
         }
+    }
+    if !starts {
+        return decisions;
     }
     for (id, spec, instance) in unsettled().filter(|(.., instance)| instance.placement.is_none()) {
         if let Some(node) = rooms.choose(state, id, &spec) {

@@ -17,6 +17,7 @@ use packed::Packed;
 use sessions::Known;
 
 mod check;
+mod epoch;
 mod index;
 mod level;
 mod manifests;
@@ -30,6 +31,7 @@ mod tasks;
 mod vms;
 
 pub use check::{Check, Diverged};
+pub use epoch::{Absence, BeginError, Beginner, Renewal};
 pub use rows::{Change, Loading, RowError, Table};
 pub use sessions::WINDOW;
 pub use vms::{Conflict, MAX_VMS};
@@ -69,6 +71,10 @@ pub struct Cluster {
     pub level: Level,
     /// Only the certificates of this epoch are its members'.
     pub epoch: ClusterEpoch,
+    /// How this epoch began, and when; nothing where it is the first.
+    pub renewal: Option<(Renewal, Timestamp)>,
+    /// Its members as of when the epoch began that haven't come back to it.
+    pub absent: BTreeMap<NodeId, Absence>,
 }
 
 /// The last id given out of each kind; ids start at 1 and are never reused.
@@ -210,7 +216,12 @@ impl State {
     /// What was touched since the last outcome.
     fn outcome(&mut self, answer: Answer) -> Outcome {
         let dirty = std::mem::take(&mut self.dirty);
-        Outcome { answer, nodes: self.index(&dirty), changes: self.rows(dirty) }
+        let mut nodes = self.index(&dirty);
+        if dirty.cluster {
+            // Whether anything may be started at all is the cluster's.
+            nodes.extend(self.nodes.keys());
+        }
+        Outcome { answer, nodes, changes: self.rows(dirty) }
     }
 
     fn carry_out(&mut self, index: u64, term: Term, entry: &Entry) -> Reply {
@@ -257,6 +268,8 @@ impl State {
             Command::StateHash { node, at, hash } => self.enter_hash(*node, *at, *hash),
             Command::RemoveNode { node, dead, abandon_volumes } => self.remove_node(*node, *dead, *abandon_volumes, at),
             Command::ForgetNode { node } => self.forget_node(*node),
+            Command::Rejoin { host, was_in } => self.rejoin(host, *was_in),
+            Command::ReturnNode { node } => self.return_node(*node),
         }
     }
 
@@ -278,6 +291,8 @@ impl State {
             founded_at: at,
             level: first.understands,
             epoch: ClusterEpoch::FIRST,
+            renewal: None,
+            absent: BTreeMap::new(),
         });
         self.dirty.cluster = true;
         self.admit(first, at)

@@ -33,7 +33,11 @@ impl Inward {
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         let key = Authority::key_of(&candidate.request).map_err(|error| crate::error_chain(&error))?;
         let new = NewNode { name: candidate.name, address: candidate.address, key, understands: candidate.understands };
-        let answer = handle.propose(Command::Admit(new)).await.map_err(|error| crate::error_chain(&error))?;
+        let command = match candidate.was_in {
+            Some(was_in) => Command::Rejoin { host: new, was_in },
+            None => Command::Admit(new),
+        };
+        let answer = handle.propose(command).await.map_err(|error| crate::error_chain(&error))?;
         let (node, raft) = match answer.reply {
             Reply::Admitted { node, raft } => (node, raft),
             Reply::Refused(why) => return Err(why),

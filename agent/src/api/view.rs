@@ -6,7 +6,7 @@ use std::ops::Bound;
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
-use blixard_core::state::{Diverged, Instance, Node, Owner, Placement, State, Task, Vm};
+use blixard_core::state::{Absence, Diverged, Instance, Node, Owner, Placement, Renewal, State, Task, Vm};
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, VmName};
 
 use super::proto;
@@ -56,6 +56,7 @@ pub fn page(state: &State, after: Option<&InstanceId>, may_go_on: impl Fn(usize)
 
 fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
     let leader = standing.leader.and_then(|raft| state.node_of_raft(raft));
+    let renewal = state.cluster().and_then(|cluster| cluster.renewal);
     proto::Cluster {
         id: state.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
         leader: leader.map(|(_, node)| node.name.to_string()).unwrap_or_default(),
@@ -68,11 +69,16 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         feature_level: state.level().unwrap_or_default().0,
         checked_at: state.check().map_or(0, |check| check.at),
         checked_equal: state.check().map_or(0, |check| count(check.equal())),
+        epoch: state.cluster().map_or(0, |cluster| cluster.epoch.0),
+        renewal: renewal.map_or("", |(how, _)| renewal_word(how)).to_owned(),
+        renewed_at: renewal.map_or(0, |(_, at)| at.0),
     }
 }
 
 fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto::Node {
-    let role = if standing.leader == Some(member.raft) {
+    let role = if state.absent().get(&id) == Some(&Absence::Away) {
+        "absent"
+    } else if standing.leader == Some(member.raft) {
         "leader"
     } else if standing.voters.contains(&member.raft) {
         "follower"
@@ -233,8 +239,34 @@ fn diverged(state: &State) -> Vec<String> {
     diverged.collect()
 }
 
+fn renewal_word(how: Renewal) -> &'static str {
+    match how {
+        Renewal::Recovered => "recovered",
+        Renewal::Restored => "restored",
+    }
+}
+
+/// Members of an earlier epoch of which isn't known what they run.
+fn absent(state: &State) -> Option<String> {
+    let (how, _) = state.cluster()?.renewal?;
+    let names = absent_names(state)?;
+    Some(format!(
+        "the cluster was {}, and what {names} may run is not known: nothing is started before each of them has rejoined \
+         (`blixard cluster rejoin`, on it) or is removed as dead (`blixard node remove NAME --dead`)",
+        renewal_word(how)
+    ))
+}
+
+fn absent_names(state: &State) -> Option<String> {
+    let names: Vec<_> = state.absent().keys().map(|node| name_of(state, *node)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 /// Why nothing was chosen, a few words a node.
 fn pending_reason(state: &State, verdicts: &[(NodeId, Option<Obstacle>)]) -> String {
+    if let Some(names) = absent_names(state) {
+        return format!("{names} may run it: what is there is not known since the cluster began anew");
+    }
     if verdicts.iter().any(|(_, obstacle)| obstacle.is_none()) {
         return "about to be placed".to_owned();
     }
@@ -263,6 +295,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
         problems.push(format!("node {} has not registered yet", node.name));
     }
     problems.extend(diverged(state));
+    problems.extend(absent(state));
     for node in state.held().keys() {
         let node = name_of(state, *node);
         problems.push(format!(

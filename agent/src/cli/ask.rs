@@ -12,6 +12,7 @@ use tokio_stream::StreamExt as _;
 use super::client::{ConnectError, connect};
 use super::show::{self, Look};
 use super::{Reading, json, table};
+use crate::agent::recovery::RecoveryError;
 use crate::api::proto;
 use crate::config::ConfigError;
 
@@ -34,6 +35,12 @@ pub enum AskError {
     Unknown { kind: &'static str, name: String },
     #[error("label {key} is required twice: a host has one value of it")]
     LabelTwice { key: String },
+    #[error(transparent)]
+    Recovery(RecoveryError),
+    #[error("cannot read what was typed")]
+    Confirm(#[source] std::io::Error),
+    #[error("nothing was changed: it is done only where the cluster is named, by {cluster}")]
+    NotConfirmed { cluster: String },
     #[error("cannot write to standard output")]
     Print(#[source] std::io::Error),
 }

@@ -40,6 +40,12 @@ struct Cluster {
     checked_at: Option<u64>,
     /// How many servers had the same state then.
     checked_equal: u32,
+    /// 1, and one more each time that the cluster was recovered or restored.
+    epoch: u64,
+    /// How this epoch began, recovered or restored; null in the first.
+    renewal: Option<String>,
+    /// Unix time in milliseconds since when it is in this epoch; null in the first.
+    renewed_at: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -48,7 +54,7 @@ struct Node {
     name: String,
     id: u64,
     address: String,
-    /// leader, follower or learner.
+    /// leader, follower, learner or absent.
     role: String,
     alive: bool,
     /// Unix time in milliseconds.
@@ -128,6 +134,9 @@ impl From<proto::StatusReply> for Status {
                 feature_level: cluster.feature_level,
                 checked_at: (cluster.checked_at != 0).then_some(cluster.checked_at),
                 checked_equal: cluster.checked_equal,
+                epoch: cluster.epoch,
+                renewal: (!cluster.renewal.is_empty()).then_some(cluster.renewal),
+                renewed_at: (cluster.renewed_at != 0).then_some(cluster.renewed_at),
             },
             nodes: reply.nodes.into_iter().map(Node::from).collect(),
             vms: reply.instances.into_iter().map(Vm::from).collect(),

@@ -25,9 +25,13 @@ pub fn status(reply: &proto::StatusReply, look: Look) -> String {
     let (word, colour) = if reply.problems.is_empty() { ("healthy", Colour::Good) } else { ("degraded", Colour::Bad) };
     let leader = if cluster.leader.is_empty() { "no leader".to_owned() } else { format!("leader {}", cluster.leader) };
     let quorum = if cluster.quorum { "quorum" } else { "no quorum" };
+    let renewed = match cluster.renewal.as_str() {
+        "" => String::new(),
+        how => format!(", epoch {} ({how} {} ago)", cluster.epoch, look.since(cluster.renewed_at)),
+    };
     let _ = writeln!(
         text,
-        "cluster {}  {}  {leader}, term {}, {} servers, {quorum}",
+        "cluster {}  {}  {leader}, term {}, {} servers, {quorum}{renewed}",
         cluster.id.get(..8).unwrap_or("?"),
         paint(word, colour, look.coloured),
         cluster.term,

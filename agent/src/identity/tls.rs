@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use blixard_core::ANEW;
 use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
 use rcgen::KeyPair;
 use rustls::client::Resumption;
@@ -40,7 +39,7 @@ pub enum PeerError {
     OtherCluster { found: ClusterId, own: ClusterId },
     #[error(
         "the certificate is of epoch {found} of this cluster, and this host is in epoch {own}: the cluster was recovered \
-         or restored in between; who is in the earlier one joins again, as a new node: {anew}", anew = ANEW
+         or restored in between; on the host that is in the earlier one, stop the agent and run `blixard cluster rejoin`"
     )]
     OtherEpoch { found: ClusterEpoch, own: ClusterEpoch },
     #[error(

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{Address, Hash, InvalidValue, Level, NodeName, Server};
+use blixard_core::types::{Address, ClusterEpoch, Hash, InvalidValue, Level, NodeName, Server};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
@@ -155,7 +155,7 @@ impl Join for Door {
         let Some(Challenge { transcript, .. }) = challenge.filter(|c| c.since.elapsed() < CHALLENGE_LIFETIME) else {
             return Err(Status::failed_precondition("no Hello on this connection waits for an Admit: say Hello first"));
         };
-        let AdmitRequest { name, address, request, proof, understands } = request.into_inner();
+        let AdmitRequest { name, address, request, proof, understands, was_in } = request.into_inner();
         let address: Address = address.parse().map_err(|error| invalid(&error))?;
         let proved = transcript.verify_joiner(&self.shared.secret, &address, &request, &proof);
         if !proved || name != transcript.joiner.as_str() {
@@ -167,8 +167,8 @@ impl Join for Door {
             )));
         }
         let name = transcript.joiner;
-        let result =
-            self.decide(Candidate { name: name.clone(), address, request, understands: Level(understands) }).await;
+        let (understands, was_in) = (Level(understands), was_in.map(ClusterEpoch));
+        let result = self.decide(Candidate { name: name.clone(), address, request, understands, was_in }).await;
         match &result {
             Reply::Admitted(admitted) => info!(%name, node = admitted.node, "admitted a host"),
             Reply::Refused(reason) => warn!(%name, reason, "refused a host"),

@@ -107,7 +107,8 @@ pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName)
     join_all(questions).await
 }
 
-/// Becomes a member of the cluster that `server` is in; `own` is this host's name and address.
+/// Becomes a member of the cluster that `server` is in; `own` is this host's name and address. Who was a member in an
+/// earlier epoch says in which.
 ///
 /// # Errors
 /// Nothing is left half-done on this side after any of them. After `TimedOut` the cluster may know this host already;
@@ -116,7 +117,7 @@ pub async fn join(
     server: &Server,
     secret: &ClusterSecret,
     own: &Server,
-    key: &NodeKey,
+    (key, was_in): (&NodeKey, Option<ClusterEpoch>),
     understands: Level,
 ) -> Result<Joined, JoinError> {
     let asked = |source| JoinError::Ask { server: server.clone(), source };
@@ -127,7 +128,8 @@ pub async fn join(
     let request = key.request().map_err(unusable)?;
     let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
     let (name, address) = (own.name.to_string(), own.address.to_string());
-    let admit = AdmitRequest { name, address, request, proof, understands: understands.0 };
+    let admit =
+        AdmitRequest { name, address, request, proof, understands: understands.0, was_in: was_in.map(|epoch| epoch.0) };
     // The server has its own, shorter limit, and says more when it is reached.
     let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {
         Ok(Ok(reply)) => reply.into_inner(),

@@ -5,6 +5,7 @@ mod support;
 
 mod ask;
 mod check;
+mod cluster;
 mod json;
 mod vm;
 

@@ -9,6 +9,7 @@ mod forming;
 mod levels;
 mod manifests;
 mod quorum;
+mod recovery;
 mod refusals;
 mod removal;
 mod restarts;

@@ -67,11 +67,11 @@ async fn an_agent_that_waits_for_a_quorum_stops_when_it_is_told_to() {
     alpha.stop().await;
 }
 
-type Change = JoinHandle<Result<tonic::Response<proto::ApplyReply>, tonic::Status>>;
+pub type Change = JoinHandle<Result<tonic::Response<proto::ApplyReply>, tonic::Status>>;
 
 /// A leader whose followers have ended, where it is among these hosts, and a change that is in its log alone. It leads on for
 /// longer than a change waits.
-async fn left_alone() -> ([Host; 3], usize, Agent, Change) {
+pub async fn left_alone() -> ([Host; 3], usize, Agent, Change) {
     let traits = Traits { election_ticks: 3000, ..Traits::default() };
     let hosts = Host::blank(["alpha", "beta", "gamma"]).map(|host| Host { traits, ..host });
     let mut agents = start(&hosts).await.map(Some);

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 use super::support::{Agent, Api, FakeUnits, Host, manifest};
 use super::{apply, cluster, instance, leader, no_vm_runs_twice, node, sees_running, sees_whole, start};
 
-async fn remove(asked: &Api, name: &str, dead: bool) -> Result<RemoveNodeReply, Status> {
+pub async fn remove(asked: &Api, name: &str, dead: bool) -> Result<RemoveNodeReply, Status> {
     let request = RemoveNodeRequest { name: name.to_owned(), dead, abandon_volumes: false };
     asked.client().await.remove_node(request).await.map(tonic::Response::into_inner)
 }

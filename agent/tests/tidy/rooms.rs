@@ -77,7 +77,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("rcgen", &["identity"]),
     ("redb", &["store"]),
     ("ring", &["identity"]),
-    ("rustix", &["background", "cli", "gate", "probe", "store"]),
+    ("rustix", &["agent", "background", "cli", "gate", "probe", "store"]),
     ("rustls", &["identity", "transport"]),
     ("sd-notify", &["agent", "gate"]),
     ("serde", EVERY_ROOM),

@@ -1,10 +1,10 @@
 //! What a server held when it stopped, and whether its log and its store fit each other.
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, EntryType, HardState};
 use serde::{Deserialize, Serialize};
 
 use super::membership::{self, Membership, UnreadableEntry};
-use super::{Settings, gate};
+use super::{Checkpoint, Settings, gate};
 use crate::ANEW;
 use crate::types::RaftId;
 
@@ -89,6 +89,37 @@ impl Recovered {
     /// A server that holds nothing yet, of a group that `founder` founded.
     pub fn blank(founder: RaftId) -> Self {
         Self { membership: Membership::founded_by(founder), ..Self::default() }
+    }
+
+    /// The commands behind what is applied, in order; whether a quorum had the last of them, nobody may know.
+    pub fn unapplied(&self) -> impl Iterator<Item = (Position, &[u8])> {
+        let behind = self.entries.iter().filter(|entry| entry.index > self.applied);
+        let commands =
+            behind.filter(|entry| entry.entry_type == EntryType::EntryNormal as i32 && !entry.data.is_empty());
+        commands.map(|entry| (Position::of(entry), entry.data.as_slice()))
+    }
+
+    /// How many entries there are that aren't known to be committed.
+    pub fn uncommitted(&self) -> u64 {
+        self.last().index.saturating_sub(self.hard_state.commit)
+    }
+
+    /// A group of one server, which goes on behind all that is here, and in a term that nobody here has heard of.
+    #[must_use]
+    pub fn anew(&self, server: RaftId) -> Self {
+        let last = self.last();
+        let position = Position { index: last.index + 1, term: self.hard_state.term.max(last.term) + 1 };
+        let hard_state = HardState { term: position.term, vote: 0, commit: position.index };
+        Self { base: position, hard_state, applied: position.index, ..Self::blank(server) }
+    }
+
+    /// The checkpoint that the store has of it.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint { position: self.base, membership: self.membership.clone() }
+    }
+
+    fn last(&self) -> Position {
+        self.entries.last().map_or(self.base, Position::of)
     }
 
     pub(super) fn validate(&self, settings: &Settings) -> Result<(), StartError> {
@@ -176,6 +207,25 @@ mod tests {
             let error = start(recovered).err().unwrap();
             assert!(matches!(error, StartError::ImpossibleNumber { number: u64::MAX, .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_group_that_begins_anew_goes_on_behind_all_that_there_was() {
+        let command = |index, term| Entry { data: vec![7], ..entry(index, term) };
+        let change = Entry { entry_type: EntryType::EntryConfChange.into(), ..command(6, 2) };
+        let before = recovered(4, 5, 4, vec![entry(5, 1), change, command(7, 2), command(8, 2)]);
+        let unapplied: Vec<_> = before.unapplied().collect();
+        assert_eq!(unapplied, [7, 8].map(|index| (Position { index, term: 2 }, [7].as_slice())));
+        assert_eq!(before.uncommitted(), 3);
+        let anew = before.anew(RaftId(9));
+        let checkpoint = anew.checkpoint();
+        assert_eq!(checkpoint.position, Position { index: 9, term: 4 });
+        assert_eq!(checkpoint.membership, Membership::founded_by(RaftId(9)));
+        assert_eq!((anew.commit().index(), anew.unapplied().count(), anew.uncommitted()), (9, 0, 0));
+        let mut driver = Driver::new(Settings::new(RaftId(9), 0), anew).unwrap();
+        driver.campaign_if_alone();
+        while driver.turn().is_some() {}
+        assert_eq!(driver.status().term, 5, "nobody has heard of it before");
     }
 
     #[test]

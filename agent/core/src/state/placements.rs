@@ -14,6 +14,7 @@ impl State {
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
         let Some(spec) = self.desired(id) else { return refuse(format!("{id} is not to run")) };
+        self.check_absent()?;
         let instance = self.instances.get(id).cloned().expect("what is declared has an instance");
         if generation.0 != instance.generation.0 + 1 {
             return refuse(format!("{id} is at generation {}, so {generation} is stale", instance.generation));

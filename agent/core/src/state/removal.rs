@@ -60,6 +60,12 @@ impl State {
                 "{name} answers, so it isn't dead: shut it down first, or leave out --dead, and what it runs is moved"
             ));
         }
+        if !dead && self.absent().contains_key(&node) {
+            return refuse(format!(
+                "what {name} runs is not known since the cluster began anew: let it rejoin first, or, if it is gone for \
+                 good, and nothing runs on it, say so with --dead"
+            ));
+        }
         if !dead && !is_alive && !self.is_empty(node) {
             return refuse(format!(
                 "{name} does not answer, and may still run {}: if it is gone for good, and nothing runs on it, say so \
@@ -67,18 +73,14 @@ impl State {
                 listed(self.placed_on(node).map(InstanceId::to_string), "a task")
             ));
         }
-        let at_home: Vec<InstanceId> =
-            self.instances.keys().filter(|id| self.volumes_on(id) == Some(node)).cloned().collect();
+        let at_home: Vec<_> = self.at_home(node).collect();
         if !at_home.is_empty() && !abandon_volumes {
             return refuse(format!(
                 "the volumes of {} are on {name}, and are lost with it: to give them up, say so with --abandon-volumes",
                 listed(at_home.iter().map(InstanceId::to_string), "")
             ));
         }
-        for id in at_home {
-            self.instances.get_mut(&id).expect("it was there just now").volumes_on = None;
-            self.dirty.instances.insert(id);
-        }
+        self.abandon_volumes(node);
         if dead {
             self.bury(node, at);
         } else {
@@ -86,6 +88,18 @@ impl State {
             self.dirty.nodes.insert(node);
         }
         Ok(Reply::Done)
+    }
+
+    /// The instances whose volumes are on a node.
+    fn at_home(&self, node: NodeId) -> impl Iterator<Item = InstanceId> {
+        self.instances.keys().filter(move |id| self.volumes_on(id) == Some(node)).cloned()
+    }
+
+    pub(super) fn abandon_volumes(&mut self, node: NodeId) {
+        for id in self.at_home(node).collect::<Vec<_>>() {
+            self.instances.get_mut(&id).expect("it was there just now").volumes_on = None;
+            self.dirty.instances.insert(id);
+        }
     }
 
     /// The leader has seen that a node which is being removed runs nothing and has no vote.
@@ -102,7 +116,7 @@ impl State {
     }
 
     /// What a dead node ran runs nowhere: that is a person's word.
-    fn bury(&mut self, node: NodeId, at: Timestamp) {
+    pub(super) fn bury(&mut self, node: NodeId, at: Timestamp) {
         let placed: Vec<InstanceId> = self.placed_on(node).cloned().collect();
         for id in placed {
             self.instances.get_mut(&id).expect("what is placed is there").placement = None;
@@ -129,6 +143,7 @@ impl State {
         if self.held.remove(&node).is_some() {
             self.dirty.held.insert(node);
         }
+        self.set_absence(node, None);
     }
 }
 

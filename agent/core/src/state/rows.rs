@@ -145,6 +145,26 @@ impl State {
         changes
     }
 
+    /// Every row.
+    pub fn all_rows(&self) -> Vec<Change> {
+        let mut rows = self.rows(Dirty {
+            cluster: self.cluster.is_some(),
+            counters: true,
+            check: self.check.is_some(),
+            workers: self.nodes.iter().filter(|(_, node)| node.worker.is_some()).map(|(id, _)| *id).collect(),
+            worker_status: self.worker_status.keys().copied().collect(),
+            nodes: self.nodes.keys().copied().collect(),
+            vms: self.vms.keys().cloned().collect(),
+            instances: self.instances.keys().cloned().collect(),
+            tasks: self.tasks.keys().copied().collect(),
+            manifests: self.manifests.keys().copied().collect(),
+            held: self.held.keys().copied().collect(),
+        });
+        rows.retain(|change| change.value.is_some());
+        rows.push(self.sessions_row());
+        rows
+    }
+
     /// What clients may ask again, as of now.
     pub fn sessions_row(&self) -> Change {
         Change { table: Table::Sessions, key: Vec::new(), value: row(Some(&self.sessions)) }

@@ -73,6 +73,22 @@ impl Fixture {
         outcome.answer.reply
     }
 
+    /// Lets the cluster begin anew, which no entry does.
+    ///
+    /// # Errors
+    /// As [`State::begin_epoch`].
+    pub fn begin_epoch(&mut self, beginner: Beginner) -> Result<(NodeId, RaftId), BeginError> {
+        let before = self.state.clone();
+        let begun = self.state.begin_epoch(Renewal::Recovered, beginner, Timestamp(self.index * 1000));
+        if begun.is_err() {
+            assert_eq!(self.state, before, "what is refused leaves the state as it was");
+        }
+        let rows = self.state.all_rows().into_iter();
+        self.rows = rows.map(|row| ((row.table, row.key), row.value.expect("it is there"))).collect();
+        the_rows_are_the_state(self);
+        begun
+    }
+
     /// Makes `vms` the head, as a person.
     pub fn declare(&mut self, vms: &[(&str, VmSpec)]) -> Reply {
         let manifest = manifest(vms);

@@ -1,0 +1,229 @@
+//! A cluster that begins anew on this host while no agent runs here: from what a survivor has of it, or from a backup.
+//!
+//! The new data is made whole beside the old, and then takes its place at once: a crash leaves the one or the other.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use blixard_core::command::{DecodeError, Entry};
+use blixard_core::driver::{LogStore as _, Position};
+use blixard_core::state::{BeginError, Beginner, Renewal, State};
+use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId, Term};
+use rustix::fs::{CWD, RenameFlags};
+
+use super::data::{self, Data};
+use super::{AgentError, make_dir, raft_dir};
+use crate::config::Config;
+use crate::identity::{Authority, AuthorityError, ClusterSecret, IdentityError, NodeKey, SecretError};
+use crate::log::{Log, LogError};
+use crate::node::{NodeError, directory_of, now};
+use crate::seat::{Seat, SeatError};
+use crate::store::{Store, StoreError};
+
+/// Why a cluster does not begin anew on this host; its data is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    #[error(
+        "there is no cluster's data in {path}: see whether node.data_dir is right, and run this on a host that has it"
+    )]
+    Blank { path: PathBuf },
+    #[error(transparent)]
+    Open(AgentError),
+    #[error("cannot do without the cluster secret; name a file that has it with --secret-file")]
+    Secret(#[source] SecretError),
+    #[error("cannot tell who this host is")]
+    Seat(#[source] SeatError),
+    #[error("cannot issue this host's certificate with the cluster secret {path}")]
+    Issue { path: PathBuf, source: AuthorityError },
+    #[error("cannot make this host's identity")]
+    Identity(#[source] IdentityError),
+    #[error("cannot read log entry {index}")]
+    Decode { index: u64, source: DecodeError },
+    #[error(transparent)]
+    Unfit(NodeError),
+    #[error(transparent)]
+    Begin(BeginError),
+    #[error("{path} is there already: it holds this host's data of an earlier epoch; move it away")]
+    Kept { path: PathBuf },
+    #[error("cannot write the new log")]
+    WriteLog(#[source] LogError),
+    #[error("cannot write the new store")]
+    WriteStore(#[source] StoreError),
+    #[error("cannot make the new data in {path}: see that its disk works and has room")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot put {path} in the place of the old data: its file system has to exchange two directories")]
+    Exchange { path: PathBuf, source: io::Error },
+}
+
+/// What this host has of a cluster, found fit to begin it anew. While it is held, no agent starts here.
+pub struct Survivor {
+    config: Config,
+    data: Data,
+    seat: Seat,
+    /// The state with all of the log in it.
+    state: State,
+    authority: Authority,
+}
+
+/// Reads all that this host has of its cluster. `understands` is the newest level of this agent.
+///
+/// # Errors
+/// When another agent runs, or the cluster can't begin anew from it.
+pub fn examine(config: Config, understands: Level) -> Result<Survivor, RecoveryError> {
+    let secret = read_secret(&config)?;
+    let (mut data, seat) = open(&config)?;
+    let mut state = std::mem::take(&mut data.state);
+    for (Position { index, term }, command) in data.recovered.unapplied() {
+        let entry = Entry::decode(command).map_err(|source| RecoveryError::Decode { index, source })?;
+        state.apply(index, Term(term), &entry);
+    }
+    if let Some(level) = state.level().filter(|level| *level > understands) {
+        return Err(RecoveryError::Unfit(NodeError::TooOld { level, understands }));
+    }
+    if let Some(diverged) = state.divergence(seat.identity.node) {
+        return Err(RecoveryError::Unfit(NodeError::Diverged(diverged)));
+    }
+    let cluster = state.cluster().ok_or_else(|| RecoveryError::Blank { path: data.dir.clone() })?;
+    let authority = unseal(&config, &cluster.sealed_ca_key, &secret)?;
+    Ok(Survivor { config, data, seat, state, authority })
+}
+
+impl Survivor {
+    pub fn cluster(&self) -> ClusterId {
+        self.seat.identity.cluster
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.seat.identity.node
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Index of the last log entry, and how many entries aren't known to be committed.
+    pub fn entries(&self) -> (u64, u64) {
+        let anew = self.data.recovered.anew(self.seat.raft);
+        (anew.applied - 1, self.data.recovered.uncommitted())
+    }
+
+    /// Where the data is kept that the new one takes the place of.
+    pub fn kept(&self) -> PathBuf {
+        kept(&self.data.dir, self.seat.identity.epoch)
+    }
+
+    /// Makes a cluster of this one node of it; which epoch that is.
+    ///
+    /// # Errors
+    /// When it can't be; then this host's data is as it was.
+    pub fn recover(mut self) -> Result<ClusterEpoch, RecoveryError> {
+        let kept = self.kept();
+        let begun = self.state.begin_epoch(Renewal::Recovered, Beginner::Survivor(self.node()), now());
+        let ids = begun.map_err(RecoveryError::Begin)?;
+        let key = self.seat.identity.key().map_err(RecoveryError::Identity)?;
+        let Self { config, data, state, authority, .. } = &self;
+        let seat = seat_of(config, state, authority, &key, ids)?;
+        let recovered = data.recovered.anew(seat.raft);
+        take_place(config, &data.dir, &kept, |log, store| {
+            log.restart(recovered.base, &recovered.hard_state).map_err(RecoveryError::WriteLog)?;
+            seat.keep(config, store).map_err(RecoveryError::Seat)?;
+            let committed = store.commit(&state.all_rows(), &recovered.checkpoint(), recovered.commit());
+            committed.map_err(RecoveryError::WriteStore)
+        })?;
+        Ok(seat.identity.epoch)
+    }
+}
+
+/// Puts aside what this host has of its cluster, so that its agent joins anew as the node that it was; where it is then.
+///
+/// # Errors
+/// When another agent runs, or this host is no member of a cluster.
+pub fn rejoin(config: &Config) -> Result<PathBuf, RecoveryError> {
+    let (data, seat) = open(config)?;
+    let kept = kept(&data.dir, seat.identity.epoch);
+    take_place(config, &data.dir, &kept, |_, store| seat.keep_to_rejoin(store).map_err(RecoveryError::Seat))?;
+    Ok(kept)
+}
+
+/// The data of a member.
+fn open(config: &Config) -> Result<(Data, Seat), RecoveryError> {
+    let dir = raft_dir(config);
+    let blank = || RecoveryError::Blank { path: dir.clone() };
+    if !dir.join(data::STORE).exists() {
+        return Err(blank());
+    }
+    let data = Data::open(dir.clone()).map_err(RecoveryError::Open)?;
+    let seat = data.kept.as_ref().map(|kept| Seat::of_kept(config, kept)).transpose().map_err(RecoveryError::Seat)?;
+    Ok((data, seat.flatten().ok_or_else(blank)?))
+}
+
+fn read_secret(config: &Config) -> Result<ClusterSecret, RecoveryError> {
+    ClusterSecret::read(&config.cluster.secret_file).map_err(RecoveryError::Secret)
+}
+
+fn unseal(config: &Config, sealed: &[u8], secret: &ClusterSecret) -> Result<Authority, RecoveryError> {
+    let path = || config.cluster.secret_file.clone();
+    Authority::unseal(sealed, secret).map_err(|source| RecoveryError::Issue { path: path(), source })
+}
+
+/// Of the node that begins the epoch which the state is in.
+fn seat_of(
+    config: &Config,
+    state: &State,
+    authority: &Authority,
+    key: &NodeKey,
+    (node, raft): (NodeId, RaftId),
+) -> Result<Seat, RecoveryError> {
+    let epoch = state.cluster().expect("it has begun anew").epoch;
+    let request = key.request().map_err(RecoveryError::Identity)?;
+    let issued = authority.issue(&request, epoch, node);
+    let path = || config.cluster.secret_file.clone();
+    let certificate = issued.map_err(|source| RecoveryError::Issue { path: path(), source })?;
+    let identity = key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate);
+    let identity = identity.map_err(RecoveryError::Identity)?;
+    Ok(Seat { identity, raft, members: directory_of(state), founding: None })
+}
+
+/// Lets new data take the place of what is in `dir`, which is in `kept` then; `fill` is given a log and a store that are
+/// empty.
+fn take_place(
+    config: &Config,
+    dir: &Path,
+    kept: &Path,
+    fill: impl FnOnce(&mut Log, &mut Store) -> Result<(), RecoveryError>,
+) -> Result<(), RecoveryError> {
+    if kept.exists() {
+        return Err(RecoveryError::Kept { path: kept.to_owned() });
+    }
+    let unfinished = dir.with_extension("unfinished");
+    let failed = |source| RecoveryError::Write { path: unfinished.clone(), source };
+    match fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    make_dir(&unfinished, 0o700).map_err(RecoveryError::Open)?;
+    // They are locked until all is in its place, so that no agent takes it meanwhile.
+    let (mut log, _) = Log::open(&unfinished.join(data::LOG)).map_err(RecoveryError::WriteLog)?;
+    let mut store = Store::create(&unfinished.join(data::STORE)).map_err(RecoveryError::WriteStore)?;
+    fill(&mut log, &mut store)?;
+    let sync = |dir: &Path| File::open(dir)?.sync_all();
+    sync(&unfinished).map_err(failed)?;
+    // Under the name that the old data gets: the exchange is all that is left to do.
+    fs::rename(&unfinished, kept).map_err(failed)?;
+    let exchange = || {
+        sync(&config.node.data_dir)?;
+        Ok(rustix::fs::renameat_with(CWD, kept, CWD, dir, RenameFlags::EXCHANGE)?)
+    };
+    if let Err(source) = exchange() {
+        // It is in nobody's way but another try's.
+        let _ = fs::remove_dir_all(kept);
+        return Err(RecoveryError::Exchange { path: kept.to_owned(), source });
+    }
+    sync(&config.node.data_dir).map_err(failed)
+}
+
+/// Where the data of an epoch is kept that isn't this host's any more.
+fn kept(dir: &Path, epoch: ClusterEpoch) -> PathBuf {
+    dir.with_extension(format!("epoch-{epoch}"))
+}

@@ -1,0 +1,125 @@
+//! The verbs about the cluster as a whole.
+
+use std::fmt::Write as _;
+use std::io::BufRead as _;
+use std::path::PathBuf;
+
+use blixard_core::types::{ClusterId, Level};
+use clap::{Args, Subcommand};
+
+use super::ask::{AskError, Asked, print};
+use crate::agent::recovery::{self, Survivor};
+use crate::config::Config;
+
+/// By so many characters of its id a cluster is named, as status shows it.
+const SHORT: usize = 8;
+
+#[derive(Subcommand, Debug)]
+pub enum ClusterVerb {
+    /// Make a cluster of this host alone, where a majority of the servers is lost for good
+    ///
+    /// The agent has to be stopped. What this host has of the cluster begins anew, with this host as its only server; what
+    /// the others have acknowledged, and this host hasn't heard of, is lost. What runs on this host runs on.
+    Recover(RecoverArgs),
+    /// Let this host into its cluster again, which was recovered or restored without it
+    ///
+    /// The agent has to be stopped. What this host has of the cluster as it was is put aside; when the agent starts, it
+    /// joins as the node that it was. What runs on this host runs on, but for what the cluster has elsewhere by now.
+    Rejoin(Offline),
+}
+
+#[derive(Args, Debug)]
+pub struct RecoverArgs {
+    #[command(flatten)]
+    offline: Offline,
+    /// The first characters of the cluster's id, as status shows them: what is typed where this isn't given
+    #[arg(long, value_name = "CLUSTER")]
+    confirm: Option<String>,
+}
+
+/// What is done while no agent runs.
+#[derive(Args, Debug)]
+pub struct Offline {
+    /// This host's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/blixard/config.toml")]
+    config: PathBuf,
+    /// The cluster secret, where the configured file is there only while the agent runs
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+}
+
+impl Offline {
+    fn config(&self) -> Result<Config, AskError> {
+        let mut config = Config::load(&self.config).map_err(AskError::Config)?;
+        config.cluster.secret_file = self.secret_file.clone().unwrap_or(config.cluster.secret_file);
+        Ok(config)
+    }
+}
+
+pub fn run(verb: &ClusterVerb) -> Asked {
+    match verb {
+        ClusterVerb::Recover(args) => recover(args),
+        ClusterVerb::Rejoin(offline) => rejoin(offline),
+    }
+}
+
+fn recover(args: &RecoverArgs) -> Asked {
+    let survivor = recovery::examine(args.offline.config()?, Level::NEWEST).map_err(AskError::Recovery)?;
+    let cluster = survivor.cluster();
+    print(&warning(&survivor))?;
+    confirm(cluster, args.confirm.as_deref())?;
+    let epoch = survivor.recover().map_err(AskError::Recovery)?;
+    print(&format!("cluster {} is in epoch {epoch}: start the agent, with `systemctl start blixard`\n", short(cluster)))
+}
+
+fn rejoin(offline: &Offline) -> Asked {
+    let kept = recovery::rejoin(&offline.config()?).map_err(AskError::Recovery)?;
+    print(&format!(
+        "what this host had of the cluster is in {}: start the agent, with `systemctl start blixard`, and it rejoins\n",
+        kept.display()
+    ))
+}
+
+fn warning(survivor: &Survivor) -> String {
+    let (state, node) = (survivor.state(), survivor.node());
+    let name = state.nodes().get(&node).map_or_else(String::new, |member| member.name.to_string());
+    let (last, uncommitted) = survivor.entries();
+    let mut text = format!(
+        "This makes a cluster of {name} alone, of what it has of cluster {}: all up to log entry {last}",
+        short(survivor.cluster()),
+    );
+    if uncommitted > 0 {
+        let _ = write!(text, ", of which a majority may never have had the last {uncommitted}");
+    }
+    text += ".\nDo it only if a majority of the servers is lost for good: what they acknowledged since is lost with them.\n";
+    let others: Vec<_> = state.nodes().iter().filter(|(id, _)| **id != node).map(|(_, member)| member).collect();
+    if !others.is_empty() {
+        text += "\nWhat these run is not known then, and they are refused:\n";
+        for member in others {
+            let _ = writeln!(text, "  {} at {}", member.name, member.address);
+        }
+        text += "Nothing is started anywhere, until each of them has rejoined, or is removed as dead:\n  \
+                 blixard cluster rejoin            on it; what it runs, and is to run, runs on\n  \
+                 blixard node remove NAME --dead   here, once nothing runs on it any more\n";
+    }
+    let _ = writeln!(text, "\nWhat runs on {name} runs on. Its data as it is stays in {}.", survivor.kept().display());
+    text
+}
+
+/// Whoever goes on has named the cluster.
+fn confirm(cluster: ClusterId, given: Option<&str>) -> Result<(), AskError> {
+    let short = short(cluster);
+    let mut named = given.unwrap_or_default().to_owned();
+    if given.is_none() {
+        print(&format!("\nType {short}, the cluster's name, to go on: "))?;
+        std::io::stdin().lock().read_line(&mut named).map_err(AskError::Confirm)?;
+    }
+    if named.trim().len() >= SHORT && cluster.to_string().starts_with(named.trim()) {
+        return Ok(());
+    }
+    Err(AskError::NotConfirmed { cluster: short })
+}
+
+fn short(cluster: ClusterId) -> String {
+    cluster.to_string().chars().take(SHORT).collect()
+}
