@@ -24,7 +24,8 @@ let
   format = pkgs.formats.toml { };
 
   label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
-  credential = "/run/credentials/blixard.service/cluster-secret";
+  # What is loaded as a credential is where the service reads it.
+  credential = file: name: if file == null then null else "/run/credentials/blixard.service/${name}";
   serverNames = map (server: head (splitString "@" server)) settings.cluster.servers;
 
   # Asked of the VMs first, so that what is wrong with one is said by its assertion and not by its manifest.
@@ -72,7 +73,18 @@ in
       description = ''
         A file on the host, outside the Nix store, with the secret that all nodes of the cluster share: at least 32
         bytes, for example from {command}`openssl rand -hex 32`. It is handed to `blixard.service` as a credential; a
-        node with another secret than the rest isn't let in.
+        node with another secret than the rest isn't let in. Only nodes that have it can let others in.
+      '';
+    };
+
+    clusterTokenFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "config.age.secrets.blixard-token.path";
+      description = ''
+        A file on the host, outside the Nix store, with a token from {command}`blixard token create`, by which this node
+        joins instead of by {option}`services.blixard.clusterSecretFile`. It is handed to `blixard.service` as a
+        credential, which doesn't start without the file; once this node has joined, what is in it makes no difference.
       '';
     };
 
@@ -144,11 +156,21 @@ in
               '';
             };
             secret_file = mkOption {
-              type = types.strMatching "/.+";
-              default = credential;
+              type = types.nullOr (types.strMatching "/.+");
+              default = credential cfg.clusterSecretFile "cluster-secret";
+              defaultText = "the credential made from services.blixard.clusterSecretFile";
               description = ''
-                Where `blixard.service` reads the cluster's secret. The default is the credential made from
-                {option}`services.blixard.clusterSecretFile`; the service doesn't start without it.
+                Where `blixard.service` reads the cluster's secret; the service doesn't start without it, unless
+                {option}`services.blixard.settings.cluster.token_file` is set instead.
+              '';
+            };
+            token_file = mkOption {
+              type = types.nullOr (types.strMatching "/.+");
+              default = credential cfg.clusterTokenFile "join-token";
+              defaultText = "the credential made from services.blixard.clusterTokenFile";
+              description = ''
+                Where `blixard.service` reads the token by which this node joins, if it doesn't have the cluster's
+                secret. With one that was used, or has expired, it waits for another.
               '';
             };
           };
@@ -237,25 +259,29 @@ in
         '';
       }
       {
-        assertion = cfg.clusterSecretFile != null || settings.cluster.secret_file != credential;
+        assertion = settings.cluster.secret_file != null || settings.cluster.token_file != null;
         message = ''
-          services.blixard on ${config.networking.hostName}: there is no cluster secret.
-          Set services.blixard.clusterSecretFile to a file on the host, for example a path from agenix or sops-nix.
+          services.blixard on ${config.networking.hostName}: there is neither a cluster secret nor a join token.
+          Set services.blixard.clusterSecretFile, or clusterTokenFile, to a file on the host, for example a path from agenix or sops-nix.
         '';
       }
       {
-        assertion =
-          cfg.clusterSecretFile == null
-          || !(
-            builtins.isPath cfg.clusterSecretFile
-            || lib.hasPrefix "${builtins.storeDir}/" (toString cfg.clusterSecretFile)
-          );
+        assertion = settings.cluster.secret_file == null || settings.cluster.token_file == null;
         message = ''
-          services.blixard on ${config.networking.hostName}: clusterSecretFile (${toString cfg.clusterSecretFile}) is in the Nix store, which everybody on the host can read, or would be copied there.
-          Give the path of a file outside of it as a string, for example "/run/secrets/blixard".
+          services.blixard on ${config.networking.hostName}: there is a cluster secret and a join token.
+          Leave services.blixard.clusterTokenFile out: a node that has the secret needs no token.
         '';
       }
-    ];
+    ]
+    ++ lib.mapAttrsToList (option: file: {
+      assertion =
+        file == null
+        || !(builtins.isPath file || lib.hasPrefix "${builtins.storeDir}/" (toString file));
+      message = ''
+        services.blixard on ${config.networking.hostName}: ${option} (${toString file}) is in the Nix store, which everybody on the host can read, or would be copied there.
+        Give the path of a file outside of it as a string, for example "/run/secrets/blixard".
+      '';
+    }) { inherit (cfg) clusterSecretFile clusterTokenFile; };
 
     environment.systemPackages = [ cfg.package ];
     environment.etc."blixard/config.toml".source = cfg.check "check-config" (

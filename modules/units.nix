@@ -79,9 +79,9 @@ in
         CapabilityBoundingSet = "";
         UMask = "0077";
         OOMScoreAdjust = -900;
-        LoadCredential = mkIf (
-          cfg.clusterSecretFile != null
-        ) "cluster-secret:${toString cfg.clusterSecretFile}";
+        LoadCredential =
+          optional (cfg.clusterSecretFile != null) "cluster-secret:${toString cfg.clusterSecretFile}"
+          ++ optional (cfg.clusterTokenFile != null) "join-token:${toString cfg.clusterTokenFile}";
         RuntimeDirectory = "blixard";
         RuntimeDirectoryMode = "0750";
         RuntimeDirectoryPreserve = "yes";

@@ -238,7 +238,8 @@ where
     U: Units,
     C: Future<Output = Result<U, UnitsError>>,
 {
-    let secret = ClusterSecret::read(&config.cluster.secret_file).map_err(AgentError::Secret)?;
+    let secret =
+        config.cluster.secret_file.as_deref().map(ClusterSecret::read).transpose().map_err(AgentError::Secret)?;
     let raft_dir = raft_dir(&config);
     make_dir(&config.node.data_dir, 0o755)?;
     make_dir(&config.node.run_dir, 0o755)?;
@@ -273,7 +274,7 @@ where
 
     let tell = |reason| _ = stage.send_replace(Stage::Waiting(reason));
     let seat = tokio::select! {
-        seat = Seat::take(&config, &secret, &mut data.store, data.kept.take(), traits.understands, tell) => {
+        seat = Seat::take(&config, secret.as_ref(), &mut data.store, data.kept.take(), traits.understands, tell) => {
             seat.map_err(AgentError::Seat)?
         }
         () = stopped(told) => return Ok(()),
@@ -285,7 +286,7 @@ where
     watchdog::follow(beat, handle.clone());
     tracing::info!(node = %seat.identity.node, cluster = %seat.identity.cluster, "this host is a member");
 
-    let same_cluster = seat.check_cluster(&config, &secret);
+    let same_cluster = seat.check_cluster(&config, secret.as_ref());
     let result = attend(&config, &handle, ended, same_cluster, connect, &stage, told).await;
     let _ = stop_api.send(());
     transport.shutdown().await;

@@ -9,13 +9,14 @@ use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Re
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
-use blixard_core::types::{InstanceId, NodeId, NodeName, Resources, VmName};
+use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, Resources, TokenId, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
+use crate::identity::{self, JoinToken, TokenSecret};
 use crate::node::{Handle, ProposeError, Standing};
 
 pub mod view;
@@ -344,6 +345,43 @@ impl proto::api_server::Api for Api {
         let node = node.ok_or_else(|| Status::not_found(format!("there is no node {name}: see `blixard node ls`")))?;
         let index = self.change(Command::RemoveNode { node, dead, abandon_volumes }).await?;
         Ok(Response::new(proto::RemoveNodeReply { index, node: node.0 }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<proto::CreateTokenRequest>,
+    ) -> Result<Response<proto::CreateTokenReply>, Status> {
+        let authority = self.read(|state, _| state.cluster().map(|known| (known.id, known.ca_certificate.clone())))?;
+        let (cluster, certificate) = authority.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
+        let authority = identity::key_of(&certificate).map_err(|error| Status::internal(crate::error_chain(&error)))?;
+        let (id, secret) = (TokenId(u64::from_be_bytes(identity::random())), TokenSecret::draw());
+        let ttl_ms = request.into_inner().ttl_ms;
+        let Answer { index, reply } =
+            self.propose(Command::CreateToken { token: id, secret: secret.hash(), ttl_ms }).await?;
+        let Reply::Token { expires } = reply else {
+            return Err(Status::internal(format!("an answer of another kind: {reply:?}")));
+        };
+        let token = JoinToken { cluster, authority, id, secret, expires }.to_string();
+        Ok(Response::new(proto::CreateTokenReply { token, id: id.to_string(), expires: expires.0, index }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<proto::ListTokensRequest>,
+    ) -> Result<Response<proto::ListTokensReply>, Status> {
+        self.await_fresh(request.into_inner().freshness()).await?;
+        let reply = self.read(|state, _| proto::ListTokensReply { tokens: view::tokens(state) });
+        Ok(Response::new(reply?))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<proto::RevokeTokenRequest>,
+    ) -> Result<Response<proto::RevokeTokenReply>, Status> {
+        let id = request.into_inner().id;
+        let token = id.parse().map_err(|error: InvalidValue| Status::invalid_argument(error.to_string()))?;
+        let index = self.change(Command::RevokeToken { token }).await?;
+        Ok(Response::new(proto::RevokeTokenReply { index }))
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

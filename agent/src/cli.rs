@@ -17,6 +17,7 @@ mod json;
 mod node;
 mod show;
 mod table;
+mod token;
 mod vm;
 
 pub use client::{ConnectError, connect};
@@ -92,6 +93,9 @@ enum Verb {
     /// What is done to the cluster as a whole
     #[command(subcommand)]
     Cluster(cluster::ClusterVerb),
+    /// Make, list or revoke the tokens with which hosts join
+    #[command(subcommand)]
+    Token(token::TokenVerb),
     /// List or show VMs; make, start, stop and remove those that no manifest declares
     #[command(subcommand)]
     Vm(vm::VmVerb),
@@ -193,6 +197,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
     match verb {
         Verb::Status { json, watch, reading } => ask::status(&reading, json, watch).await,
         Verb::Node(verb) => node::ask(verb).await,
+        Verb::Token(verb) => token::ask(verb).await,
         Verb::Vm(verb) => vm::ask(verb).await,
         Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
         Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,

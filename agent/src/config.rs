@@ -44,9 +44,12 @@ pub struct Node {
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     servers: Spanned<Vec<Server>>,
-    /// At least 32 bytes that every host of the cluster has, and nobody else.
-    #[serde(deserialize_with = "absolute")]
-    pub secret_file: PathBuf,
+    /// At least 32 bytes that the hosts of the cluster share, and nobody else has.
+    #[serde(default, deserialize_with = "absolute_if_any")]
+    pub secret_file: Option<PathBuf>,
+    /// Holds what lets a host in that doesn't have the secret.
+    #[serde(default, deserialize_with = "absolute_if_any")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// What is missing is read from the machine.
@@ -174,6 +177,16 @@ impl Config {
                 return Err((span, "cluster.servers", format!("{} is the address of two hosts", server.address)));
             }
         }
+        let reason = match (&self.cluster.secret_file, &self.cluster.token_file) {
+            (None, None) => Some("neither secret_file nor token_file is set, and a host joins by one of them"),
+            (Some(_), Some(_)) => {
+                Some("secret_file and token_file are set, and a host that has the secret needs no token")
+            }
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            return Err((span, "cluster", reason.to_owned()));
+        }
         if !servers.iter().any(|server| server.name == *self.name()) {
             let reason = format!("{} is not among cluster.servers: add it there, as every host has it", self.name());
             return Err((self.node.name.span().start, "node.name", reason));
@@ -209,6 +222,10 @@ fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Er
     let path = PathBuf::deserialize(deserializer)?;
     let relative = || D::Error::custom(format!("{} is not an absolute path", path.display()));
     if path.is_absolute() { Ok(path) } else { Err(relative()) }
+}
+
+fn absolute_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    absolute(deserializer).map(Some)
 }
 
 /// A network interface's name, which Linux limits to 15 bytes.
@@ -288,6 +305,9 @@ secret_file = "/run/secret"
             ("beta@[fd00::2]:7420", "alpha@10.0.0.1:1", "line 6", "cluster.servers"),
             ("beta@[fd00::2]:7420", "beta@192.168.1.1:7420", "line 6", "cluster.servers"),
             ("/run/secret", "secret", "line 7", "secret is not an absolute path"),
+            ("secret_file = \"/run/secret\"", "", "line 6", "neither secret_file nor token_file"),
+            ("\"/run/secret\"", "\"/run/secret\"\ntoken_file = \"/run/token\"", "line 6", "needs no token"),
+            ("secret_file = \"/run/secret\"", "token_file = \"token\"", "line 7", "token is not an absolute path"),
             ("[cluster]", "data_dir = \"x\"\n[cluster]", "line 5", "x is not an absolute path"),
             ("[cluster]", "[vms]\nbridge = \"a-name-that-is-too-long\"\n[cluster]", "line 6", "15 bytes"),
             ("[cluster]", "[tasks]\nuser = \"blixard-vm\"\n[cluster]", "line 6", "tasks.user"),

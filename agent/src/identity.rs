@@ -3,6 +3,8 @@
 mod authority;
 mod secret;
 mod tls;
+mod token;
+mod verify;
 
 use std::fmt;
 
@@ -14,9 +16,10 @@ use serde::{Deserialize, Serialize};
 pub use authority::{Authority, AuthorityError};
 pub use secret::{ClusterSecret, MIN_SECRET, SecretError};
 pub use tls::{
-    Expected, PeerError, ServerSide, TlsError, member_client, member_server, peer_of, refusal, stranger_client,
-    stranger_server,
+    Expected, PeerError, ServerSide, TlsError, key_of, member_client, member_server, peer_of, refusal, stranger_client,
+    stranger_server, token_client,
 };
+pub use token::{JoinToken, TokenError, TokenSecret};
 
 /// Why a node's identity could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -135,8 +138,9 @@ impl NodeIdentity {
         NodeKey::decode(&self.key)
     }
 
+    /// With the authority's, by whose key a host that holds a token knows the cluster.
     fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![CertificateDer::from(self.certificate.clone())]
+        [&self.certificate, &self.authority].map(|der| CertificateDer::from(der.clone())).to_vec()
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {

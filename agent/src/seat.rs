@@ -1,5 +1,6 @@
 //! A host's seat in its cluster: who it is there, kept in the store; taken by founding the cluster or joining it.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,14 +9,17 @@ use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::identity::{self, Authority, AuthorityError, ClusterSecret, IdentityError, NodeIdentity, NodeKey};
+use crate::identity::{
+    self, Authority, AuthorityError, ClusterSecret, IdentityError, JoinToken, NodeIdentity, NodeKey,
+};
 use crate::store::{Store, StoreError};
-use crate::transport::{Answer, Decision, Directory, Member, TwoClusters, ask_all, decide, join};
+use crate::transport::{Answer, Decision, Directory, Joined, Member, TwoClusters, ask_all, decide, join, redeem};
 
 /// The founder's id; every blank server starts from a group of it alone and learns the rest from the log.
 pub const FOUNDER: RaftId = RaftId(1);
-/// How long a blank host waits before it asks the others again.
+/// How long a blank host waits before it asks the others again, by the secret or by a token.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+const REDEEM_AGAIN: Duration = Duration::from_secs(5);
 
 /// What a member keeps about itself.
 #[derive(Debug, Clone)]
@@ -88,14 +92,14 @@ struct Seated {
 }
 
 impl Seat {
-    /// The seat that was kept, or a new one. A blank host asks until it may join or found; `tell` is told what it waits
-    /// for.
+    /// The seat that was kept, or a new one. A blank host asks until it may join or found, by its token if it has no
+    /// secret; `tell` is told what it waits for.
     ///
     /// # Errors
     /// What asking again can't mend.
     pub async fn take(
         config: &Config,
-        secret: &ClusterSecret,
+        secret: Option<&ClusterSecret>,
         store: &mut Store,
         kept: Option<Vec<u8>>,
         understands: Level,
@@ -163,41 +167,79 @@ impl Seat {
 
     async fn ask(
         config: &Config,
-        secret: &ClusterSecret,
+        secret: Option<&ClusterSecret>,
         (key, was_in): (&NodeKey, Option<ClusterEpoch>),
         understands: Level,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
         let mut told = String::new();
         loop {
-            let answers = ask_all(config.servers(), secret, config.name()).await;
-            let waiting = match decide(&answers).map_err(SeatError::TwoClusters)? {
-                Decision::Found if was_in.is_some() => {
-                    "this host rejoins a cluster, and no server that answers is in one".to_owned()
-                }
-                Decision::Found => return Self::found(config, secret, key, understands),
-                Decision::Wait(reason) => reason,
-                Decision::Join(servers) => {
-                    let mut failures = Vec::new();
-                    for server in servers {
-                        match join(&server, secret, config.own(), (key, was_in), understands).await {
-                            Ok(joined) => {
-                                let (identity, raft) = (joined.identity, joined.raft);
-                                return Ok(Self { identity, raft, members: joined.members, founding: None });
-                            }
-                            Err(error) => failures.push(crate::error_chain(&error)),
-                        }
-                    }
-                    failures.join("; ")
-                }
+            let (asked, again) = match secret {
+                Some(secret) => (Self::ask_by_secret(config, secret, (key, was_in), understands).await?, ASK_AGAIN),
+                None => (Self::ask_by_token(config, (key, was_in), understands).await, REDEEM_AGAIN),
+            };
+            let waiting = match asked {
+                ControlFlow::Break(seat) => return Ok(seat),
+                ControlFlow::Continue(waiting) => waiting,
             };
             if waiting != told {
                 tracing::warn!(reason = waiting, "this host is not a member yet");
                 told.clone_from(&waiting);
             }
             tell(waiting);
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(again).await;
         }
+    }
+
+    /// The seat, or what is waited for.
+    async fn ask_by_secret(
+        config: &Config,
+        secret: &ClusterSecret,
+        (key, was_in): (&NodeKey, Option<ClusterEpoch>),
+        understands: Level,
+    ) -> Result<ControlFlow<Self, String>, SeatError> {
+        let answers = ask_all(config.servers(), secret, config.name()).await;
+        let servers = match decide(&answers).map_err(SeatError::TwoClusters)? {
+            Decision::Found if was_in.is_some() => {
+                let reason = "this host rejoins a cluster, and no server that answers is in one";
+                return Ok(ControlFlow::Continue(reason.to_owned()));
+            }
+            Decision::Found => return Self::found(config, secret, key, understands).map(ControlFlow::Break),
+            Decision::Wait(reason) => return Ok(ControlFlow::Continue(reason)),
+            Decision::Join(servers) => servers,
+        };
+        let mut failures = Vec::new();
+        for server in servers {
+            match join(&server, secret, config.own(), (key, was_in), understands).await {
+                Ok(joined) => return Ok(ControlFlow::Break(joined.into())),
+                Err(error) => failures.push(crate::error_chain(&error)),
+            }
+        }
+        Ok(ControlFlow::Continue(failures.join("; ")))
+    }
+
+    /// As [`Self::ask_by_secret`]; the token is read each time, since a person may have put another one in its place.
+    async fn ask_by_token(
+        config: &Config,
+        asking: (&NodeKey, Option<ClusterEpoch>),
+        understands: Level,
+    ) -> ControlFlow<Self, String> {
+        let path = config.cluster.token_file.as_deref().expect("a configuration without a secret has a token");
+        let token = match JoinToken::read(path) {
+            Ok(token) => token,
+            Err(error) => return ControlFlow::Continue(crate::error_chain(&error)),
+        };
+        let mut failures = Vec::new();
+        for server in config.servers().iter().filter(|server| server.name != *config.name()) {
+            match redeem(server, &token, config.own(), asking, understands).await {
+                Ok(joined) => return ControlFlow::Break(joined.into()),
+                Err(error) => failures.push(crate::error_chain(&error)),
+            }
+        }
+        if failures.is_empty() {
+            failures.push("a host with a token joins by way of another: list one in cluster.servers".to_owned());
+        }
+        ControlFlow::Continue(failures.join("; "))
     }
 
     fn found(config: &Config, secret: &ClusterSecret, key: &NodeKey, understands: Level) -> Result<Self, SeatError> {
@@ -232,7 +274,9 @@ impl Seat {
     ///
     /// # Errors
     /// [`SeatError::OtherCluster`].
-    pub async fn check_cluster(&self, config: &Config, secret: &ClusterSecret) -> Result<(), SeatError> {
+    pub async fn check_cluster(&self, config: &Config, secret: Option<&ClusterSecret>) -> Result<(), SeatError> {
+        // Without it, nobody's word on this can be trusted; certificates of another cluster are refused in any case.
+        let Some(secret) = secret else { return Ok(()) };
         for (server, answer) in ask_all(config.servers(), secret, config.name()).await {
             match answer {
                 Answer::Member(found) if found != self.identity.cluster => {
@@ -250,6 +294,13 @@ impl Seat {
             }
         }
         Ok(())
+    }
+}
+
+impl From<Joined> for Seat {
+    fn from(joined: Joined) -> Self {
+        let Joined { identity, raft, members } = joined;
+        Self { identity, raft, members, founding: None }
     }
 }
 

@@ -5,6 +5,7 @@
 //!  follower    ── snapshot ────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::snapshot
 //!  api         ── forward ─────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::forward
 //!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit
+//!              ── redeem ───────── TLS, the authority known by a token ────────▶ listener ──▶ door ──▶ Inbound::admit
 //! ```
 
 mod bootstrap;
@@ -15,6 +16,7 @@ mod join;
 mod link;
 mod listener;
 mod peer;
+mod redeem;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -25,7 +27,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{Address, ClusterEpoch, ClusterId, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{
+    Address, ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server, Timestamp, TokenId,
+};
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -37,6 +41,7 @@ pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
 pub use gate::Refused;
 pub use join::{Answer, AskError, JoinError, Joined, ask_all, join};
+pub use redeem::redeem;
 pub use snapshot::Chunks;
 
 /// Largest encoded command that is forwarded: 5 MiB.
@@ -77,7 +82,7 @@ pub trait Inbound: Send + Sync + 'static {
     async fn forward(&self, from: NodeId, command: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, ForwardError>;
     /// The rows of the snapshot at this position, if this node has announced it to `from`.
     async fn snapshot(&self, from: NodeId, at: Position) -> Option<Arc<dyn SnapshotRows>>;
-    /// Makes a member of a host that proved the cluster secret; on a follower, by way of the leader.
+    /// Makes a member of a host by what it has shown; on a follower, by way of the leader.
     ///
     /// A refusal's text is shown to the host's operator.
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal>;
@@ -108,7 +113,7 @@ pub enum Standing {
     Member(ClusterId),
 }
 
-/// A host that proved the cluster secret and asks to become a member.
+/// A host that asks to become a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub name: NodeName,
@@ -119,6 +124,22 @@ pub struct Candidate {
     pub understands: Level,
     /// The epoch in which it was a member, if it was one.
     pub was_in: Option<ClusterEpoch>,
+    pub credential: Credential,
+}
+
+/// By what a host is to be let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// It has proved the cluster secret.
+    Secret,
+    /// It has shown a token, which the cluster is to check.
+    Token {
+        id: TokenId,
+        /// SHA-256 of its secret.
+        secret: Hash,
+        /// As it says itself.
+        expires: Timestamp,
+    },
 }
 
 /// What a new member is given.
@@ -217,7 +238,8 @@ pub struct Settings {
     pub name: NodeName,
     /// `cluster.servers`, in its order.
     pub servers: Vec<Server>,
-    pub secret: ClusterSecret,
+    /// Without one, this node can't vouch for itself to hosts that go by it.
+    pub secret: Option<ClusterSecret>,
 }
 
 /// Why the transport could not be started, or take its identity.
@@ -239,7 +261,7 @@ pub struct Transport {
 struct Shared {
     name: NodeName,
     servers: Vec<Server>,
-    secret: ClusterSecret,
+    secret: Option<ClusterSecret>,
     inbound: Arc<dyn Inbound>,
     directory: watch::Receiver<Arc<Directory>>,
     identity: watch::Sender<Option<Arc<NodeIdentity>>>,

@@ -31,11 +31,18 @@ let
     "names a node twice" = {
       settings.cluster.servers = [ "alpha@10.0.0.2:7420" ];
     };
-    "there is no cluster secret" = {
+    "there is neither a cluster secret nor a join token" = {
       clusterSecretFile = lib.mkForce null;
     };
-    "is in the Nix store" = {
+    "there is a cluster secret and a join token" = {
+      clusterTokenFile = "/run/secrets/blixard-token";
+    };
+    "clusterSecretFile (${runner "secret"}) is in the Nix store" = {
       clusterSecretFile = lib.mkForce (runner "secret");
+    };
+    "clusterTokenFile (${runner "token"}) is in the Nix store" = {
+      clusterSecretFile = lib.mkForce null;
+      clusterTokenFile = runner "token";
     };
     "\"Web_1\" isn't a DNS label" = {
       vms.Web_1 = ready;

@@ -6,7 +6,7 @@ use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
-    NodeName, RaftId, Resources, TaskId, Term, Timestamp, VmName,
+    NodeName, RaftId, Resources, TaskId, Term, Timestamp, TokenId, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -149,6 +149,28 @@ pub enum Command {
     ReturnNode {
         node: NodeId,
     },
+    /// A person wants a token with which one host can join; only the hash of its secret is ever told to anybody else.
+    CreateToken {
+        token: TokenId,
+        /// SHA-256 of its secret.
+        secret: Hash,
+        ttl_ms: u64,
+    },
+    /// A person wants nobody to join with this token any more.
+    RevokeToken {
+        token: TokenId,
+    },
+    /// As [`Command::Admit`] or [`Command::Rejoin`], of a host that has shown a token: it is used up in the same step.
+    Redeem {
+        token: TokenId,
+        /// SHA-256 of the secret that it has shown.
+        secret: Hash,
+        /// When it expires, as it says itself.
+        expires: Timestamp,
+        host: NewNode,
+        /// Where it rejoins: as in [`Command::Rejoin`].
+        was_in: Option<ClusterEpoch>,
+    },
 }
 
 /// Whether a VM has to be there already: of two that create the same one, the second is refused.
@@ -251,6 +273,9 @@ pub enum Reply {
     Refused(String),
     /// The request came too late: whether it was carried out before is not known any more.
     Expired,
+    Token {
+        expires: Timestamp,
+    },
 }
 
 /// What came of a command, and which log entry it was.

@@ -10,7 +10,7 @@ use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Rep
 use crate::manifest::{Constraints, Manifest, VmSpec};
 use crate::types::{
     Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, TaskId,
-    Term, Timestamp, VmName,
+    Term, Timestamp, TokenId, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
@@ -28,12 +28,14 @@ mod removal;
 mod rows;
 mod sessions;
 mod tasks;
+mod tokens;
 mod vms;
 
 pub use check::{Check, Diverged};
 pub use epoch::{Absence, BeginError, Beginner, Renewal};
 pub use rows::{Change, Loading, RowError, Table};
 pub use sessions::WINDOW;
+pub use tokens::{MAX_TOKENS, MAX_TTL_MS, MIN_TTL_MS, Token, TokenUse};
 pub use vms::{Conflict, MAX_VMS};
 
 /// Everything that the cluster agrees on.
@@ -51,6 +53,7 @@ pub struct State {
     /// By the number of the log entry that made it head.
     manifests: BTreeMap<u64, HeadRecord>,
     held: BTreeMap<NodeId, Held>,
+    tokens: BTreeMap<TokenId, Token>,
     /// The last comparison of the servers' states.
     check: Option<Check>,
     sessions: sessions::Sessions,
@@ -270,6 +273,11 @@ impl State {
             Command::ForgetNode { node } => self.forget_node(*node),
             Command::Rejoin { host, was_in } => self.rejoin(host, *was_in),
             Command::ReturnNode { node } => self.return_node(*node),
+            Command::CreateToken { token, secret, ttl_ms } => self.create_token(*token, *secret, *ttl_ms, at),
+            Command::RevokeToken { token } => self.revoke_token(*token, at),
+            Command::Redeem { token, secret, expires, host, was_in } => {
+                self.redeem(*token, (*secret, *expires), (host, *was_in), at)
+            }
         }
     }
 
@@ -328,6 +336,11 @@ impl State {
     }
     pub fn held(&self) -> &BTreeMap<NodeId, Held> {
         &self.held
+    }
+
+    /// The tokens that a host may join with, and those that were used or revoked, for as long as they are remembered.
+    pub fn tokens(&self) -> &BTreeMap<TokenId, Token> {
+        &self.tokens
     }
 
     /// The VM that this is an instance of, whether or not it is to run; nothing if it is being removed.

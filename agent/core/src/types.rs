@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 
 mod exit;
 mod resources;
+mod token;
 
 pub use exit::{Exit, RestartPolicy};
 pub use resources::{Hypervisor, Labels, Resources};
+pub use token::TokenId;
 
 /// Longest VM name: `-` and a replica number of up to five digits still make a DNS label of it.
 pub const MAX_VM_NAME: usize = 57;
@@ -32,6 +34,8 @@ pub enum InvalidValue {
     Derivation { text: String },
     #[error("{text:?} is not a hash: write 64 hexadecimal digits")]
     Hash { text: String },
+    #[error("{text:?} is not a token's id: write 16 hexadecimal digits, as `blixard token ls` shows them")]
+    Token { text: String },
     #[error("{text:?} is not a cluster's id: write 32 hexadecimal digits")]
     Cluster { text: String },
     #[error("{text:?} is not an address: write HOST:PORT, like 192.168.1.1:7420 or [fd00::1]:7420")]
@@ -265,9 +269,20 @@ text_newtype!(StorePath);
 pub struct Hash([u8; 32]);
 
 impl Hash {
+    /// The one that these bytes are.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest;
         Self(sha2::Sha256::digest(bytes).into())
+    }
+    /// Equality of what nobody may guess bit by bit: takes the same time wherever the two differ.
+    pub fn equals_secretly(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).fold(0, |differing, (one, other)| differing | (one ^ other)) == 0
     }
     /// The first half: still enough that no two are alike.
     pub fn half(&self) -> u128 {
@@ -309,6 +324,9 @@ impl ClusterId {
     /// The id that these bits make; whoever founds a cluster draws them.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
+    }
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
     }
 }
 impl FromStr for ClusterId {

@@ -1,26 +1,29 @@
 //! What this node answers to the others.
 
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Message, Position};
-use blixard_core::types::{ClusterId, NodeId, RaftId};
+use blixard_core::types::{ClusterId, NodeId, RaftId, Timestamp};
 use tokio::time::Instant;
 
 use crate::identity::{Authority, ClusterSecret};
 use crate::node::{Handle, directory_of};
-use crate::transport::{Admission, Candidate, ForwardError, Inbound, Member, Refusal, SnapshotRows, Standing};
+use crate::transport::{
+    Admission, Candidate, Credential, ForwardError, Inbound, Member, Refusal, SnapshotRows, Standing,
+};
 
 /// The node behind the transport, once there is one.
 pub struct Inward {
-    secret: ClusterSecret,
+    secret: Option<ClusterSecret>,
     /// The cluster of a host that was a member before: nobody may take it for blank while it starts.
     kept: Option<ClusterId>,
     node: OnceLock<(Handle, ClusterId)>,
 }
 
 impl Inward {
-    pub fn new(secret: ClusterSecret, kept: Option<ClusterId>) -> Self {
+    pub fn new(secret: Option<ClusterSecret>, kept: Option<ClusterId>) -> Self {
         Self { secret, kept, node: OnceLock::new() }
     }
 
@@ -30,31 +33,47 @@ impl Inward {
     }
 
     async fn issue(&self, candidate: Candidate) -> Result<Admission, String> {
+        let text = |error: &dyn std::error::Error| crate::error_chain(error);
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
-        let key = Authority::key_of(&candidate.request).map_err(|error| crate::error_chain(&error))?;
-        let new = NewNode { name: candidate.name, address: candidate.address, key, understands: candidate.understands };
-        let command = match candidate.was_in {
-            Some(was_in) => Command::Rejoin { host: new, was_in },
-            None => Command::Admit(new),
+        // Before anything is proposed: who could not be given a certificate is not to have used up a token.
+        let secret =
+            self.secret.as_ref().ok_or("this host has no cluster secret, so it can't sign: ask one that has")?;
+        let cluster = handle.read(|state, _| state.cluster().cloned()).map_err(|error| text(&error))?;
+        let cluster = cluster.ok_or("the cluster is being founded: try again")?;
+        let authority = Authority::unseal(&cluster.sealed_ca_key, secret).map_err(|error| text(&error))?;
+        let key = Authority::key_of(&candidate.request).map_err(|error| text(&error))?;
+        let Candidate { name, address, request, understands, was_in, credential } = candidate;
+        let new = NewNode { name, address, key, understands };
+        let command = match (credential, was_in) {
+            (Credential::Secret, None) => Command::Admit(new),
+            (Credential::Secret, Some(was_in)) => Command::Rejoin { host: new, was_in },
+            (Credential::Token { id, secret, expires }, was_in) => {
+                handle.barrier().await.map_err(|error| text(&error))?;
+                // Who only guesses is no work for the cluster.
+                let known = handle.read(|state, _| state.find_token(id, &secret, expires, now()).map(|_| ()));
+                known.map_err(|error| text(&error))??;
+                Command::Redeem { token: id, secret, expires, host: new, was_in }
+            }
         };
-        let answer = handle.propose(command).await.map_err(|error| crate::error_chain(&error))?;
+        let answer = handle.propose(command).await.map_err(|error| text(&error))?;
         let (node, raft) = match answer.reply {
             Reply::Admitted { node, raft } => (node, raft),
             Reply::Refused(why) => return Err(why),
             reply => return Err(format!("an answer of another kind: {reply:?}")),
         };
         // So that the directory has the new member in it.
-        handle.barrier().await.map_err(|error| crate::error_chain(&error))?;
-        let read = handle.read(|state, _| (state.cluster().cloned(), directory_of(state)));
-        let (cluster, members) = read.map_err(|error| crate::error_chain(&error))?;
-        let cluster = cluster.ok_or("the cluster is being founded: try again")?;
-        let authority = Authority::unseal(&cluster.sealed_ca_key, &self.secret);
-        let authority = authority.map_err(|error| crate::error_chain(&error))?;
-        let certificate =
-            authority.issue(&candidate.request, cluster.epoch, node).map_err(|error| crate::error_chain(&error))?;
+        handle.barrier().await.map_err(|error| text(&error))?;
+        let members = handle.read(|state, _| directory_of(state)).map_err(|error| text(&error))?;
+        let certificate = authority.issue(&request, cluster.epoch, node).map_err(|error| text(&error))?;
         let authority = authority.certificate().to_vec();
         Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, authority, certificate, node, raft, members })
     }
+}
+
+/// By this host's clock, for what is only said.
+fn now() -> Timestamp {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[tonic::async_trait]

@@ -34,8 +34,10 @@ pub enum RecoveryError {
     Secret(#[source] SecretError),
     #[error("cannot tell who this host is")]
     Seat(#[source] SeatError),
-    #[error("cannot issue this host's certificate with the cluster secret {path}")]
-    Issue { path: PathBuf, source: AuthorityError },
+    #[error("this host is configured without the cluster secret: name a file that has it with --secret-file")]
+    NoSecret,
+    #[error("cannot issue this host's certificate with the cluster secret")]
+    Issue(#[source] AuthorityError),
     #[error("cannot make this host's identity")]
     Identity(#[source] IdentityError),
     #[error("cannot read log entry {index}")]
@@ -85,7 +87,7 @@ pub fn examine(config: Config, understands: Level) -> Result<Survivor, RecoveryE
         return Err(RecoveryError::Unfit(NodeError::Diverged(diverged)));
     }
     let cluster = state.cluster().ok_or_else(|| RecoveryError::Blank { path: data.dir.clone() })?;
-    let authority = unseal(&config, &cluster.sealed_ca_key, &secret)?;
+    let authority = Authority::unseal(&cluster.sealed_ca_key, &secret).map_err(RecoveryError::Issue)?;
     Ok(Survivor { config, data, seat, state, authority })
 }
 
@@ -123,7 +125,7 @@ impl Survivor {
         let ids = begun.map_err(RecoveryError::Begin)?;
         let key = self.seat.identity.key().map_err(RecoveryError::Identity)?;
         let Self { config, data, state, authority, .. } = &self;
-        let seat = seat_of(config, state, authority, &key, ids)?;
+        let seat = seat_of(state, authority, &key, ids)?;
         let recovered = data.recovered.anew(seat.raft);
         take_place(config, &data.dir, &kept, |log, store| {
             log.restart(recovered.base, &recovered.hard_state).map_err(RecoveryError::WriteLog)?;
@@ -159,17 +161,12 @@ fn open(config: &Config) -> Result<(Data, Seat), RecoveryError> {
 }
 
 fn read_secret(config: &Config) -> Result<ClusterSecret, RecoveryError> {
-    ClusterSecret::read(&config.cluster.secret_file).map_err(RecoveryError::Secret)
-}
-
-fn unseal(config: &Config, sealed: &[u8], secret: &ClusterSecret) -> Result<Authority, RecoveryError> {
-    let path = || config.cluster.secret_file.clone();
-    Authority::unseal(sealed, secret).map_err(|source| RecoveryError::Issue { path: path(), source })
+    let path = config.cluster.secret_file.as_deref().ok_or(RecoveryError::NoSecret)?;
+    ClusterSecret::read(path).map_err(RecoveryError::Secret)
 }
 
 /// Of the node that begins the epoch which the state is in.
 fn seat_of(
-    config: &Config,
     state: &State,
     authority: &Authority,
     key: &NodeKey,
@@ -178,8 +175,7 @@ fn seat_of(
     let epoch = state.cluster().expect("it has begun anew").epoch;
     let request = key.request().map_err(RecoveryError::Identity)?;
     let issued = authority.issue(&request, epoch, node);
-    let path = || config.cluster.secret_file.clone();
-    let certificate = issued.map_err(|source| RecoveryError::Issue { path: path(), source })?;
+    let certificate = issued.map_err(RecoveryError::Issue)?;
     let identity = key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate);
     let identity = identity.map_err(RecoveryError::Identity)?;
     Ok(Seat { identity, raft, members: directory_of(state), founding: None })

@@ -6,8 +6,10 @@ use std::ops::Bound;
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
-use blixard_core::state::{Absence, Diverged, Instance, Node, Owner, Placement, Renewal, State, Task, Vm};
-use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, VmName};
+use blixard_core::state::{
+    Absence, Diverged, Instance, Node, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm,
+};
+use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
 
 use super::proto;
 use crate::node::Standing;
@@ -354,6 +356,26 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
         proto::Explained { instance: Some(instance), verdicts }
     });
     explained.collect()
+}
+
+pub fn tokens(state: &State) -> Vec<proto::Token> {
+    let shown = |(id, token): (&TokenId, &Token)| {
+        let (shown, node) = match token.used {
+            TokenUse::Unused => ("unused", None),
+            TokenUse::By(node) => ("used", Some(node)),
+            TokenUse::Revoked => ("revoked", None),
+        };
+        proto::Token {
+            id: id.to_string(),
+            state: shown.to_owned(),
+            node: node.map(|node| name_of(state, node)).unwrap_or_default(),
+            created: token.created_at.0,
+            expires: token.expires.0,
+        }
+    };
+    let mut tokens: Vec<_> = state.tokens().iter().map(shown).collect();
+    tokens.sort_by_key(|token| token.created);
+    tokens
 }
 
 pub fn tasks(state: &State) -> Vec<proto::Task> {

@@ -51,7 +51,7 @@ pub struct Offline {
 impl Offline {
     fn config(&self) -> Result<Config, AskError> {
         let mut config = Config::load(&self.config).map_err(AskError::Config)?;
-        config.cluster.secret_file = self.secret_file.clone().unwrap_or(config.cluster.secret_file);
+        config.cluster.secret_file = self.secret_file.clone().or(config.cluster.secret_file);
         Ok(config)
     }
 }

@@ -250,6 +250,27 @@ pub fn manifests(reply: &proto::ListManifestsReply, look: Look) -> String {
     text
 }
 
+pub fn tokens(reply: &proto::ListTokensReply, look: Look) -> String {
+    let row = |token: &proto::Token| -> Vec<Cell> {
+        let left = token.expires.saturating_sub(look.now);
+        let (state, colour) = match token.state.as_str() {
+            "unused" if left > 0 => ("unused", Colour::Good),
+            "unused" => ("expired", Colour::Faint),
+            state => (state, Colour::Faint),
+        };
+        let until = if left > 0 { age(left) } else { "-".to_owned() };
+        vec![
+            token.id.as_str().into(),
+            Cell::new(state, colour),
+            look.since(token.created).into(),
+            until.into(),
+            or_dash(&token.node).into(),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = reply.tokens.iter().map(row).collect();
+    render(&["TOKEN", "STATE", "AGE", "EXPIRES IN", "NODE"], &rows, look.coloured)
+}
+
 pub fn tasks(reply: &proto::ListTasksReply, look: Look) -> String {
     let row = |task: &proto::Task| -> Vec<Cell> {
         let told = if task.exit.is_empty() { task.reason.as_str() } else { task.exit.as_str() };

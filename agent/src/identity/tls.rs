@@ -5,15 +5,14 @@ use std::sync::Arc;
 use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
 use rcgen::KeyPair;
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
 
-use super::{NodeIdentity, authority};
+use super::verify::{ClientVerifier, ServerVerifier};
+use super::{JoinToken, NodeIdentity, authority};
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +49,8 @@ pub enum PeerError {
         "the certificate was not issued by this cluster's authority, or does not hold now: check this host's clock"
     )]
     Chain(#[source] rustls::Error),
+    #[error("it shows no certificate of the authority whose key the token names")]
+    OtherAuthority,
 }
 
 /// Which member is to answer a call.
@@ -71,11 +72,9 @@ pub struct ServerSide {
 /// # Errors
 /// `Root` or `Own` if the identity is damaged.
 pub fn member_client(identity: &NodeIdentity, expected: Expected) -> Result<ClientConfig, TlsError> {
-    let verifier =
-        MemberVerifier { roots: roots(identity)?, cluster: identity.cluster, epoch: identity.epoch, expected };
     let mut config = client_builder()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(Arc::new(member_verifier(identity, expected)?))
         .with_client_auth_cert(identity.chain(), identity.private_key())
         .map_err(TlsError::Own)?;
     finish_client(&mut config);
@@ -87,7 +86,7 @@ pub fn member_client(identity: &NodeIdentity, expected: Expected) -> Result<Clie
 /// # Errors
 /// `Root`, `ClientVerifier` or `Own` if the identity is damaged.
 pub fn member_server(identity: &NodeIdentity) -> Result<ServerSide, TlsError> {
-    let inner = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(&identity.authority)?, provider())
         .allow_unauthenticated()
         .build()
         .map_err(TlsError::ClientVerifier)?;
@@ -101,7 +100,17 @@ pub fn member_server(identity: &NodeIdentity) -> Result<ServerSide, TlsError> {
 
 /// A client that takes any server's certificate, because a proof bound to that certificate follows.
 pub fn stranger_client() -> ClientConfig {
-    let verifier = Arc::new(UncheckedVerifier(provider().signature_verification_algorithms));
+    anonymous_client(ServerVerifier::Anybody)
+}
+
+/// The client of a host that has no more than a token: accepts any member of the token's cluster, which it knows by the
+/// key of its authority.
+pub fn token_client(token: &JoinToken) -> ClientConfig {
+    anonymous_client(ServerVerifier::ByAuthority { cluster: token.cluster, authority: token.authority })
+}
+
+fn anonymous_client(verifier: ServerVerifier) -> ClientConfig {
+    let verifier = Arc::new(verifier);
     let mut config = client_builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     finish_client(&mut config);
     config
@@ -127,18 +136,23 @@ pub fn stranger_server() -> Result<ServerSide, TlsError> {
 /// # Errors
 /// `Read`, `NoNode`, `OtherCluster` or `OtherEpoch`.
 pub fn peer_of(certificate: &[u8], cluster: ClusterId, epoch: ClusterEpoch) -> Result<NodeId, PeerError> {
+    let (found, of_epoch, node) = name_in(certificate)?;
+    match (found == cluster, of_epoch == epoch) {
+        (true, true) => Ok(node),
+        (true, false) => Err(PeerError::OtherEpoch { found: of_epoch, own: epoch }),
+        (false, _) => Err(PeerError::OtherCluster { found, own: cluster }),
+    }
+}
+
+/// The name of a node in a certificate.
+pub(super) fn name_in(certificate: &[u8]) -> Result<(ClusterId, ClusterEpoch, NodeId), PeerError> {
     let (rest, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Read)?;
     let names = parsed.subject_alternative_name().map_err(|_| PeerError::Read)?.ok_or(PeerError::NoNode)?;
     let [GeneralName::URI(uri)] = names.value.general_names.as_slice() else { return Err(PeerError::NoNode) };
     if !rest.is_empty() {
         return Err(PeerError::Read);
     }
-    let (found, of_epoch, node) = parse_node_uri(uri).ok_or(PeerError::NoNode)?;
-    match (found == cluster, of_epoch == epoch) {
-        (true, true) => Ok(node),
-        (true, false) => Err(PeerError::OtherEpoch { found: of_epoch, own: epoch }),
-        (false, _) => Err(PeerError::OtherCluster { found, own: cluster }),
-    }
+    parse_node_uri(uri).ok_or(PeerError::NoNode)
 }
 
 /// The name of a node in its certificate.
@@ -159,155 +173,23 @@ pub(super) fn public_key_of(certificate: &[u8]) -> Result<Vec<u8>, PeerError> {
     Ok(parsed.public_key().raw.to_vec())
 }
 
+/// SHA-256 of the public key (SPKI, DER) in a certificate.
+///
+/// # Errors
+/// `Read`.
+pub fn key_of(certificate: &[u8]) -> Result<Hash, PeerError> {
+    public_key_of(certificate).map(|key| Hash::of(&key))
+}
+
 /// Whether an identity's certificate is what it says, under the authority that came with it.
 pub(super) fn check_own(identity: &NodeIdentity) -> Result<(), PeerError> {
-    let roots = roots(identity).map_err(|_| PeerError::Read)?;
-    let NodeIdentity { cluster, epoch, node, .. } = *identity;
-    let verifier = MemberVerifier { roots, cluster, epoch, expected: Expected::Node(node) };
+    let verifier = member_verifier(identity, Expected::Node(identity.node)).map_err(|_| PeerError::Read)?;
     verifier.check(&CertificateDer::from(identity.certificate.as_slice()), &[], UnixTime::now())
 }
 
-/// Chain to the cluster's CA, valid now, and the name of the member that was called.
-#[derive(Debug)]
-struct MemberVerifier {
-    roots: Arc<RootCertStore>,
-    cluster: ClusterId,
-    epoch: ClusterEpoch,
-    expected: Expected,
-}
-
-impl MemberVerifier {
-    fn check(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), PeerError> {
-        // The name comes first: to a person, "another cluster" says more than "unknown issuer".
-        let found = peer_of(certificate, self.cluster, self.epoch)?;
-        let parsed = rustls::server::ParsedCertificate::try_from(certificate).map_err(PeerError::Chain)?;
-        let algorithms = provider().signature_verification_algorithms.all;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
-            .map_err(PeerError::Chain)?;
-        match self.expected {
-            Expected::Node(expected) if expected != found => Err(PeerError::OtherNode { found, expected }),
-            Expected::Node(_) | Expected::AnyMember => Ok(()),
-        }
-    }
-}
-
-impl ServerCertVerifier for MemberVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, now).map_err(refused)?;
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Any certificate, but its holder must prove that it has the key: only then the certificate names the channel.
-#[derive(Debug)]
-struct UncheckedVerifier(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for UncheckedVerifier {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
-}
-
-/// The chain by rustls, then the cluster and its epoch in the name.
-#[derive(Debug)]
-struct ClientVerifier {
-    inner: Arc<dyn ClientCertVerifier>,
-    cluster: ClusterId,
-    epoch: ClusterEpoch,
-}
-
-impl ClientCertVerifier for ClientVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.inner.client_auth_mandatory()
-    }
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.root_hint_subjects()
-    }
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        peer_of(end_entity, self.cluster, self.epoch).map_err(refused)?;
-        self.inner.verify_client_cert(end_entity, intermediates, now)
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+fn member_verifier(identity: &NodeIdentity, expected: Expected) -> Result<ServerVerifier, TlsError> {
+    let NodeIdentity { cluster, epoch, .. } = *identity;
+    Ok(ServerVerifier::Member { roots: roots(&identity.authority)?, cluster, epoch, expected })
 }
 
 /// Why this side refused the other's certificate, if that is what made a handshake fail.
@@ -320,17 +202,17 @@ pub fn refusal(error: &std::io::Error) -> Option<PeerError> {
     }
 }
 
-fn refused(error: PeerError) -> rustls::Error {
+pub(super) fn refused(error: PeerError) -> rustls::Error {
     rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
 }
 
-fn roots(identity: &NodeIdentity) -> Result<Arc<RootCertStore>, TlsError> {
+pub(super) fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(identity.authority.clone())).map_err(TlsError::Root)?;
+    roots.add(CertificateDer::from(authority.to_vec())).map_err(TlsError::Root)?;
     Ok(Arc::new(roots))
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())).clone()
 }
@@ -363,7 +245,10 @@ fn finish_server(mut config: ServerConfig, certificate: &[u8]) -> ServerSide {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Authority, NodeKey, draw_cluster_id};
+    use blixard_core::types::{Timestamp, TokenId};
+    use rustls::pki_types::ServerName;
+
+    use super::super::{Authority, NodeKey, TokenSecret, draw_cluster_id};
     use super::*;
 
     fn shake(client: ClientConfig, server: ServerSide) -> Result<(), rustls::Error> {
@@ -413,6 +298,33 @@ mod tests {
             shake(config, server()).unwrap_err();
         }
         shake(member_client(&one, Expected::AnyMember).unwrap(), stranger_server().unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn who_holds_a_token_accepts_only_what_the_authority_in_it_has_issued() {
+        let authority = Authority::create(draw_cluster_id()).unwrap();
+        let cluster = authority.cluster();
+        let token = JoinToken {
+            cluster,
+            authority: key_of(authority.certificate()).unwrap(),
+            id: TokenId(1),
+            secret: TokenSecret::draw(),
+            expires: Timestamp(0),
+        };
+        let refused = |server: ServerSide| {
+            let error = shake(token_client(&token), server).unwrap_err();
+            refusal(&std::io::Error::other(error)).unwrap()
+        };
+        let member = authority.identify(NodeId(1)).unwrap();
+        shake(token_client(&token), member_server(&member).unwrap()).unwrap();
+        // Somebody who forges the name, and then shows the true authority beside it.
+        let mut forged = Authority::create(cluster).unwrap().identify(NodeId(1)).unwrap();
+        assert_eq!(refused(member_server(&forged).unwrap()), PeerError::OtherAuthority);
+        forged.authority = authority.certificate().to_vec();
+        assert!(matches!(refused(member_server(&forged).unwrap()), PeerError::Chain(_)));
+        let foreign = Authority::create(draw_cluster_id()).unwrap().identify(NodeId(1)).unwrap();
+        assert!(matches!(refused(member_server(&foreign).unwrap()), PeerError::OtherCluster { .. }));
+        assert_eq!(refused(stranger_server().unwrap()), PeerError::NoNode);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::types::Address;
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use super::{KEEPALIVE, Tasks};
 use crate::identity::{PeerError, refusal};
@@ -65,4 +66,14 @@ pub fn endpoint(tasks: &Tasks) -> Endpoint {
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .http2_max_header_list_size(16 * 1024)
+}
+
+/// HTTP/2 over this one connection: what was checked of it, or proved for it, holds on no other.
+pub async fn over(stream: TlsStream<TcpStream>, tasks: &Tasks) -> Result<Channel, tonic::transport::Error> {
+    let mut once = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = once.take().ok_or_else(|| std::io::Error::other("the connection was lost"));
+        async { stream }
+    });
+    endpoint(tasks).connect_with_connector(connector).await
 }

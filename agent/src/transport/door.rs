@@ -18,8 +18,8 @@ use tracing::{info, warn};
 use super::listener::Caller;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_server::Join;
-use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest};
-use super::{Admission, Candidate, Shared, Standing};
+use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest};
+use super::{Admission, Candidate, Credential, Shared, Standing};
 use crate::identity::{ClusterSecret, random};
 
 /// How long after Hello an Admit is taken.
@@ -102,7 +102,23 @@ impl Door {
         Self { shared }
     }
 
-    async fn decide(&self, candidate: Candidate) -> Reply {
+    fn secret(&self) -> Result<&ClusterSecret, Status> {
+        let without = || Status::failed_precondition("this host has no cluster secret: ask one that has");
+        self.shared.secret.as_ref().ok_or_else(without)
+    }
+
+    /// What the cluster says to who has shown something.
+    pub(super) async fn decide(&self, candidate: Candidate) -> Reply {
+        let name = candidate.name.clone();
+        let reply = self.ask_cluster(candidate).await;
+        match &reply {
+            Reply::Admitted(admitted) => info!(%name, node = admitted.node, "admitted a host"),
+            Reply::Refused(reason) => warn!(%name, reason, "refused a host"),
+        }
+        reply
+    }
+
+    async fn ask_cluster(&self, candidate: Candidate) -> Reply {
         if self.shared.inbound.standing() == Standing::Blank {
             return Reply::Refused(format!("{} is in no cluster itself, yet", self.shared.name));
         }
@@ -142,7 +158,7 @@ impl Join for Door {
             name: transcript.server.to_string(),
             cluster: transcript.cluster.clone(),
             servers: transcript.servers.clone(),
-            proof: transcript.prove_server(&self.shared.secret).to_vec(),
+            proof: transcript.prove_server(self.secret()?).to_vec(),
         };
         let challenge = Challenge { transcript, since: Instant::now() };
         *caller.challenge.lock().expect("nothing panics while it holds this lock") = Some(challenge);
@@ -157,7 +173,7 @@ impl Join for Door {
         };
         let AdmitRequest { name, address, request, proof, understands, was_in } = request.into_inner();
         let address: Address = address.parse().map_err(|error| invalid(&error))?;
-        let proved = transcript.verify_joiner(&self.shared.secret, &address, &request, &proof);
+        let proved = transcript.verify_joiner(self.secret()?, &address, &request, &proof);
         if !proved || name != transcript.joiner.as_str() {
             let (remote, name) = (caller.remote, &transcript.joiner);
             self.shared.noise.warn(format_args!("{name} at {remote} did not prove the cluster secret"));
@@ -166,14 +182,14 @@ impl Join for Door {
                 transcript.joiner
             )));
         }
-        let name = transcript.joiner;
-        let (understands, was_in) = (Level(understands), was_in.map(ClusterEpoch));
-        let result = self.decide(Candidate { name: name.clone(), address, request, understands, was_in }).await;
-        match &result {
-            Reply::Admitted(admitted) => info!(%name, node = admitted.node, "admitted a host"),
-            Reply::Refused(reason) => warn!(%name, reason, "refused a host"),
-        }
-        Ok(Response::new(AdmitReply { result: Some(result) }))
+        let (name, understands, was_in) = (transcript.joiner, Level(understands), was_in.map(ClusterEpoch));
+        let credential = Credential::Secret;
+        let candidate = Candidate { name, address, request, understands, was_in, credential };
+        Ok(Response::new(AdmitReply { result: Some(self.decide(candidate).await) }))
+    }
+
+    async fn redeem(&self, request: Request<RedeemRequest>) -> Result<Response<AdmitReply>, Status> {
+        self.take_token(request).await
     }
 }
 
@@ -181,7 +197,7 @@ fn caller<T>(request: &Request<T>) -> Caller {
     request.extensions().get::<Caller>().expect("the listener adds it to each request").clone()
 }
 
-fn invalid(error: &InvalidValue) -> Status {
+pub(super) fn invalid(error: &InvalidValue) -> Status {
     Status::invalid_argument(error.to_string())
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use blixard_core::types::{ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
 use futures_util::future::join_all;
-use hyper_util::rt::TokioIo;
 use tonic::transport::Channel;
 
 use super::connect::{self, ConnectError};
@@ -13,15 +12,15 @@ use super::door::{ADMIT_TIMEOUT, NONCE, Transcript, hash_of_names};
 use super::link::describe;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_client::JoinClient;
-use super::proto::{AdmitRequest, Admitted, HelloRequest};
+use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloRequest};
 use super::{Directory, Member, Standing, Tasks};
 use crate::error_chain;
 use crate::identity::{ClusterSecret, IdentityError, NodeIdentity, NodeKey, random, stranger_client};
 
 /// How long one server may take to answer Hello, beyond the connection.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer to Admit: the directory grows with the cluster.
-const MAX_ADMITTED: usize = 1 << 20;
+pub(super) const MAX_ADMITTED: usize = 1 << 20;
 
 /// What a listed server answered, when asked whether it knows the cluster.
 #[derive(Debug)]
@@ -63,9 +62,14 @@ pub enum AskError {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     #[error("cannot join by way of {server}")]
-    Ask { server: Server, source: AskError },
+    Ask { server: Server, source: Box<AskError> },
     #[error("cannot join by way of {server}: it is in no cluster (any more)")]
     Blank { server: Server },
+    #[error(
+        "the token in cluster.token_file is of cluster {own}, and {server} is in cluster {found}: use one of the cluster \
+         that is to be joined, or correct cluster.servers"
+    )]
+    OtherToken { server: Server, own: ClusterId, found: ClusterId },
     #[error("{server} refused to admit this host: {reason}")]
     Refused { server: Server, reason: String },
     #[error("no answer of {server} to the request to join; ask again")]
@@ -120,7 +124,7 @@ pub async fn join(
     (key, was_in): (&NodeKey, Option<ClusterEpoch>),
     understands: Level,
 ) -> Result<Joined, JoinError> {
-    let asked = |source| JoinError::Ask { server: server.clone(), source };
+    let asked = |source| JoinError::Ask { server: server.clone(), source: Box::new(source) };
     let unusable = |source| JoinError::Identity { server: server.clone(), source };
     let Greeted { mut client, transcript, standing, tasks: _tasks } =
         ask(server, secret, &own.name).await.map_err(asked)?;
@@ -138,16 +142,27 @@ pub async fn join(
         }
         Err(_) => return Err(JoinError::TimedOut { server: server.clone() }),
     };
-    let admitted = match reply.result {
-        Some(Reply::Admitted(admitted)) => admitted,
-        Some(Reply::Refused(reason)) => return Err(JoinError::Refused { server: server.clone(), reason }),
-        None => return Err(JoinError::Refused { server: server.clone(), reason: "it gave no reason".to_owned() }),
-    };
-    let members = directory_of(&admitted).map_err(|source| JoinError::Values { server: server.clone(), source })?;
-    let node = NodeId(admitted.node);
-    let epoch = ClusterEpoch(admitted.epoch);
-    let identity = key.identify(cluster, epoch, node, admitted.authority, admitted.certificate).map_err(unusable)?;
-    Ok(Joined { identity, raft: RaftId(admitted.raft), members })
+    Joined::of(server, cluster, key, reply)
+}
+
+impl Joined {
+    /// What a server of `cluster` has answered to a request to join.
+    ///
+    /// # Errors
+    /// A refusal, or what can't be used.
+    pub(super) fn of(server: &Server, cluster: ClusterId, key: &NodeKey, reply: AdmitReply) -> Result<Self, JoinError> {
+        let server = || server.clone();
+        let admitted = match reply.result {
+            Some(Reply::Admitted(admitted)) => admitted,
+            Some(Reply::Refused(reason)) => return Err(JoinError::Refused { server: server(), reason }),
+            None => return Err(JoinError::Refused { server: server(), reason: "it gave no reason".to_owned() }),
+        };
+        let members = directory_of(&admitted).map_err(|source| JoinError::Values { server: server(), source })?;
+        let (node, epoch) = (NodeId(admitted.node), ClusterEpoch(admitted.epoch));
+        let identity = key.identify(cluster, epoch, node, admitted.authority, admitted.certificate);
+        let identity = identity.map_err(|source| JoinError::Identity { server: server(), source })?;
+        Ok(Self { identity, raft: RaftId(admitted.raft), members })
+    }
 }
 
 /// A server that proved the secret, over the connection that its proof is bound to.
@@ -159,7 +174,7 @@ struct Greeted {
 }
 
 /// Ends the tasks of one connection.
-struct Connection(Tasks);
+pub(super) struct Connection(pub Tasks);
 
 impl Drop for Connection {
     fn drop(&mut self) {
@@ -174,17 +189,8 @@ async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<
     let tasks = Connection(Tasks::default());
     let call_failed = |reason| AskError::Call { server: server.clone(), reason };
 
-    // This one connection only: the proofs hold on no other.
-    let mut once = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_| {
-        let stream = once.take().ok_or_else(|| std::io::Error::other("the connection was lost"));
-        async { stream }
-    });
     let hello = async {
-        let channel = connect::endpoint(&tasks.0)
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| call_failed(error_chain(&error)))?;
+        let channel = connect::over(stream, &tasks.0).await.map_err(|error| call_failed(error_chain(&error)))?;
         let mut client = JoinClient::new(channel).max_decoding_message_size(MAX_ADMITTED);
         let nonce = random::<NONCE>().to_vec();
         let request = HelloRequest { nonce: nonce.clone(), name: own.to_string() };

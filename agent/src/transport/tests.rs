@@ -5,3 +5,4 @@ mod limits;
 mod members;
 pub(crate) mod rig;
 mod snapshots;
+mod tokens;

@@ -13,6 +13,7 @@ mod recovery;
 mod refusals;
 mod removal;
 mod restarts;
+mod tokens;
 mod units;
 mod vms;
 
@@ -21,7 +22,8 @@ use std::time::Duration;
 
 use blixard::api::proto;
 use blixard_core::unit::UnitPhase;
-use support::{Agent, Api, Host};
+use support::{Agent, Api, Host, wait_for};
+use tonic::Code;
 
 /// How long a proposal or a read may wait, as their errors say.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +43,18 @@ async fn sees_whole(agent: &Api, servers: usize) -> proto::StatusReply {
         voters && status.nodes.len() == servers && status.problems.is_empty()
     };
     agent.sees("a whole and healthy cluster", whole).await
+}
+
+/// What a host that is no member waits for, once it says all of that.
+async fn waits_for(api: &Api, words: &[&str]) -> String {
+    let mut client = api.client().await;
+    wait_for(&format!("{words:?}"), async || match client.status(proto::StatusRequest::default()).await {
+        Ok(reply) => panic!("it became a member: {:?}", reply.into_inner()),
+        Err(status) if status.code() != Code::Unavailable => panic!("{status}"),
+        Err(status) if words.iter().all(|word| status.message().contains(word)) => Ok(status.message().to_owned()),
+        Err(status) => Err(status.message().to_owned()),
+    })
+    .await
 }
 
 /// A manifest, made the head by way of this agent.

@@ -2,23 +2,10 @@
 
 use std::net::TcpListener;
 
-use blixard::api::proto::StatusRequest;
-use tonic::Code;
+use blixard::api::proto;
 
-use super::support::{Api, Host, wait_for};
-use super::{cluster, node, sees_whole, start};
-
-/// What a host that is no member waits for, once it says all of that.
-async fn waits_for(api: &Api, words: &[&str]) -> String {
-    let mut client = api.client().await;
-    wait_for(&format!("{words:?}"), async || match client.status(StatusRequest::default()).await {
-        Ok(reply) => panic!("it became a member: {:?}", reply.into_inner()),
-        Err(status) if status.code() != Code::Unavailable => panic!("{status}"),
-        Err(status) if words.iter().all(|word| status.message().contains(word)) => Ok(status.message().to_owned()),
-        Err(status) => Err(status.message().to_owned()),
-    })
-    .await
-}
+use super::support::Host;
+use super::{cluster, node, sees_whole, start, waits_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reinstalled_host_is_refused_its_old_name_and_founds_nothing() {
@@ -92,7 +79,7 @@ async fn a_host_with_another_secret_neither_founds_nor_joins_and_names_the_secre
     let agent = gamma.start();
     waits_for(&agent, &["cluster.secret_file", "alpha"]).await;
     agent.stop().await;
-    assert_eq!(alpha.client().await.status(StatusRequest::default()).await.unwrap().into_inner().nodes.len(), 2);
+    assert_eq!(alpha.client().await.status(proto::StatusRequest::default()).await.unwrap().into_inner().nodes.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

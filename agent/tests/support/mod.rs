@@ -47,6 +47,8 @@ pub struct Host {
     /// `cluster.servers`
     pub servers: Vec<String>,
     pub secret: &'static str,
+    /// What it has instead of the secret.
+    pub token: Option<String>,
     pub zone: &'static str,
     pub cpus: u32,
     pub authority: bool,
@@ -66,6 +68,7 @@ impl Host {
             address: addresses.next().unwrap(),
             servers: servers.clone(),
             secret: "a secret of thirty-two bytes, say",
+            token: None,
             zone: "a",
             cpus: 4,
             authority: false,
@@ -92,16 +95,18 @@ impl Host {
         } else {
             String::new()
         };
+        let credential = if self.token.is_some() { "token" } else { "secret" };
         let text = format!(
             "[node]\nname = \"{name}\"\ndata_dir = \"{dir}/data\"\nrun_dir = \"{dir}/run\"\nlisten = \"{address}\"\n\
              labels = {{ zone = \"{zone}\" }}\n\
-             [cluster]\nservers = {servers:?}\nsecret_file = \"{dir}/secret\"\n\
+             [cluster]\nservers = {servers:?}\n{credential}_file = \"{dir}/{credential}\"\n\
              [resources]\ncpus = {cpus}\nmemory_mib = 4096\ndisk_mib = 2048\nhypervisors = [\"qemu\"]\n\
              reserve = {{ memory_mib = 96, disk_mib = 48 }}\n{carried}"
         );
         let path = self.dir.path().join("config.toml");
         std::fs::write(&path, text).unwrap();
-        std::fs::write(self.dir.path().join("secret"), self.secret).unwrap();
+        let credential = (credential, self.token.as_deref().unwrap_or(self.secret));
+        std::fs::write(self.dir.path().join(credential.0), credential.1).unwrap();
         Config::load(&path).unwrap()
     }
 

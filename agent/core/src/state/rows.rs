@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 
 use super::packed::{Packed, decode, encode};
 use super::vms::{Head, RunnerKey};
-use super::{HeadRecord, Held, Instance, Node, State, Task, Vm, WorkerStatus};
+use super::{HeadRecord, Held, Instance, Node, State, Task, Token, Vm, WorkerStatus};
 use crate::command::Worker;
-use crate::types::{InstanceId, NodeId, TaskId, VmName};
+use crate::types::{InstanceId, NodeId, TaskId, TokenId, VmName};
 
 /// A kind of row. The names are those of the store's tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -33,10 +33,11 @@ pub enum Table {
     /// One row, with an empty key: what clients may ask again. It changes with every request, so it isn't among an
     /// entry's changes: [`State::sessions_row`] gives it.
     Sessions,
+    Tokens,
 }
 
 impl Table {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Cluster,
         Self::Counters,
         Self::Nodes,
@@ -49,6 +50,7 @@ impl Table {
         Self::Held,
         Self::Check,
         Self::Sessions,
+        Self::Tokens,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -65,6 +67,7 @@ impl Table {
             Self::Held => "held",
             Self::Check => "check",
             Self::Sessions => "sessions",
+            Self::Tokens => "tokens",
         }
     }
 }
@@ -91,6 +94,7 @@ pub(super) struct Dirty {
     pub tasks: BTreeSet<TaskId>,
     pub manifests: BTreeSet<u64>,
     pub held: BTreeSet<NodeId>,
+    pub tokens: BTreeSet<TokenId>,
 }
 
 /// A row that doesn't make sense: the store is corrupt, or a newer agent wrote it.
@@ -142,6 +146,9 @@ impl State {
         for id in dirty.held {
             put(Table::Held, number(id.0), row(self.held.get(&id)));
         }
+        for id in dirty.tokens {
+            put(Table::Tokens, number(id.0), row(self.tokens.get(&id)));
+        }
         changes
     }
 
@@ -159,6 +166,7 @@ impl State {
             tasks: self.tasks.keys().copied().collect(),
             manifests: self.manifests.keys().copied().collect(),
             held: self.held.keys().copied().collect(),
+            tokens: self.tokens.keys().copied().collect(),
         });
         rows.retain(|change| change.value.is_some());
         rows.push(self.sessions_row());
@@ -199,6 +207,7 @@ pub struct Loading {
     tasks: Vec<(TaskId, Task)>,
     manifests: Vec<(u64, HeadRecord)>,
     held: Vec<(NodeId, Held)>,
+    tokens: Vec<(TokenId, Token)>,
     wrong: Option<RowError>,
 }
 
@@ -227,6 +236,7 @@ impl Loading {
             Table::Placements => put(&mut self.instances, text_key(key), value),
             Table::Tasks => put(&mut self.tasks, number_key(key).map(TaskId), value),
             Table::Manifests => put(&mut self.manifests, number_key(key), value),
+            Table::Tokens => put(&mut self.tokens, number_key(key).map(TokenId), value),
         };
         if taken.is_none() && self.wrong.is_none() {
             self.wrong = Some(RowError { table, key: key.to_owned() });
@@ -247,6 +257,7 @@ impl Loading {
         state.tasks = self.tasks.into_iter().collect();
         state.manifests = self.manifests.into_iter().collect();
         state.held = self.held.into_iter().collect();
+        state.tokens = self.tokens.into_iter().collect();
         for (id, worker) in workers {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);

@@ -151,7 +151,7 @@ async fn a_port_in_use_is_an_error_that_names_it() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap();
     let node = Node::blank(0, secret(1)).await;
-    let settings = Settings { listen, name: "alpha".parse().unwrap(), servers: list(), secret: secret(1) };
+    let settings = Settings { listen, name: "alpha".parse().unwrap(), servers: list(), secret: Some(secret(1)) };
     let started = Transport::start(settings, node.recorder.clone(), node.directory.subscribe()).await;
     let error = started.err().unwrap().to_string();
     assert!(error.contains(&listen.to_string()) && error.contains("node.listen"), "{error}");

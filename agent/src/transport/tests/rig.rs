@@ -87,6 +87,8 @@ pub struct Recorder {
     pub answering: Mutex<Answering>,
     pub authority: Option<Arc<Authority>>,
     pub admits: AtomicUsize,
+    /// By what the last one was to be let in.
+    pub credential: Mutex<Option<Credential>>,
     pub forwards: AtomicUsize,
     pub calls: AtomicUsize,
     /// Who has said who it is.
@@ -135,6 +137,7 @@ impl Inbound for Recorder {
     }
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
         self.admits.fetch_add(1, Ordering::Relaxed);
+        *self.credential.lock().unwrap() = Some(candidate.credential);
         let authority = self.authority.as_ref().ok_or_else(|| Refusal("no authority".to_owned()))?;
         let (epoch, node) = (ClusterEpoch::FIRST, NodeId(9));
         let certificate =
@@ -179,6 +182,7 @@ impl Node {
             answering: Mutex::new(Answering::Echo),
             authority,
             admits: AtomicUsize::new(0),
+            credential: Mutex::default(),
             forwards: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             introduced: Mutex::default(),
@@ -188,7 +192,7 @@ impl Node {
             unreachable: unreachable_sender,
         });
         let directory = watch::Sender::new(Arc::new(Directory::default()));
-        let settings = Settings { listen, name: NAMES[at].parse().unwrap(), servers: list(), secret };
+        let settings = Settings { listen, name: NAMES[at].parse().unwrap(), servers: list(), secret: Some(secret) };
         let transport = Transport::start(settings, recorder.clone(), directory.subscribe()).await.unwrap();
         Self { transport: Arc::new(transport), recorder, steps, unreachable, directory }
     }

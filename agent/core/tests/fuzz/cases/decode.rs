@@ -10,6 +10,7 @@ use blixard_core::manifest::Manifest;
 use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
     ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, Resources, TaskId, Term, Timestamp,
+    TokenId,
 };
 
 use super::bytes::Bytes;
@@ -166,6 +167,15 @@ fn samples() -> Vec<Entry> {
         Command::RaiseLevel { level: Level(2) },
         Command::CheckState,
         Command::StateHash { node, at: 19, hash: Hash::of(&[7]) },
+        Command::CreateToken { token: TokenId(1), secret: Hash::of(&[8]), ttl_ms: 3_600_000 },
+        Command::Redeem {
+            token: TokenId(1),
+            secret: Hash::of(&[8]),
+            expires: Timestamp(1),
+            host: joiner(3),
+            was_in: None,
+        },
+        Command::RevokeToken { token: TokenId(1) },
     ];
     let mut samples: Vec<Entry> = commands.into_iter().map(entry).collect();
     let request = Request { client: ClientId(3), sequence: 2, answered: 1, until: 40 };

@@ -1,0 +1,74 @@
+//! Joining with a token: the host knows the cluster by the key of its authority, and shows its secret to nobody else.
+
+use std::sync::Arc;
+
+use blixard_core::types::{ClusterEpoch, Hash, Level, Server, Timestamp, TokenId};
+use tonic::{Request, Response, Status};
+
+use super::connect::{self, ConnectError};
+use super::door::{ADMIT_TIMEOUT, Door, invalid};
+use super::join::{AskError, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED};
+use super::link::describe;
+use super::proto::join_client::JoinClient;
+use super::proto::{AdmitReply, RedeemRequest};
+use super::{Candidate, Credential, Tasks};
+use crate::error_chain;
+use crate::identity::{JoinToken, NodeKey, PeerError, token_client};
+
+/// Becomes a member of the token's cluster by way of `server`; `own` is this host's name and address.
+///
+/// # Errors
+/// Nothing is left half-done on this side after any of them. After `TimedOut` the token may be used up; asking again with
+/// the same `key` gets the same node id.
+pub async fn redeem(
+    server: &Server,
+    token: &JoinToken,
+    own: &Server,
+    (key, was_in): (&NodeKey, Option<ClusterEpoch>),
+    understands: Level,
+) -> Result<Joined, JoinError> {
+    let server = || server.clone();
+    let asked = |source| JoinError::Ask { server: server(), source: Box::new(source) };
+    let stream = connect::connect(&server().address, Arc::new(token_client(token))).await;
+    let stream = stream.map_err(|error| match error {
+        ConnectError::OtherPeer { source: PeerError::NoNode, .. } => JoinError::Blank { server: server() },
+        ConnectError::OtherPeer { source: PeerError::OtherCluster { found, own }, .. } => {
+            JoinError::OtherToken { server: server(), own, found }
+        }
+        error => asked(AskError::Connect(error)),
+    })?;
+    let tasks = Connection(Tasks::default());
+    let request = RedeemRequest {
+        token: token.id.0,
+        secret: token.secret.as_bytes().to_vec(),
+        expires: token.expires.0,
+        name: own.name.to_string(),
+        address: own.address.to_string(),
+        request: key.request().map_err(|source| JoinError::Identity { server: server(), source })?,
+        understands: understands.0,
+        was_in: was_in.map(|epoch| epoch.0),
+    };
+    let call = async {
+        let channel = connect::over(stream, &tasks.0).await.map_err(|error| error_chain(&error))?;
+        let mut client = JoinClient::new(channel).max_decoding_message_size(MAX_ADMITTED);
+        client.redeem(request).await.map_err(|status| describe(&status))
+    };
+    let timed_out = |_| JoinError::TimedOut { server: server() };
+    let reply = tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, call).await.map_err(timed_out)?;
+    let reply = reply.map_err(|reason| asked(AskError::Call { server: server(), reason }))?;
+    Joined::of(&server(), token.cluster, key, reply.into_inner())
+}
+
+impl Door {
+    pub(super) async fn take_token(&self, request: Request<RedeemRequest>) -> Result<Response<AdmitReply>, Status> {
+        let RedeemRequest { token, secret, expires, name, address, request, understands, was_in } =
+            request.into_inner();
+        let credential =
+            Credential::Token { id: TokenId(token), secret: Hash::of(&secret), expires: Timestamp(expires) };
+        let name = name.parse().map_err(|error| invalid(&error))?;
+        let address = address.parse().map_err(|error| invalid(&error))?;
+        let (understands, was_in) = (Level(understands), was_in.map(ClusterEpoch));
+        let candidate = Candidate { name, address, request, understands, was_in, credential };
+        Ok(Response::new(AdmitReply { result: Some(self.decide(candidate).await) }))
+    }
+}
