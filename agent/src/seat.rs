@@ -19,7 +19,7 @@ use crate::transport::{Answer, Decision, Directory, Joined, Member, TwoClusters,
 pub const FOUNDER: RaftId = RaftId(1);
 /// How long a blank host waits before it asks the others again, by the secret or by a token.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-const REDEEM_AGAIN: Duration = Duration::from_secs(5);
+const REDEEM_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a member keeps about itself.
 #[derive(Debug, Clone)]

@@ -18,6 +18,7 @@ mod listener;
 mod peer;
 mod redeem;
 mod snapshot;
+mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -268,6 +269,7 @@ struct Shared {
     side: watch::Sender<Side>,
     links: link::Links,
     noise: listener::Noise,
+    strangers: Arc<strangers::Strangers>,
     tasks: Tasks,
 }
 
@@ -313,6 +315,7 @@ impl Transport {
             side: watch::Sender::new(Side { tls, cluster: None }),
             links: link::Links::default(),
             noise: listener::Noise::default(),
+            strangers: Arc::default(),
             tasks: Tasks::default(),
         });
         shared.tasks.spawn(listener::run(listener, shared.clone()));

@@ -102,6 +102,17 @@ impl Door {
         Self { shared }
     }
 
+    /// Counts a try to join, unless there were too many.
+    pub(super) fn try_join(&self, caller: &Caller) -> Result<(), Status> {
+        let tried = self.shared.strangers.try_join(caller.remote.ip(), Instant::now());
+        tried.map_err(|error| Status::resource_exhausted(error.to_string()))
+    }
+
+    /// The try has come to something.
+    pub(super) fn forgive(&self, caller: &Caller) {
+        self.shared.strangers.forgive(caller.remote.ip(), Instant::now());
+    }
+
     fn secret(&self) -> Result<&ClusterSecret, Status> {
         let without = || Status::failed_precondition("this host has no cluster secret: ask one that has");
         self.shared.secret.as_ref().ok_or_else(without)
@@ -171,6 +182,7 @@ impl Join for Door {
         let Some(Challenge { transcript, .. }) = challenge.filter(|c| c.since.elapsed() < CHALLENGE_LIFETIME) else {
             return Err(Status::failed_precondition("no Hello on this connection waits for an Admit: say Hello first"));
         };
+        self.try_join(&caller)?;
         let AdmitRequest { name, address, request, proof, understands, was_in } = request.into_inner();
         let address: Address = address.parse().map_err(|error| invalid(&error))?;
         let proved = transcript.verify_joiner(self.secret()?, &address, &request, &proof);
@@ -182,6 +194,7 @@ impl Join for Door {
                 transcript.joiner
             )));
         }
+        self.forgive(&caller);
         let (name, understands, was_in) = (transcript.joiner, Level(understands), was_in.map(ClusterEpoch));
         let credential = Credential::Secret;
         let candidate = Candidate { name, address, request, understands, was_in, credential };
@@ -193,7 +206,7 @@ impl Join for Door {
     }
 }
 
-fn caller<T>(request: &Request<T>) -> Caller {
+pub(super) fn caller<T>(request: &Request<T>) -> Caller {
     request.extensions().get::<Caller>().expect("the listener adds it to each request").clone()
 }
 

@@ -8,7 +8,7 @@ use blixard_core::types::{Hash, NodeId};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -17,13 +17,12 @@ use super::door::{Challenge, Door};
 use super::peer::PeerService;
 use super::proto::join_server::JoinServer;
 use super::proto::peer_server::PeerServer;
+use super::strangers::Place;
 use super::{KEEPALIVE, MAX_FRAME, Shared, Side};
 use crate::identity::peer_of;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most connections that have shown no certificate of a member (yet).
-const MAX_STRANGERS: usize = 64;
 /// Most connections of members.
 const MAX_PEERS: usize = 256;
 /// How long a connection without a member's certificate may last: one join takes far less.
@@ -32,7 +31,9 @@ const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Largest message of the join protocol.
 const MAX_JOIN: usize = 64 * 1024;
+/// Calls at a time on one connection: of a member, and of anybody else.
 const MAX_STREAMS: u32 = 64;
+const MAX_STRANGER_STREAMS: u32 = 4;
 const MAX_HEADERS: u32 = 16 * 1024;
 /// Bytes that a peer may send ahead of what this node has read, a stream and a connection.
 const WINDOW: u32 = 8 << 20;
@@ -64,14 +65,13 @@ pub async fn run(listener: TcpListener, shared: Arc<Shared>) {
         peer: peer.max_decoding_message_size(MAX_FRAME).max_encoding_message_size(MAX_FRAME),
         join: join.max_decoding_message_size(MAX_JOIN),
         shared,
-        strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
         peers: Arc::new(Semaphore::new(MAX_PEERS)),
     });
     loop {
         match listener.accept().await {
-            Ok((tcp, remote)) => match port.strangers.clone().try_acquire_owned() {
-                Ok(permit) => port.shared.tasks.spawn(port.clone().serve(tcp, remote, permit)),
-                Err(_) => port.note(remote, "too many connections without a member's certificate"),
+            Ok((tcp, remote)) => match port.shared.strangers.connect(remote.ip(), Instant::now()) {
+                Ok(place) => port.shared.tasks.spawn(port.clone().serve(tcp, remote, place)),
+                Err(error) => port.note(remote, &error.to_string()),
             },
             Err(error) => {
                 warn!(%error, "cannot accept a connection");
@@ -86,12 +86,11 @@ struct Port {
     peer: PeerServer<PeerService>,
     join: JoinServer<Door>,
     shared: Arc<Shared>,
-    strangers: Arc<Semaphore>,
     peers: Arc<Semaphore>,
 }
 
 impl Port {
-    async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, stranger: OwnedSemaphorePermit) {
+    async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, place: Place) {
         let Side { tls, cluster } = self.shared.side.borrow().clone();
         let _ = tcp.set_nodelay(true);
         let handshake = TlsAcceptor::from(tls.config).accept(tcp);
@@ -115,9 +114,17 @@ impl Port {
             },
             _ => None,
         };
-        let permit = if peer.is_some() { self.peers.clone().try_acquire_owned().ok() } else { Some(stranger) };
-        let Some(_permit) = permit else {
-            return self.note(remote, "too many connections of members");
+        let (_member, _stranger) = if peer.is_some() {
+            drop(place);
+            let Ok(permit) = self.peers.clone().try_acquire_owned() else {
+                return self.note(remote, "too many connections of members");
+            };
+            (Some(permit), None)
+        } else {
+            match place.stay_stranger() {
+                Ok(place) => (None, Some(place)),
+                Err(error) => return self.note(remote, &error.to_string()),
+            }
         };
         let caller = Caller { remote, peer, leaf: tls.leaf, challenge: Arc::default() };
         let connection = self.connection(TokioIo::new(stream), caller);
@@ -141,7 +148,8 @@ impl Port {
         stream: TokioIo<tokio_rustls::server::TlsStream<TcpStream>>,
         caller: Caller,
     ) -> hyper::Result<()> {
-        let window = if caller.peer.is_some() { WINDOW } else { STRANGER_WINDOW };
+        let is_member = caller.peer.is_some();
+        let (window, streams) = if is_member { (WINDOW, MAX_STREAMS) } else { (STRANGER_WINDOW, MAX_STRANGER_STREAMS) };
         let (peer, join) = (self.peer.clone(), self.join.clone());
         let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(caller.clone());
@@ -154,7 +162,7 @@ impl Port {
         });
         hyper::server::conn::http2::Builder::new(self.shared.tasks.clone())
             .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(streams)
             .max_header_list_size(MAX_HEADERS)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_local_error_reset_streams(MAX_PENDING_RESETS)

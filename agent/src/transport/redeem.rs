@@ -6,9 +6,10 @@ use blixard_core::types::{ClusterEpoch, Hash, Level, Server, Timestamp, TokenId}
 use tonic::{Request, Response, Status};
 
 use super::connect::{self, ConnectError};
-use super::door::{ADMIT_TIMEOUT, Door, invalid};
+use super::door::{ADMIT_TIMEOUT, Door, caller, invalid};
 use super::join::{AskError, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED};
 use super::link::describe;
+use super::proto::admit_reply::Result as Reply;
 use super::proto::join_client::JoinClient;
 use super::proto::{AdmitReply, RedeemRequest};
 use super::{Candidate, Credential, Tasks};
@@ -61,6 +62,8 @@ pub async fn redeem(
 
 impl Door {
     pub(super) async fn take_token(&self, request: Request<RedeemRequest>) -> Result<Response<AdmitReply>, Status> {
+        let caller = caller(&request);
+        self.try_join(&caller)?;
         let RedeemRequest { token, secret, expires, name, address, request, understands, was_in } =
             request.into_inner();
         let credential =
@@ -69,6 +72,10 @@ impl Door {
         let address = address.parse().map_err(|error| invalid(&error))?;
         let (understands, was_in) = (Level(understands), was_in.map(ClusterEpoch));
         let candidate = Candidate { name, address, request, understands, was_in, credential };
-        Ok(Response::new(AdmitReply { result: Some(self.decide(candidate).await) }))
+        let reply = self.decide(candidate).await;
+        if matches!(reply, Reply::Admitted(_)) {
+            self.forgive(&caller);
+        }
+        Ok(Response::new(AdmitReply { result: Some(reply) }))
     }
 }

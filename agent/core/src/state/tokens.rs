@@ -152,6 +152,7 @@ fn is_same(member: &super::Node, host: &NewNode) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Beginner;
     use super::super::tests::{Fixture, joiner};
     use super::*;
     use crate::command::Command;
@@ -208,6 +209,22 @@ mod tests {
         create(&mut fixture, ID, HOUR);
         refused(redeem(&mut fixture, ID, NewNode { key: joiner(3).key, ..joiner(2) }), "node2 is taken");
         assert_eq!(redeem(&mut fixture, ID, joiner(3)), Reply::Admitted { node: NodeId(3), raft: RaftId(3) });
+    }
+
+    #[test]
+    fn a_member_of_an_earlier_epoch_rejoins_with_a_token() {
+        let mut fixture = Fixture::of_nodes(2);
+        fixture.begin_epoch(Beginner::Survivor(NodeId(1))).unwrap();
+        create(&mut fixture, ID, HOUR);
+        let secret = Hash::of(&ID.0.to_be_bytes());
+        let rejoin = |was_in| {
+            let was_in = Some(ClusterEpoch(was_in));
+            Command::Redeem { token: ID, secret, expires: Timestamp(0), host: joiner(2), was_in }
+        };
+        refused(fixture.say(rejoin(2)), "this very epoch");
+        let Reply::Admitted { node: NodeId(2), raft } = fixture.say(rejoin(1)) else { panic!("it was refused") };
+        assert!(raft > RaftId(2));
+        assert_eq!(fixture.state.tokens()[&ID].used, TokenUse::By(NodeId(2)));
     }
 
     #[test]

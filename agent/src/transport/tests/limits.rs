@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -13,7 +14,7 @@ use tonic::Code;
 use super::super::link::QUEUE_MESSAGES;
 use super::super::proto::join_client::JoinClient;
 use super::super::proto::peer_client::PeerClient;
-use super::super::proto::{HelloRequest, RaftFrame};
+use super::super::proto::{HelloRequest, RaftFrame, RedeemRequest, admit_reply};
 use super::super::*;
 use super::rig::*;
 use crate::identity::stranger_client;
@@ -75,6 +76,46 @@ async fn idle_strangers_take_only_their_own_places() {
     tokio::time::timeout(MAX_WAIT, refused).await.expect("the port to be full");
     while cluster.nodes[1].steps.try_recv().is_ok() {}
     wait_for("a message", &mut send, || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn strangers_that_stay_leave_members_their_way_in() {
+    let mut cluster = Cluster::start(2).await;
+    let address: Address = cluster.nodes[1].address().to_string().parse().unwrap();
+    let mut staying = Vec::new();
+    loop {
+        let mut stream = connect::connect(&address, Arc::new(stranger_client())).await.unwrap();
+        // Who may stay is told of the other's HTTP/2 settings; who may not is told nothing.
+        let mut settings = [0];
+        match tokio::time::timeout(MAX_WAIT, stream.read(&mut settings)).await.expect("an answer") {
+            Ok(1) => staying.push(stream),
+            _ => break,
+        }
+    }
+    assert_eq!(staying.len(), 16);
+    let sender = cluster.nodes[0].transport.clone();
+    wait_for("a message", || sender.send(vec![heartbeat(0, 1, 1)]), || cluster.nodes[1].steps.try_recv().is_ok()).await;
+}
+
+#[tokio::test]
+async fn tries_to_join_that_fail_are_limited_and_say_so() {
+    let cluster = Cluster::start(1).await;
+    let redeem = |node: &Node| {
+        let channel = channel(node.address(), stranger_client());
+        async {
+            let request =
+                RedeemRequest { name: "gamma".to_owned(), address: "127.0.0.1:9".to_owned(), ..Default::default() };
+            JoinClient::new(channel.await.unwrap()).redeem(request).await
+        }
+    };
+    for _ in 0..20 {
+        let reply = redeem(&cluster.nodes[0]).await.unwrap().into_inner();
+        assert!(matches!(reply.result, Some(admit_reply::Result::Refused(_))), "{reply:?}");
+    }
+    let status = redeem(&cluster.nodes[0]).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().contains("try again later"), "{status}");
+    assert_eq!(cluster.nodes[0].recorder.admits.load(Ordering::Relaxed), 20, "the cluster isn't asked");
 }
 
 #[tokio::test]
