@@ -110,8 +110,31 @@ in
               default = config.networking.hostName;
               defaultText = literalExpression "config.networking.hostName";
               description = ''
-                This node's name in the cluster, a DNS label, and one of those in
-                {option}`services.blixard.settings.cluster.servers`. A name that a live node already has is refused.
+                This node's name in the cluster, a DNS label. A name that a live node already has is refused.
+              '';
+            };
+            address = mkOption {
+              type = types.nullOr (types.strMatching ".+:[0-9]{1,5}");
+              default = null;
+              example = "10.0.0.4:7420";
+              description = ''
+                Where the other nodes reach `blixard.service` on this host, if it isn't among
+                {option}`services.blixard.settings.cluster.servers`. If the others can't reach it there, this host never
+                becomes a server.
+              '';
+            };
+            role = mkOption {
+              type = types.enum [
+                "auto"
+                "server"
+                "worker"
+              ];
+              default = "auto";
+              description = ''
+                What this host may be. Servers keep the cluster's state and vote; all others are told what to run.
+                "auto": a server where the cluster needs one, "server": before those that aren't declared one, and with a
+                copy of the state also while it doesn't vote, "worker": never. With too few that may be servers, the
+                cluster doesn't survive the loss of one.
               '';
             };
             listen = mkOption {
@@ -150,9 +173,9 @@ in
                 "gamma@10.0.0.3:7420"
               ];
               description = ''
-                The nodes that agree on the cluster's state, as `name@address:port`, the same list on every host. The
+                The hosts by which a new one finds the cluster, as `name@address:port`, the same list on every host. The
                 first of them founds the cluster once most of them are up, so a list that differs between hosts can
-                keep it from being founded.
+                keep it from being founded. Hosts that aren't in it set {option}`services.blixard.settings.node.address`.
               '';
             };
             secret_file = mkOption {
@@ -245,10 +268,17 @@ in
   config = mkIf cfg.enable {
     assertions = [
       {
-        assertion = lib.elem settings.node.name serverNames;
+        assertion = lib.elem settings.node.name serverNames || settings.node.address != null;
         message = ''
-          services.blixard on ${config.networking.hostName}: the node "${settings.node.name}" is none of cluster.servers (${toString serverNames}).
-          Add "${settings.node.name}@ADDRESS:PORT" to services.blixard.settings.cluster.servers on every host, or set services.blixard.settings.node.name.
+          services.blixard on ${config.networking.hostName}: the node "${settings.node.name}" is none of cluster.servers (${toString serverNames}), so the others don't know where it is.
+          Set services.blixard.settings.node.address, or add "${settings.node.name}@ADDRESS:PORT" to services.blixard.settings.cluster.servers on every host.
+        '';
+      }
+      {
+        assertion = settings.node.role != "worker" || head serverNames != settings.node.name;
+        message = ''
+          services.blixard on ${config.networking.hostName}: the node "${settings.node.name}" is first in cluster.servers, and so founds the cluster: it can't be a worker.
+          Set services.blixard.settings.node.role to "auto", or put another host first in services.blixard.settings.cluster.servers on every host.
         '';
       }
       {

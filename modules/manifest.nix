@@ -34,6 +34,30 @@ let
 in
 {
   options.services.blixard = {
+    cluster = {
+      servers = mkOption {
+        type = types.enum [
+          1
+          3
+          5
+        ];
+        default = 3;
+        description = ''
+          How many hosts keep the cluster's state and vote on it, as far as there are so many. It travels in the manifest,
+          so that it changes for all hosts at one moment. Three survive the loss of one, five that of two, and each more
+          slows every change.
+        '';
+      };
+      replaceServersAfterSeconds = mkOption {
+        type = types.ints.between 10 4294967295;
+        default = 300;
+        description = ''
+          How long a server has to be silent until another host takes its place; the old one, should it return, is a
+          worker. If this is shorter than a reboot, each reboot moves a server.
+        '';
+      };
+    };
+
     manifestFile = mkOption {
       type = types.nullOr types.path;
       default =
@@ -62,6 +86,7 @@ in
         else
           {
             version = 1;
+            inherit (cfg) cluster;
             vms = mapAttrs (_: vm: entry vm // overhead vm) cfg.vms;
           };
     };

@@ -79,6 +79,8 @@ in
         CapabilityBoundingSet = "";
         UMask = "0077";
         OOMScoreAdjust = -900;
+        # A connection or two for every host of the cluster.
+        LimitNOFILE = 65536;
         LoadCredential =
           optional (cfg.clusterSecretFile != null) "cluster-secret:${toString cfg.clusterSecretFile}"
           ++ optional (cfg.clusterTokenFile != null) "join-token:${toString cfg.clusterTokenFile}";

@@ -47,13 +47,14 @@ def cluster_of(hosts):
     return {name: view["cluster"] or {"unreachable": view.get("unreachable")} for name, view in seen.items()}
 
 
-def wait_for_cluster(hosts):
-    """Until these hosts agree on a cluster of them all, with a leader and a quorum; what they agree on."""
+def wait_for_cluster(hosts, servers=None):
+    """Until these hosts agree on a cluster with a leader and a quorum, in which all vote, or so many; what they agree on."""
+    servers = servers or len(hosts)
 
     def agree(seen):
         keys = ["id", "leader", "term", "quorum", "servers"]
         views = {tuple(view.get(key) for key in keys) for view in seen.values()}
-        return len(views) == 1 and all(all(view) and view[-1] == len(hosts) for view in views)
+        return len(views) == 1 and all(all(view) and view[-1] == servers for view in views)
 
     for host in hosts:
         host.wait_for_unit("blixard.service", timeout=MAX_WAIT)

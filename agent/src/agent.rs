@@ -3,13 +3,12 @@
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::ANEW;
-use blixard_core::driver::{Driver, ELECTION_TICKS, HEARTBEAT_TICKS, Settings, StartError};
+use blixard_core::driver::{ELECTION_TICKS, HEARTBEAT_TICKS, StartError};
 use blixard_core::state::RowError;
-use blixard_core::types::{ClientId, Level};
+use blixard_core::types::Level;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -17,14 +16,14 @@ use tokio::sync::{mpsc, watch};
 use crate::api::{self, ApiError, Stage};
 use crate::config::{Config, ConfigError};
 use crate::gate::files::Account;
-use crate::identity::{self, ClusterSecret, SecretError};
+use crate::identity::{ClusterSecret, SecretError};
 use crate::log::LogError;
 use crate::nix::NixCommand;
-use crate::node::{self, Ended, Founding, Handle, NodeError, Parts};
-use crate::probe::{self, ProbeError};
-use crate::seat::{Seat, SeatError};
+use crate::node::{self, End, Handle, NodeError};
+use crate::probe::ProbeError;
+use crate::seat::SeatError;
 use crate::store::StoreError;
-use crate::transport::{self, Directory, Transport, TransportError};
+use crate::transport::TransportError;
 use crate::units::{self, Systemd, Units, UnitsError};
 use crate::worker::offer::Occasion;
 use crate::{telemetry, worker};
@@ -33,12 +32,12 @@ mod data;
 mod inbound;
 mod pause;
 pub mod recovery;
+mod role;
 mod servers;
 mod watchdog;
 
 use data::Data;
-use inbound::Inward;
-use servers::ServerThread;
+use role::Host;
 
 /// The exit status of an agent that can't go on from its disk: `EX_IOERR` of `sysexits.h`.
 const EXIT_DISK: u8 = 74;
@@ -104,7 +103,7 @@ impl AgentError {
 }
 
 /// Runs until a signal or an error ends it; what it logs last says which. `connect` is called once this host is a member.
-pub fn run<U: Units, C>(config: &Path, traits: Traits, connect: impl FnOnce(Config) -> C) -> ExitCode
+pub fn run<U: Units, C>(config: &Path, traits: Traits, connect: impl Fn(Config) -> C) -> ExitCode
 where
     C: Future<Output = Result<U, UnitsError>>,
 {
@@ -154,7 +153,7 @@ pub enum Told {
     Reload,
 }
 
-async fn as_service<U: Units, C>(path: &Path, traits: Traits, connect: impl FnOnce(Config) -> C) -> ExitCode
+async fn as_service<U: Units, C>(path: &Path, traits: Traits, connect: impl Fn(Config) -> C) -> ExitCode
 where
     C: Future<Output = Result<U, UnitsError>>,
 {
@@ -231,7 +230,7 @@ pub async fn systemd(config: Config) -> Result<Systemd<NixCommand>, UnitsError> 
 pub async fn serve<U, C>(
     config: Config,
     traits: Traits,
-    connect: impl FnOnce(Config) -> C,
+    connect: impl Fn(Config) -> C,
     told: &mut mpsc::Receiver<Told>,
 ) -> Result<(), AgentError>
 where
@@ -248,164 +247,22 @@ where
     let synced = std::fs::File::open(&config.node.data_dir).and_then(|dir| dir.sync_all());
     synced.map_err(|source| AgentError::MakeDir { path: config.node.data_dir.clone(), source })?;
 
-    let mut data = Data::open(raft_dir)?;
+    let data = Data::open(raft_dir)?;
     let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));
     let socket = api::listen(&config.node.run_dir.join("api.sock")).map_err(AgentError::Api)?;
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
-    let api = tokio::spawn(api::serve(socket, stages, async {
+    let api = tokio::spawn(api::serve(socket, stages.clone(), async {
         let _ = api_stopped.await;
     }));
-
-    let (directory, directories) = watch::channel(Arc::default());
-    let kept = data.kept.as_deref().and_then(Seat::cluster_of);
-    let inward = Arc::new(Inward::new(secret.clone(), kept));
-    let settings = transport::Settings {
-        listen: config.node.listen,
-        name: config.name().clone(),
-        servers: config.servers().to_vec(),
-        secret: secret.clone(),
-    };
-    let servers = ServerThread::start();
-    let transport = servers.run(Transport::start(settings, inward.clone(), directories)).await;
-    let transport = Arc::new(transport.map_err(AgentError::Transport)?);
-    // Whoever waits for this unit mustn't wait for the other hosts.
-    notify(&[NotifyState::Ready]);
-    let beat = watchdog::start();
-
-    let tell = |reason| _ = stage.send_replace(Stage::Waiting(reason));
-    let seat = tokio::select! {
-        seat = Seat::take(&config, secret.as_ref(), &mut data.store, data.kept.take(), traits.understands, tell) => {
-            seat.map_err(AgentError::Seat)?
-        }
-        () = stopped(told) => return Ok(()),
-    };
-    transport.become_member(&seat.identity).map_err(AgentError::Transport)?;
-    let parts = node_parts(&config, traits, &seat, data, transport.clone(), directory)?;
-    let (handle, ended) = servers.run(async { node::start(parts) }).await;
-    inward.open(handle.clone(), seat.identity.cluster);
-    watchdog::follow(beat, handle.clone());
-    tracing::info!(node = %seat.identity.node, cluster = %seat.identity.cluster, "this host is a member");
-
-    let same_cluster = seat.check_cluster(&config, secret.as_ref());
-    let result = attend(&config, &handle, ended, same_cluster, connect, &stage, told).await;
+    let service = api::Service::new(stages);
+    let watchdog = watchdog::start();
+    let mut host = Host { config, traits, secret, stage, api: service, connect, units: None, watchdog };
+    let result = host.run(data, told).await;
     let _ = stop_api.send(());
-    transport.shutdown().await;
-    drop(stage);
+    drop(host);
     // Streams that people watch end with the agent.
     api.abort();
     result
-}
-
-/// What the event loop is made of, with what lies on disk.
-fn node_parts(
-    config: &Config,
-    traits: Traits,
-    seat: &Seat,
-    data: Data,
-    transport: Arc<Transport>,
-    directory: watch::Sender<Arc<Directory>>,
-) -> Result<Parts, AgentError> {
-    let Data { dir, log, recovered, store, state, .. } = data;
-    directory.send_replace(Arc::new(if state.cluster().is_some() {
-        node::directory_of(&state)
-    } else {
-        seat.members.clone()
-    }));
-    let seed = u64::from_be_bytes(identity::random());
-    let Traits { election_ticks, heartbeat_ticks, .. } = traits;
-    let settings = Settings { election_ticks, heartbeat_ticks, ..Settings::new(seat.raft, seed) };
-    let driver = Driver::new(settings, recovered).map_err(|source| AgentError::Resume { path: dir, source })?;
-    let unfounded = seat.founding.clone().filter(|_| state.cluster().is_none());
-    let founding = unfounded.map(|command| Founding { command, servers: config.servers().len() });
-    Ok(Parts {
-        node: seat.identity.node,
-        client: ClientId(u128::from_be_bytes(identity::random())),
-        raft: seat.raft,
-        driver,
-        log,
-        store,
-        state,
-        transport,
-        directory,
-        founding,
-        understands: traits.understands,
-        check_ticks: traits.check_ticks,
-    })
-}
-
-/// Does what the agent is told, from when this host is a member until it is told to stop or can't go on.
-async fn attend<U, C>(
-    config: &Config,
-    handle: &Handle,
-    mut ended: Ended,
-    same_cluster: impl Future<Output = Result<(), SeatError>>,
-    connect: impl FnOnce(Config) -> C,
-    stage: &watch::Sender<Stage>,
-    told: &mut mpsc::Receiver<Told>,
-) -> Result<(), AgentError>
-where
-    U: Units,
-    C: Future<Output = Result<U, UnitsError>>,
-{
-    let (mut tasks, mut offering) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
-    let founded = handle.founded();
-    let connected = connect(config.clone());
-    tokio::pin!(same_cluster, founded, connected);
-    let (mut checked, mut is_member, mut works) = (false, false, false);
-    let result = loop {
-        tokio::select! {
-            result = &mut ended => break result.expect("the loop says how it ended").map_err(AgentError::Node),
-            same = &mut same_cluster, if !checked => match same {
-                Ok(()) => checked = true,
-                Err(error) => break stop(handle, &mut ended).await.and(Err(AgentError::Seat(error))),
-            },
-            known = &mut founded, if !is_member => {
-                is_member = true;
-                // If the loop has ended instead, `ended` says why.
-                if known.is_ok() {
-                    stage.send_replace(Stage::Member(handle.clone()));
-                    offer(config, handle, Occasion::Start, &mut offering);
-                }
-            }
-            units = &mut connected, if is_member && !works => {
-                works = true;
-                let started = match units {
-                    Ok(units) => start_worker(config, handle, units, &mut tasks),
-                    Err(error) => Err(AgentError::Units(error)),
-                };
-                if let Err(error) = started {
-                    break stop(handle, &mut ended).await.and(Err(error));
-                }
-            }
-            news = told.recv() => match news {
-                Some(Told::Stop) | None => break stop(handle, &mut ended).await,
-                Some(Told::Reload) => offer(config, handle, Occasion::Reload, &mut offering),
-            },
-        }
-    };
-    tasks.shutdown().await;
-    offering.shutdown().await;
-    result
-}
-
-fn start_worker<U: Units>(
-    config: &Config,
-    handle: &Handle,
-    units: U,
-    tasks: &mut tokio::task::JoinSet<()>,
-) -> Result<(), AgentError> {
-    let machine = probe::machine(&config.node.data_dir).map_err(AgentError::Probe)?;
-    let offered = blixard_core::command::Worker {
-        resources: config.offered(machine.resources),
-        system: machine.system,
-        kvm: machine.kvm,
-        hypervisors: config.resources.hypervisors.clone().unwrap_or_else(|| machine.hypervisors.into_iter().collect()),
-        labels: config.node.labels.clone(),
-    };
-    let (own, address) = (handle.clone(), config.own().address.clone());
-    tasks.spawn(async move { worker::register(&own, address, offered).await });
-    tasks.spawn(worker::work(handle.clone(), Arc::new(units)));
-    Ok(())
 }
 
 /// Offers the manifest; one offer at a time, so that an old file is never heard after a new one.
@@ -416,7 +273,7 @@ fn offer(config: &Config, handle: &Handle, occasion: Occasion, offering: &mut to
     offering.spawn(async move { worker::offer::offer(&handle, &file, &run_dir, occasion).await });
 }
 
-async fn stop(handle: &Handle, ended: &mut node::Ended) -> Result<(), AgentError> {
+async fn stop(handle: &Handle, ended: &mut node::Ended) -> Result<End, AgentError> {
     notify(&[NotifyState::Stopping]);
     tracing::info!("the agent stops; VMs run on");
     handle.stop().await;

@@ -18,8 +18,12 @@ use tonic::{Request, Response, Status};
 
 use crate::identity::{self, JoinToken, TokenSecret};
 use crate::node::{Handle, ProposeError, Standing};
+use crate::transport::{ApiRequest, ApiResponse};
 
+mod elsewhere;
 pub mod view;
+
+use elsewhere::Front;
 
 /// Generated from `proto/api.proto`.
 #[allow(clippy::pedantic, missing_docs, reason = "generated code")]
@@ -74,13 +78,48 @@ pub async fn serve(
     stage: watch::Receiver<Stage>,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ApiError> {
-    let service = proto::api_server::ApiServer::new(Api { stage }).max_decoding_message_size(MAX_REQUEST_BYTES);
     tonic::transport::Server::builder()
         .max_concurrent_streams(Some(128))
-        .add_service(service)
+        .add_service(Front::new(stage))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(ApiError::Serve)
+}
+
+/// The API of this host alone.
+#[derive(Clone)]
+pub struct Service {
+    stage: watch::Receiver<Stage>,
+    inner: proto::api_server::ApiServer<Api>,
+}
+
+impl Service {
+    /// Needs a tokio runtime, on which what takes long is done.
+    pub fn new(stage: watch::Receiver<Stage>) -> Self {
+        let api = Api { stage: stage.clone(), runtime: tokio::runtime::Handle::current() };
+        let inner = proto::api_server::ApiServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES);
+        Self { stage, inner }
+    }
+
+    /// What it answers to another host's question: nothing where this one is no server, and would have to ask itself.
+    pub async fn answer_member(&self, question: ApiRequest) -> ApiResponse {
+        match &*self.stage.borrow() {
+            Stage::Follower(_) => return elsewhere::not_here("this host is no server".to_owned()).into_http(),
+            Stage::Waiting(_) | Stage::Member(_) | Stage::Changing | Stage::Broken(_) => {}
+        }
+        self.answer(question).await
+    }
+
+    async fn answer(&self, question: ApiRequest) -> ApiResponse {
+        match tower::Service::call(&mut self.inner.clone(), question).await {
+            Ok(answer) => answer,
+        }
+    }
+}
+
+/// The answer of one that ends before it has one.
+pub fn silence() -> ApiResponse {
+    Status::cancelled("the agent stops").into_http()
 }
 
 /// Whom the API asks.
@@ -89,21 +128,29 @@ pub enum Stage {
     /// This host is no member yet; the text says what it waits for.
     Waiting(String),
     Member(Handle),
+    /// This host is no server: what it is asked is passed on.
+    Follower(Handle),
+    /// This host is about to become a server, or no server any more.
+    Changing,
     /// The agent can't go on from its disk; the text says why.
     Broken(String),
 }
 
-struct Api {
+pub struct Api {
     stage: watch::Receiver<Stage>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Api {
     fn handle(&self) -> Result<Handle, Status> {
-        match &*self.stage.borrow() {
-            Stage::Member(handle) => Ok(handle.clone()),
-            Stage::Waiting(reason) => Err(Status::unavailable(format!("this host is not a member yet: {reason}"))),
-            Stage::Broken(reason) => Err(Status::unavailable(format!("this host's agent has stopped: {reason}"))),
-        }
+        let reason = match &*self.stage.borrow() {
+            // A follower is asked only what it can do: see `elsewhere`.
+            Stage::Member(handle) | Stage::Follower(handle) => return Ok(handle.clone()),
+            Stage::Waiting(reason) => format!("this host is not a member yet: {reason}"),
+            Stage::Changing => "this host is becoming a server, or ceases to be one".to_owned(),
+            Stage::Broken(reason) => format!("this host's agent has stopped: {reason}"),
+        };
+        Err(elsewhere::not_here(reason))
     }
 
     async fn propose(&self, command: Command) -> Result<Answer, Status> {
@@ -172,7 +219,8 @@ async fn status(handle: &Handle) -> Result<proto::StatusReply, Status> {
 fn to_status(error: &ProposeError) -> Status {
     let text = crate::error_chain(error);
     match error {
-        ProposeError::NoLeader { .. } | ProposeError::Stopped => Status::unavailable(text),
+        ProposeError::NoLeader { .. } => Status::unavailable(text),
+        ProposeError::Stopped | ProposeError::NoServer => elsewhere::not_here(text),
         ProposeError::OutcomeUnknown { .. } | ProposeError::NotConfirmed { .. } => Status::deadline_exceeded(text),
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
         ProposeError::Busy => Status::resource_exhausted(text),
@@ -220,9 +268,11 @@ impl proto::api_server::Api for Api {
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let handle = self.handle()?;
         let changes = WatchStream::new(handle.changes());
+        let runtime = self.runtime.clone();
         let replies = changes.then(move |_| {
             let handle = handle.clone();
-            async move { status(&handle).await }
+            let replied = runtime.spawn(async move { status(&handle).await });
+            async { replied.await.unwrap_or_else(|_| Err(Status::cancelled("the agent stops"))) }
         });
         Ok(Response::new(Box::pin(replies)))
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use blixard_core::types::{Hypervisor, Labels, NodeName, Resources, Server};
+use blixard_core::types::{Address, Hypervisor, Labels, NodeName, NodeRole, Resources, Server};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
@@ -36,6 +36,11 @@ pub struct Node {
     pub run_dir: PathBuf,
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
+    /// What it may be in its cluster.
+    #[serde(default = "auto")]
+    role: Spanned<NodeRole>,
+    /// Where the others reach it, if it isn't among `cluster.servers`.
+    address: Option<Spanned<Address>>,
     #[serde(default)]
     pub labels: Labels,
 }
@@ -143,10 +148,20 @@ impl Config {
         self.cluster.servers.get_ref()
     }
 
+    pub fn role(&self) -> NodeRole {
+        *self.node.role.get_ref()
+    }
+
     /// This host as the others know it.
-    pub fn own(&self) -> &Server {
-        let own = self.servers().iter().find(|server| server.name == *self.name());
-        own.expect("validate() has found it")
+    pub fn own(&self) -> Server {
+        let declared =
+            |address: &Spanned<Address>| Server { name: self.name().clone(), address: address.get_ref().clone() };
+        let own = self.listed().cloned().or_else(|| self.node.address.as_ref().map(declared));
+        own.expect("validate() has found one of the two")
+    }
+
+    fn listed(&self) -> Option<&Server> {
+        self.servers().iter().find(|server| server.name == *self.name())
     }
 
     /// What instances may take: the machine's, as overridden, less the reserve.
@@ -187,9 +202,25 @@ impl Config {
         if let Some(reason) = reason {
             return Err((span, "cluster", reason.to_owned()));
         }
-        if !servers.iter().any(|server| server.name == *self.name()) {
-            let reason = format!("{} is not among cluster.servers: add it there, as every host has it", self.name());
-            return Err((self.node.name.span().start, "node.name", reason));
+        match (self.listed(), &self.node.address) {
+            (None, None) => {
+                let reason = format!(
+                    "{} is not among cluster.servers, so the others don't know where it is: set node.address, or add it \
+                     there, as every host has it",
+                    self.name()
+                );
+                return Err((self.node.name.span().start, "node.name", reason));
+            }
+            (Some(listed), Some(address)) if listed.address != *address.get_ref() => {
+                let reason = format!("cluster.servers has this host at {}: leave this out", listed.address);
+                return Err((address.span().start, "node.address", reason));
+            }
+            _ => {}
+        }
+        if self.role() == NodeRole::Worker && servers.first().is_some_and(|first| first.name == *self.name()) {
+            let reason =
+                format!("{} is first in cluster.servers, and so founds the cluster: it can't be a worker", self.name());
+            return Err((self.node.role.span().start, "node.role", reason));
         }
         if self.tasks.user.get_ref() == &self.vms.user {
             let reason = format!("{} runs the VMs, and a task of that user could signal them", self.vms.user);
@@ -245,6 +276,10 @@ impl Default for Tasks {
     }
 }
 
+fn auto() -> Spanned<NodeRole> {
+    Spanned::new(0..0, NodeRole::Auto)
+}
+
 fn default_data_dir() -> PathBuf {
     PathBuf::from("/var/lib/blixard")
 }
@@ -286,6 +321,14 @@ secret_file = "/run/secret"
     }
 
     #[test]
+    fn a_host_that_is_not_listed_says_where_it_is_and_may_be_a_worker() {
+        let delta = "name = \"delta\"\naddress = \"delta.lan:7420\"\nrole = \"worker\"";
+        let config = parse(&GOOD.replace("name = \"alpha\"", delta)).unwrap();
+        assert_eq!((config.own().to_string().as_str(), config.role()), ("delta@delta.lan:7420", NodeRole::Worker));
+        assert_eq!(parse(GOOD).unwrap().role(), NodeRole::Auto);
+    }
+
+    #[test]
     fn what_is_set_overrides_the_machine() {
         let text = format!("{GOOD}\n[resources]\ncpus = 2\nmemory_mib = 1000\n[resources.reserve]\nmemory_mib = 100\n");
         let machine = Resources { cpus: 4, memory_mib: 4096, disk_mib: 2048 };
@@ -300,6 +343,9 @@ secret_file = "/run/secret"
             ("name = \"alpha\"", "name = \"Alpha\"", "line 3", "Alpha"),
             ("name = \"alpha\"", "name = \"delta\"", "line 3", "node.name"),
             ("name = \"alpha\"", "name = 7", "line 3", "name"),
+            ("name = \"alpha\"", "name = \"alpha\"\nrole = \"sever\"", "line 4", "sever"),
+            ("name = \"alpha\"", "name = \"alpha\"\nrole = \"worker\"", "line 4", "node.role"),
+            ("name = \"alpha\"", "name = \"alpha\"\naddress = \"192.168.1.9:7420\"", "line 4", "node.address"),
             ("beta@[fd00::2]:7420", "beta@fd00::2:7420", "line 6", "HOST:PORT"),
             ("beta@[fd00::2]:7420", "beta", "line 6", "NAME@HOST:PORT"),
             ("beta@[fd00::2]:7420", "alpha@10.0.0.1:1", "line 6", "cluster.servers"),

@@ -24,14 +24,20 @@ use crate::transport::{Directory, Member, Transport};
 mod apply;
 mod check;
 mod disk;
+mod follow;
+mod followers;
 mod handle;
+mod input;
 mod known;
 mod lead;
 mod pulse;
 mod snapshot;
 
 pub use apply::NodeError;
-pub use handle::{Handle, ProposeError};
+pub use follow::follow;
+use followers::Followers;
+pub use handle::{Handle, PATIENCE, ProposeError};
+use input::{Attempt, Input, Introduced, Proposal, Waiting};
 pub use known::Standing;
 
 /// How often raft's clock ticks.
@@ -49,22 +55,27 @@ const BY_NO_ENTRY: u64 = 0;
 
 /// What the loop is made of.
 pub struct Parts {
-    pub node: NodeId,
-    /// By which the cluster knows this agent's requests; drawn anew at each start.
-    pub client: ClientId,
+    pub common: Common,
     pub raft: RaftId,
     pub driver: Driver,
     pub log: Log,
     pub store: Store,
     pub state: State,
-    pub transport: Arc<Transport>,
-    pub directory: watch::Sender<Arc<Directory>>,
     /// On the node that founds the cluster, until it has.
     pub founding: Option<Founding>,
-    /// The newest level of `apply` that this agent understands.
-    pub understands: Level,
     /// How often the servers compare their states, if anything has changed.
     pub check_ticks: u64,
+}
+
+/// What the loop of a server and that of a worker have in common.
+pub struct Common {
+    pub node: NodeId,
+    /// By which the cluster knows this agent's requests; drawn anew at each start.
+    pub client: ClientId,
+    /// The newest level of `apply` that this agent understands.
+    pub understands: Level,
+    pub transport: Arc<Transport>,
+    pub directory: watch::Sender<Arc<Directory>>,
 }
 
 /// What the founder of a cluster begins with.
@@ -76,75 +87,29 @@ pub struct Founding {
     pub servers: usize,
 }
 
-/// What others ask of the loop.
-enum Input {
-    Step(Vec<Message>),
-    Unreachable(RaftId),
-    /// A member has opened its stream to this one: it is there, perhaps again.
-    Called,
-    /// A member that this node hasn't heard of yet.
-    Introduced(Box<Introduced>),
-    /// A member says that this node was removed.
-    Removed {
-        by: NodeId,
-    },
-    Propose(Box<Proposal>),
-    Barrier(Waiting<()>),
-    /// Says that the loop takes what comes in.
-    Respond(oneshot::Sender<()>),
-    /// The log is back from its thread.
-    Written(Box<disk::Written>),
-    /// The store is back from its thread.
-    Kept(Box<disk::Kept>),
-    /// A snapshot that the leader announced, or why it isn't here.
-    Fetched(Box<(Message, Result<snapshot::Fetched, snapshot::FetchError>)>),
-    /// A follower asks for the rows of a snapshot that was announced to it.
-    Serve(snapshot::Serve),
-    /// Hand leadership over, make everything durable, end.
-    Stop,
-}
-
-struct Introduced {
-    node: NodeId,
-    member: Member,
-    /// The directory has it.
-    done: oneshot::Sender<()>,
-}
-
-struct Proposal {
-    command: Command,
-    request: Option<Request>,
-    waiting: Waiting<Answer>,
-}
-
-/// Who waits for an answer, and until when.
-struct Waiting<T> {
-    deadline: Instant,
-    answer: oneshot::Sender<Result<T, Attempt>>,
-}
-
-/// Why one attempt came to nothing; the handle makes the final error of it, or tries again.
-#[derive(Debug, PartialEq, Eq)]
-enum Attempt {
-    /// Nothing was done here.
-    NotLeader(Option<RaftId>),
-    /// It never took effect and never will.
-    Lost,
-    /// It may have taken effect, or may yet.
-    Unknown,
+/// Why the loop has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It was told to stop.
+    Stopped,
+    /// This node is to be a server, by this raft id.
+    Enlisted(RaftId),
+    /// This node, which was a server, is none any more: its log and its store are worth nothing.
+    Dismissed,
 }
 
 /// How the loop ended; nothing is sent while it runs.
-pub type Ended = oneshot::Receiver<Result<(), NodeError>>;
+pub type Ended = oneshot::Receiver<Result<End, NodeError>>;
 
 /// Starts the loop on the current tokio runtime, which it may keep from other work for as long as a short write takes.
 pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = channel(INBOX);
     let news = News::default();
-    let standing = Standing::of(parts.node, parts.raft, &parts.driver);
+    let standing = Standing::of(parts.common.node, parts.raft, &parts.driver);
     let known = known::Shared::new(std::mem::take(&mut parts.state), standing);
-    let handle = Handle::new(&parts, inbox.clone(), known.clone(), &news);
-    let node = Node::new(parts, inbox, handle.clone(), known.clone(), news);
+    let followers = Followers::default();
+    let handle = Handle::new(&parts.common, inbox.clone(), known.clone(), &news, Some(followers.clone()));
+    let node = Node::new(parts, inbox, handle.clone(), known.clone(), news, followers);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         let result = node.run(inputs).await;
@@ -163,7 +128,7 @@ pub fn directory_of(state: &State) -> Directory {
         raft: node.raft,
     };
     let members = state.nodes().iter().map(|(id, node)| (*id, member(node))).collect();
-    Directory { members, newest: state.newest_node() }
+    Directory { members, newest: state.newest_node(), newest_raft: state.newest_raft() }
 }
 
 struct Node {
@@ -211,6 +176,9 @@ struct Node {
     stopping_at: Option<u64>,
     /// Nothing is taken any more; the store is to hold what was applied.
     closing: bool,
+    /// This node is no server any more.
+    dismissed: bool,
+    followers: Followers,
     /// Messages were handed to the transport since this task last let others run.
     has_sent: bool,
     news: News,
@@ -227,11 +195,18 @@ struct News {
 }
 
 impl Node {
-    fn new(parts: Parts, inbox: Sender<Input>, handle: Handle, known: known::Shared, news: News) -> Self {
+    fn new(
+        parts: Parts,
+        inbox: Sender<Input>,
+        handle: Handle,
+        known: known::Shared,
+        news: News,
+        followers: Followers,
+    ) -> Self {
         let applied = known.look().standing.applied;
         let applied_term = Term(parts.store.checkpoint().position.term);
         Self {
-            own: parts.node,
+            own: parts.common.node,
             driver: parts.driver,
             writer: disk::Writer::new(parts.log, inbox.clone()),
             home: parts.store.home().clone(),
@@ -242,11 +217,11 @@ impl Node {
             published: handle.applied(),
             handle,
             known,
-            transport: parts.transport,
-            directory: parts.directory,
+            transport: parts.common.transport,
+            directory: parts.common.directory,
             introduced: BTreeMap::new(),
             founding: parts.founding,
-            understands: parts.understands,
+            understands: parts.common.understands,
             check_ticks: parts.check_ticks,
             marked: 0,
             applied,
@@ -262,12 +237,14 @@ impl Node {
             applied_bytes: 0,
             stopping_at: None,
             closing: false,
+            dismissed: false,
+            followers,
             has_sent: false,
             news,
         }
     }
 
-    async fn run(mut self, mut inputs: Receiver<Input>) -> Result<(), NodeError> {
+    async fn run(mut self, mut inputs: Receiver<Input>) -> Result<End, NodeError> {
         self.begin()?;
         self.driver.campaign_if_alone();
         self.turns().await?;
@@ -285,13 +262,14 @@ impl Node {
             self.turns().await?;
             self.lead();
             self.turns().await?;
-            self.closing |= self.has_stopped();
+            self.closing |= self.dismissed || self.has_stopped();
             if self.closing || self.driver.wants_checkpoint() {
                 self.checkpoint_if_due();
                 self.turns().await?;
             }
             if self.closing && self.is_checkpointed() {
-                return Ok(());
+                input::turn_away(&mut inputs);
+                return Ok(if self.dismissed { End::Dismissed } else { End::Stopped });
             }
         }
     }
@@ -305,6 +283,11 @@ impl Node {
             Input::Called => self.driver.call(),
             Input::Introduced(introduced) => self.introduced(*introduced),
             Input::Removed { by } => return Err(NodeError::Removed { own: self.own, by }),
+            Input::Dismissed { by } => {
+                tracing::info!(peer = %by, "this node is no server any more, says another one");
+                self.dismissed = true;
+            }
+            Input::Heard(node) => self.liveness.heard(node, self.ticks),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
             // Whoever asked may have gone.
@@ -357,7 +340,7 @@ impl Node {
     /// Tells the transport who is a member: those of the state, and newer ones by their own word until the state has them.
     fn publish_directory(&mut self, state: &State) {
         let mut directory = directory_of(state);
-        self.introduced.retain(|node, _| *node > directory.newest);
+        self.introduced.retain(|node, member| directory.is_news(*node, member));
         directory.members.extend(self.introduced.clone());
         self.directory.send_replace(Arc::new(directory));
     }
@@ -450,7 +433,7 @@ impl Node {
             self.news.leader.send_replace(soft.leader);
         }
         if soft.role == Role::Leader {
-            self.liveness.restart();
+            self.liveness.restart(self.ticks);
             self.lead = lead::Lead::new(self.ticks + self.check_ticks);
         }
         self.changed();
@@ -475,17 +458,6 @@ impl Node {
                 false
             }
         }
-    }
-}
-
-impl<T> Waiting<T> {
-    /// Whoever waited may have gone; then nobody needs the answer.
-    fn answer(self, answer: T) {
-        let _ = self.answer.send(Ok(answer));
-    }
-
-    fn fail(self, attempt: Attempt) {
-        let _ = self.answer.send(Err(attempt));
     }
 }
 

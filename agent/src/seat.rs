@@ -25,8 +25,11 @@ const REDEEM_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Seat {
     pub identity: NodeIdentity,
-    pub raft: RaftId,
-    /// The members as they were when it joined: whom it talks to before it has the state.
+    /// By which it is a server, if it is one.
+    pub raft: Option<RaftId>,
+    /// The last raft id that it had; it never has that again.
+    pub spent: RaftId,
+    /// The servers as it last heard of them: whom it talks to before it has the state.
     pub members: Directory,
     /// The cluster's first entry, on the host that founds it.
     pub founding: Option<Command>,
@@ -86,7 +89,8 @@ impl Kept {
 struct Seated {
     name: blixard_core::types::NodeName,
     identity: NodeIdentity,
-    raft: RaftId,
+    raft: Option<RaftId>,
+    spent: RaftId,
     members: Vec<(NodeId, Member)>,
     founding: Option<Command>,
 }
@@ -112,7 +116,7 @@ impl Seat {
             Some(Kept::Rejoining { key, was_in, .. }) => (decode(&key)?, Some(was_in)),
             None => {
                 let key = NodeKey::generate().map_err(SeatError::Identity)?;
-                keep(store, &Kept::Asking { key: key.encode() })?;
+                store.set_identity(&encode(&Kept::Asking { key: key.encode() })).map_err(SeatError::Keep)?;
                 (key, None)
             }
         };
@@ -139,13 +143,7 @@ impl Seat {
     pub fn keep_to_rejoin(&self, store: &mut Store) -> Result<(), SeatError> {
         let NodeIdentity { cluster, epoch: was_in, .. } = self.identity;
         let key = self.identity.key().map_err(SeatError::Identity)?.encode();
-        keep(store, &Kept::Rejoining { key, cluster, was_in })
-    }
-
-    /// # Errors
-    /// When the disk fails.
-    pub fn keep(&self, config: &Config, store: &mut Store) -> Result<(), SeatError> {
-        keep(store, &Kept::Seated(Box::new(Seated::new(config, self))))
+        store.set_identity(&encode(&Kept::Rejoining { key, cluster, was_in })).map_err(SeatError::Keep)
     }
 
     /// The cluster that a host is in or rejoins, by what was kept; nothing for a blank host, or where it can't be read.
@@ -157,10 +155,35 @@ impl Seat {
         }
     }
 
-    /// The identity of a seat that was kept; nothing for a blank host, or where it can't be read.
-    pub fn identity_of(kept: &[u8]) -> Option<NodeIdentity> {
+    /// Keeps it, on disk when it returns.
+    ///
+    /// # Errors
+    /// `Keep`.
+    pub fn keep(&self, config: &Config, store: &mut Store) -> Result<(), SeatError> {
+        store.set_identity(&self.encode(config)).map_err(SeatError::Keep)
+    }
+
+    /// The bytes to keep.
+    pub fn encode(&self, config: &Config) -> Vec<u8> {
+        encode(&Kept::Seated(Box::new(Seated::new(config, self))))
+    }
+
+    /// The same host as a server by this raft id.
+    #[must_use]
+    pub fn enlisted(self, raft: RaftId) -> Self {
+        Self { raft: Some(raft), spent: raft, ..self }
+    }
+
+    /// The same host as no server, and the servers as it last heard of them.
+    #[must_use]
+    pub fn dismissed(self, members: Directory) -> Self {
+        Self { raft: None, members, founding: None, ..self }
+    }
+
+    /// The seat that was kept, if there is one that can be read.
+    pub fn of(kept: &[u8]) -> Option<Self> {
         match postcard::from_bytes(kept).ok()? {
-            Kept::Seated(seated) => Some(seated.identity),
+            Kept::Seated(seated) => Some(seated.into_seat()),
             Kept::Asking { .. } | Kept::Rejoining { .. } => None,
         }
     }
@@ -210,7 +233,7 @@ impl Seat {
         };
         let mut failures = Vec::new();
         for server in servers {
-            match join(&server, secret, config.own(), (key, was_in), understands).await {
+            match join(&server, secret, &config.own(), (key, was_in), understands, config.role()).await {
                 Ok(joined) => return Ok(ControlFlow::Break(joined.into())),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
@@ -231,7 +254,7 @@ impl Seat {
         };
         let mut failures = Vec::new();
         for server in config.servers().iter().filter(|server| server.name != *config.name()) {
-            match redeem(server, &token, config.own(), asking, understands).await {
+            match redeem(server, &token, &config.own(), asking, understands, config.role()).await {
                 Ok(joined) => return ControlFlow::Break(joined.into()),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
@@ -254,12 +277,15 @@ impl Seat {
             address: own.address.clone(),
             key: Authority::key_of(&request).map_err(SeatError::Found)?,
             understands,
+            role: config.role(),
         };
-        let member = Member { name: own.name.clone(), address: own.address.clone(), raft };
+        let raft = Some(raft);
+        let member = Member { name: own.name, address: own.address, raft };
         tracing::info!(%cluster, "this host founds the cluster");
         Ok(Self {
             identity: identity.map_err(SeatError::Identity)?,
             raft,
+            spent: FOUNDER,
             members: Directory::of([(node, member)].into()),
             founding: Some(Command::Found {
                 cluster,
@@ -300,7 +326,7 @@ impl Seat {
 impl From<Joined> for Seat {
     fn from(joined: Joined) -> Self {
         let Joined { identity, raft, members } = joined;
-        Self { identity, raft, members, founding: None }
+        Self { identity, raft, spent: raft.unwrap_or_default(), members, founding: None }
     }
 }
 
@@ -310,6 +336,7 @@ impl Seated {
             name: config.name().clone(),
             identity: seat.identity.clone(),
             raft: seat.raft,
+            spent: seat.spent,
             members: seat.members.members.clone().into_iter().collect(),
             founding: seat.founding.clone(),
         }
@@ -317,11 +344,10 @@ impl Seated {
 
     fn into_seat(self) -> Seat {
         let members = Directory::of(self.members.into_iter().collect());
-        Seat { identity: self.identity, raft: self.raft, members, founding: self.founding }
+        Seat { identity: self.identity, raft: self.raft, spent: self.spent, members, founding: self.founding }
     }
 }
 
-fn keep(store: &mut Store, kept: &Kept) -> Result<(), SeatError> {
-    let bytes = postcard::to_stdvec(kept).expect("a seat has no part that postcard refuses");
-    store.set_identity(&bytes).map_err(SeatError::Keep)
+fn encode(kept: &Kept) -> Vec<u8> {
+    postcard::to_stdvec(kept).expect("a seat has no part that postcard refuses")
 }

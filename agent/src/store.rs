@@ -368,6 +368,26 @@ impl<H: Home> Store<H> {
         })
     }
 
+    /// A store in this one's place that holds nothing but who this node is from now on: whatever breaks in on it, the next
+    /// start finds the one or the other.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn begin_anew(self, identity: &[u8]) -> Result<Self, StoreError> {
+        let mut next = Self::unfinished(self.home.clone())?;
+        next.set_identity(identity)?;
+        next.take_place()?;
+        // Where this breaks off, the next start finds a snapshot of a server that this node is no more.
+        let removed = self.home.remove(Name::Snapshot).and_then(|()| self.home.sync());
+        removed.map_err(|source| StoreError::Remove { path: self.home.path(Name::Snapshot), source })?;
+        Ok(next)
+    }
+
+    /// Whether no row was ever in it.
+    pub fn is_blank(&self) -> bool {
+        *self.checkpoint() == Checkpoint::default()
+    }
+
     fn check_order(checkpoint: &Checkpoint, commit: CommitOnDisk) -> Result<(), StoreError> {
         let (applied, commit) = (checkpoint.position.index, commit.index());
         if commit < applied { Err(StoreError::AheadOfLog { applied, commit }) } else { Ok(()) }

@@ -4,17 +4,21 @@
 //!  event loop  ── send ──▶ link (a bounded queue a peer) ── mTLS, one stream ──▶ listener ──▶ gate ──▶ Inbound::step
 //!  follower    ── snapshot ────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::snapshot
 //!  api         ── forward ─────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::forward
+//!  worker      ── follow, beat ────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::follow
 //!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit
 //!              ── redeem ───────── TLS, the authority known by a token ────────▶ listener ──▶ door ──▶ Inbound::admit
 //! ```
 
 mod bootstrap;
 mod connect;
+mod directory;
 mod door;
+mod follow;
 mod gate;
 mod join;
 mod link;
 mod listener;
+mod passing;
 mod peer;
 mod redeem;
 mod snapshot;
@@ -22,14 +26,13 @@ mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use blixard_core::driver::Position;
 use blixard_core::types::{
-    Address, ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server, Timestamp, TokenId,
+    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, RaftId, Server, Timestamp, TokenId,
 };
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -40,8 +43,11 @@ use crate::identity::{ClusterSecret, NodeIdentity, ServerSide, TlsError, member_
 
 pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
+pub use directory::{Directory, Member};
+pub use follow::{Assignments, Beat, FollowError, Told};
 pub use gate::Refused;
 pub use join::{Answer, AskError, JoinError, Joined, ask_all, join};
+pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 pub use redeem::redeem;
 pub use snapshot::Chunks;
 
@@ -77,6 +83,16 @@ pub trait Inbound: Send + Sync + 'static {
     async fn introduce(&self, node: NodeId, member: Member);
     /// A member says that this node was removed from the cluster. Must not block.
     fn removed(&self, by: NodeId);
+    /// A member says that this node is no server any more. Must not block.
+    fn dismissed(&self, by: NodeId);
+    /// What `from` has to do, encoded; as of no earlier than this call, and again whenever it changes.
+    ///
+    /// A refusal's text is for the journal of `from`.
+    async fn follow(&self, from: NodeId) -> Result<Told, Refusal>;
+    /// A member that is no server says that it is there.
+    fn beat(&self, from: NodeId) -> Beat;
+    /// What this node's own API answers; asked by another member on behalf of whoever asks there.
+    async fn api(&self, question: ApiRequest) -> ApiResponse;
     /// Whether this node is in a cluster; it is told to whoever asks, secret or not.
     fn standing(&self) -> Standing;
     /// Proposes `command` if this node leads, and answers what applying it returned, by `deadline`.
@@ -123,6 +139,7 @@ pub struct Candidate {
     pub request: Vec<u8>,
     /// The newest level that its agent understands.
     pub understands: Level,
+    pub role: NodeRole,
     /// The epoch in which it was a member, if it was one.
     pub was_in: Option<ClusterEpoch>,
     pub credential: Credential,
@@ -153,8 +170,9 @@ pub struct Admission {
     /// The new member's certificate, DER.
     pub certificate: Vec<u8>,
     pub node: NodeId,
-    pub raft: RaftId,
-    /// All members, the new one too.
+    /// Nothing if it is to be no server for now.
+    pub raft: Option<RaftId>,
+    /// The servers, and the new one.
     pub members: Directory,
 }
 
@@ -176,67 +194,12 @@ pub enum ForwardError {
     Unreachable { to: NodeId, reason: String },
 }
 
-/// Where a member is found.
-///
-/// On the wire it goes with its node's id.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Member {
-    pub name: NodeName,
-    pub address: Address,
-    pub raft: RaftId,
-}
-
-impl Member {
-    fn encode(&self, node: NodeId) -> proto::Member {
-        let Self { name, address, raft } = self;
-        proto::Member { node: node.0, name: name.to_string(), address: address.to_string(), raft: raft.0 }
-    }
-
-    fn decode(member: &proto::Member) -> Result<(NodeId, Self), InvalidValue> {
-        let (name, address) = (member.name.parse()?, member.address.parse()?);
-        Ok((NodeId(member.node), Self { name, address, raft: RaftId(member.raft) }))
-    }
-}
-
-/// All members of the cluster, this node too; what isn't in it is neither called nor listened to.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Directory {
-    pub members: BTreeMap<NodeId, Member>,
-    /// The last id that was given out: up to it, who is no member was removed.
-    pub newest: NodeId,
-}
-
-impl Directory {
-    /// As of when the newest of these members came.
-    pub fn of(members: BTreeMap<NodeId, Member>) -> Self {
-        let newest = members.last_key_value().map_or(NodeId(0), |(node, _)| *node);
-        Self { members, newest }
-    }
-
-    /// # Errors
-    /// Why `node` isn't one.
-    fn member(&self, node: NodeId) -> Result<&Member, Refused> {
-        let absent =
-            if node <= self.newest { Refused::Removed { peer: node } } else { Refused::Stranger { peer: node } };
-        self.members.get(&node).ok_or(absent)
-    }
-
-    fn is_removed(&self, node: NodeId) -> bool {
-        matches!(self.member(node), Err(Refused::Removed { .. }))
-    }
-
-    /// The node of this server.
-    pub fn node_of(&self, raft: RaftId) -> Option<NodeId> {
-        self.members.iter().find(|(_, member)| member.raft == raft).map(|(node, _)| *node)
-    }
-}
-
 /// What a transport is started with.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
-    /// This node's name.
-    pub name: NodeName,
+    /// This node's name, and where the others reach it.
+    pub own: Server,
     /// `cluster.servers`, in its order.
     pub servers: Vec<Server>,
     /// Without one, this node can't vouch for itself to hosts that go by it.
@@ -260,12 +223,14 @@ pub struct Transport {
 
 /// What the tasks of one transport have in common.
 struct Shared {
-    name: NodeName,
+    own: Server,
     servers: Vec<Server>,
     secret: Option<ClusterSecret>,
     inbound: Arc<dyn Inbound>,
     directory: watch::Receiver<Arc<Directory>>,
     identity: watch::Sender<Option<Arc<NodeIdentity>>>,
+    /// By which this member is a server, if it is one; known before its identity is.
+    raft: OnceLock<Option<RaftId>>,
     side: watch::Sender<Side>,
     links: link::Links,
     noise: listener::Noise,
@@ -281,6 +246,27 @@ impl Shared {
             // Who ends says nothing of others: its directory goes with it.
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Returns once this node is no server by this raft id any more.
+    async fn dismissal(&self, node: NodeId, raft: RaftId) {
+        let mut directory = self.directory.clone();
+        if directory.wait_for(|directory| directory.is_dismissed(node, raft)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What this node's API answers to a member.
+    async fn api(&self, peer: NodeId, question: ApiRequest) -> ApiResponse {
+        let known = self.directory.borrow().member(peer).map(|_| ());
+        match known {
+            Ok(()) => self.inbound.api(question).await,
+            Err(refused) => peer::status_of(&refused).into_http(),
+        }
+    }
+
+    fn raft(&self) -> Option<RaftId> {
+        self.raft.get().copied().flatten()
     }
 }
 
@@ -306,12 +292,13 @@ impl Transport {
         let address = listener.local_addr().map_err(failed)?;
         let tls = stranger_server().map_err(TransportError::Tls)?;
         let shared = Arc::new(Shared {
-            name: settings.name,
+            own: settings.own,
             servers: settings.servers,
             secret: settings.secret,
             inbound,
             directory,
             identity: watch::Sender::new(None),
+            raft: OnceLock::new(),
             side: watch::Sender::new(Side { tls, cluster: None }),
             links: link::Links::default(),
             noise: listener::Noise::default(),
@@ -328,12 +315,14 @@ impl Transport {
         self.address
     }
 
-    /// From now on this node shows its certificate, accepts the members of its cluster, and calls them.
+    /// From now on this node shows its certificate, accepts the members of its cluster, and calls the servers: as one of
+    /// them where it has a `raft` id.
     ///
     /// # Errors
     /// `Tls` if the identity is damaged; then nothing changed.
-    pub fn become_member(&self, identity: &NodeIdentity) -> Result<(), TransportError> {
+    pub fn become_member(&self, identity: &NodeIdentity, raft: Option<RaftId>) -> Result<(), TransportError> {
         let tls = member_server(identity).map_err(TransportError::Tls)?;
+        self.shared.raft.set(raft).expect("a transport becomes a member once");
         self.shared.side.send_replace(Side { tls, cluster: Some((identity.cluster, identity.epoch)) });
         self.shared.identity.send_replace(Some(Arc::new(identity.clone())));
         Ok(())
@@ -358,6 +347,30 @@ impl Transport {
             return Err(ForwardError::Unreachable { to, reason: "it is not in the directory of members".to_owned() });
         };
         peer::call_forward(channel, to, command, deadline).await
+    }
+
+    /// What this node has to do, told by server `to`.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`; another server may do better.
+    pub async fn follow(&self, to: NodeId) -> Result<follow::Assignments, FollowError> {
+        follow::call_follow(self.shared.links.channel(to), to).await
+    }
+
+    /// Tells `to` that this node is there.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`, each within a second.
+    pub async fn beat(&self, to: NodeId) -> Result<Beat, FollowError> {
+        follow::call_beat(self.shared.links.channel(to), to).await
+    }
+
+    /// What the API of server `to` answers.
+    ///
+    /// # Errors
+    /// After `NotAsked` another server may be asked.
+    pub async fn pass_on(&self, to: NodeId, question: WholeRequest) -> Result<ApiResponse, PassError> {
+        passing::pass_on(self.shared.links.side_channel(to), to, question).await
     }
 
     /// The rows of a snapshot that node `from` has announced, from a token on.

@@ -4,7 +4,7 @@
 # are stand-ins: `carry` says how.
 {
   lib,
-  # cluster's `vms` → what of services.blixard makes a host carry them
+  # cluster's `vms` and `settings` → what of services.blixard makes a host carry them
   carry,
 }:
 {
@@ -12,6 +12,10 @@
   hosts,
   # <name> = { replicas ? 1; … }: what else is in it goes to services.blixard.vms.
   vms ? { },
+  # services.blixard.cluster
+  settings ? { },
+  # Those of the hosts that are in cluster.servers.
+  servers ? lib.attrNames hosts,
 }:
 let
   names = lib.attrNames hosts;
@@ -23,12 +27,13 @@ lib.mapAttrs (name: host: {
   networking.hostName = name;
   # Readable by all, and in the store: only a test may do that.
   environment.etc."blixard/cluster-secret".text = "a secret that every host of this test knows\n";
-  services.blixard = carry vms // {
+  services.blixard = carry { inherit vms settings; } // {
     enable = true;
     clusterSecretFile = "/etc/blixard/cluster-secret";
     settings = {
       node.listen = "0.0.0.0:7420";
-      cluster.servers = map (server: "${server}@${address server}:7420") names;
+      node.address = lib.mkIf (!lib.elem name servers) "${address name}:7420";
+      cluster.servers = map (server: "${server}@${address server}:7420") servers;
       resources = {
         cpus = lib.mkDefault 2;
         memory_mib = lib.mkDefault 2048;

@@ -23,14 +23,21 @@ let
   key =
     {
       vms ? { },
+      settings ? { },
       ...
     }:
-    builtins.toJSON vms;
+    builtins.toJSON { inherit vms settings; };
   manifests = lib.genAttrs (lib.unique (map (claim: describe claim key) claims)) (
-    vms:
+    declared:
+    let
+      inherit (builtins.fromJSON declared) vms settings;
+    in
     mkManifest {
       modules = [
-        { services.blixard.vms = import ./declare.nix { inherit lib; } (builtins.fromJSON vms); }
+        {
+          services.blixard.vms = import ./declare.nix { inherit lib; } vms;
+          services.blixard.cluster = settings;
+        }
       ];
     }
   );
@@ -42,7 +49,7 @@ let
       nodes = describe claim (
         import ./cluster.nix {
           inherit lib;
-          carry = vms: { manifestFile = manifests.${key { inherit vms; }}; };
+          carry = declared: { manifestFile = manifests.${key declared}; };
         }
       );
       defaults.imports = [

@@ -28,6 +28,9 @@ let
     "is none of cluster.servers (beta)" = {
       settings.cluster.servers = lib.mkForce [ "beta@10.0.0.2:7420" ];
     };
+    "is first in cluster.servers, and so founds the cluster" = {
+      settings.node.role = "worker";
+    };
     "names a node twice" = {
       settings.cluster.servers = [ "alpha@10.0.0.2:7420" ];
     };

@@ -71,7 +71,12 @@ let
     import ../${name}/nodes.nix {
       cluster = import ./cluster.nix {
         inherit lib;
-        carry = vms: { vms = lib.mapAttrs declare vms; };
+        carry =
+          { vms, settings }:
+          {
+            vms = lib.mapAttrs declare vms;
+            cluster = settings;
+          };
       };
     }
   );

@@ -6,7 +6,7 @@ use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
-    NodeName, RaftId, Resources, TaskId, Term, Timestamp, TokenId, VmName,
+    NodeName, NodeRole, RaftId, Resources, TaskId, Term, Timestamp, TokenId, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -58,6 +58,7 @@ pub enum Command {
         address: Address,
         /// The newest level that its agent understands.
         understands: Level,
+        role: NodeRole,
         worker: Worker,
     },
     /// A manifest, by a host that carries it or by a person.
@@ -171,6 +172,10 @@ pub enum Command {
         /// Where it rejoins: as in [`Command::Rejoin`].
         was_in: Option<ClusterEpoch>,
     },
+    /// Decision: this node is to be a server, by a fresh raft id.
+    Enlist {
+        node: NodeId,
+    },
 }
 
 /// Whether a VM has to be there already: of two that create the same one, the second is refused.
@@ -190,6 +195,7 @@ pub struct NewNode {
     pub key: Hash,
     /// The newest level that its agent understands.
     pub understands: Level,
+    pub role: NodeRole,
 }
 
 /// What a node offers to instances: what the machine has less the reserve for the host itself.
@@ -261,7 +267,8 @@ pub enum Reply {
     Done,
     Admitted {
         node: NodeId,
-        raft: RaftId,
+        /// Of one that is to be a server at once.
+        raft: Option<RaftId>,
     },
     /// The hash is of the manifest that it is about.
     Manifest {
@@ -351,6 +358,7 @@ impl Command {
                 | Self::RaiseLevel { .. }
                 | Self::CheckState
                 | Self::ForgetNode { .. }
+                | Self::Enlist { .. }
                 | Self::Found { .. }
         )
     }

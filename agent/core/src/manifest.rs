@@ -10,6 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::types::{Generation, Hash, Hypervisor, InstanceId, Labels, Resources, RestartPolicy, StorePath, VmName};
 use crate::unit::VmUnit;
 
+mod cluster;
+
+pub use cluster::{ClusterSettings, MAX_SERVERS};
+
 /// The one version of the format that this agent reads.
 pub const VERSION: u32 = 1;
 /// Largest manifest file, in bytes: it travels in one log entry.
@@ -22,6 +26,8 @@ pub const MAX_REPLICAS: usize = 10_000;
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     version: u32,
+    #[serde(default)]
+    pub cluster: ClusterSettings,
     #[serde(deserialize_with = "unique_keys")]
     pub vms: BTreeMap<VmName, VmSpec>,
 }
@@ -114,7 +120,7 @@ impl Manifest {
     /// # Errors
     /// As [`Manifest::parse`].
     pub fn new(vms: BTreeMap<VmName, VmSpec>) -> Result<Self, ManifestError> {
-        let manifest = Self { version: VERSION, vms };
+        let manifest = Self { version: VERSION, cluster: ClusterSettings::default(), vms };
         manifest.validate()?;
         Ok(manifest)
     }
@@ -133,6 +139,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Invalid`] with the path of the first wrong value.
     pub fn validate(&self) -> Result<(), ManifestError> {
+        self.cluster.validate()?;
         let mut total = Resources::default();
         let mut owners: BTreeMap<&StorePath, String> = BTreeMap::new();
         for (vm, spec) in &self.vms {

@@ -7,15 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
-use crate::manifest::{Constraints, Manifest, VmSpec};
+use crate::manifest::{ClusterSettings, Constraints, Manifest, VmSpec};
 use crate::types::{
-    Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, RaftId, Resources, TaskId,
-    Term, Timestamp, TokenId, VmName,
+    Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole, RaftId,
+    Resources, TaskId, Term, Timestamp, TokenId, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
 use sessions::Known;
 
+mod assignment;
 mod check;
 mod epoch;
 mod index;
@@ -25,12 +26,14 @@ mod nodes;
 mod packed;
 mod placements;
 mod removal;
+mod roles;
 mod rows;
 mod sessions;
 mod tasks;
 mod tokens;
 mod vms;
 
+pub use assignment::{Assignment, AssignmentError};
 pub use check::{Check, Diverged};
 pub use epoch::{Absence, BeginError, Beginner, Renewal};
 pub use rows::{Change, Loading, RowError, Table};
@@ -95,7 +98,9 @@ pub struct Node {
     pub name: NodeName,
     pub address: Address,
     pub key: Hash,
-    pub raft: RaftId,
+    /// By which it is, or is to be, a server.
+    pub raft: Option<RaftId>,
+    pub role: NodeRole,
     pub joined_at: Timestamp,
     /// The newest level that its agent understood when it last said so.
     pub understands: Level,
@@ -216,6 +221,12 @@ impl State {
         }
     }
 
+    /// Carries out that the raft group has removed a server, as of one committed entry: its id is spent.
+    pub fn apply_removal(&mut self, index: u64, raft: RaftId) -> Outcome {
+        self.dismiss(raft);
+        self.outcome(Answer { index, reply: Reply::Done })
+    }
+
     /// What was touched since the last outcome.
     fn outcome(&mut self, answer: Answer) -> Outcome {
         let dirty = std::mem::take(&mut self.dirty);
@@ -251,8 +262,8 @@ impl State {
                 self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
             }
             Command::Admit(node) => self.admit(node, at),
-            Command::RegisterWorker { node, address, understands, worker } => {
-                self.register_worker(*node, address, *understands, worker, at)
+            Command::RegisterWorker { node, address, understands, role, worker } => {
+                self.register_worker(*node, address, *understands, *role, worker, at)
             }
             Command::SetWorkerAlive { node, alive } => self.set_worker_alive(*node, *alive, at),
             Command::OfferManifest { manifest, from } => self.offer_manifest(index, manifest, from, at),
@@ -278,6 +289,7 @@ impl State {
             Command::Redeem { token, secret, expires, host, was_in } => {
                 self.redeem(*token, (*secret, *expires), (host, *was_in), at)
             }
+            Command::Enlist { node } => self.enlist(*node),
         }
     }
 
@@ -333,6 +345,11 @@ impl State {
     }
     pub fn head(&self) -> Option<&HeadRecord> {
         self.manifests.values().next_back()
+    }
+    /// What the head says of the cluster itself.
+    pub fn settings(&self) -> ClusterSettings {
+        let manifest = self.head().and_then(|head| head.manifest.as_ref());
+        manifest.map(|manifest| manifest.cluster).unwrap_or_default()
     }
     pub fn held(&self) -> &BTreeMap<NodeId, Held> {
         &self.held

@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 
 mod exit;
 mod resources;
+mod role;
 mod token;
 
 pub use exit::{Exit, RestartPolicy};
 pub use resources::{Hypervisor, Labels, Resources};
+pub use role::NodeRole;
 pub use token::TokenId;
 
 /// Longest VM name: `-` and a replica number of up to five digits still make a DNS label of it.

@@ -50,7 +50,7 @@ pub fn identity(store: &Path) -> Result<NodeIdentity, String> {
     let kept = opened.ok_or_else(|| format!("{} is not there", store.display()))?.identity();
     let identity = kept.map_err(|error| failed(&error))?;
     let identity = identity.ok_or_else(|| format!("{} is of no member", store.display()))?;
-    Seat::identity_of(&identity).ok_or_else(|| format!("{} keeps a damaged identity", store.display()))
+    Seat::of(&identity).map(|seat| seat.identity).ok_or_else(|| format!("{} keeps a damaged identity", store.display()))
 }
 
 pub struct Client {

@@ -8,10 +8,12 @@ use blixard_core::driver::{Message, Position};
 use blixard_core::types::{ClusterId, NodeId, RaftId, Timestamp};
 use tokio::time::Instant;
 
+use crate::api;
 use crate::identity::{Authority, ClusterSecret};
 use crate::node::{Handle, directory_of};
 use crate::transport::{
-    Admission, Candidate, Credential, ForwardError, Inbound, Member, Refusal, SnapshotRows, Standing,
+    Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Directory, ForwardError, Inbound, Member, Refusal,
+    SnapshotRows, Standing, Told,
 };
 
 /// The node behind the transport, once there is one.
@@ -20,11 +22,15 @@ pub struct Inward {
     /// The cluster of a host that was a member before: nobody may take it for blank while it starts.
     kept: Option<ClusterId>,
     node: OnceLock<(Handle, ClusterId)>,
+    /// This host's API, and where its answers are made: not on the thread of the servers' connections.
+    api: api::Service,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Inward {
-    pub fn new(secret: Option<ClusterSecret>, kept: Option<ClusterId>) -> Self {
-        Self { secret, kept, node: OnceLock::new() }
+    /// Needs a tokio runtime.
+    pub fn new(secret: Option<ClusterSecret>, kept: Option<ClusterId>, api: api::Service) -> Self {
+        Self { secret, kept, node: OnceLock::new(), api, runtime: tokio::runtime::Handle::current() }
     }
 
     /// From now on the others reach this node.
@@ -42,15 +48,18 @@ impl Inward {
         let cluster = cluster.ok_or("the cluster is being founded: try again")?;
         let authority = Authority::unseal(&cluster.sealed_ca_key, secret).map_err(|error| text(&error))?;
         let key = Authority::key_of(&candidate.request).map_err(|error| text(&error))?;
-        let Candidate { name, address, request, understands, was_in, credential } = candidate;
-        let new = NewNode { name, address, key, understands };
+        let Candidate { name, address, request, understands, role, was_in, credential } = candidate;
+        let new = NewNode { name: name.clone(), address: address.clone(), key, understands, role };
         let command = match (credential, was_in) {
             (Credential::Secret, None) => Command::Admit(new),
             (Credential::Secret, Some(was_in)) => Command::Rejoin { host: new, was_in },
             (Credential::Token { id, secret, expires }, was_in) => {
                 handle.barrier().await.map_err(|error| text(&error))?;
-                // Who only guesses is no work for the cluster.
-                let known = handle.read(|state, _| state.find_token(id, &secret, expires, now()).map(|_| ()));
+                // Who only guesses is no work for the cluster. Who is no server knows no tokens.
+                let known = handle.read(|state, standing| match standing.raft {
+                    Some(_) => state.find_token(id, &secret, expires, now()).map(|_| ()),
+                    None => Ok(()),
+                });
                 known.map_err(|error| text(&error))??;
                 Command::Redeem { token: id, secret, expires, host: new, was_in }
             }
@@ -61,11 +70,11 @@ impl Inward {
             Reply::Refused(why) => return Err(why),
             reply => return Err(format!("an answer of another kind: {reply:?}")),
         };
-        // So that the directory has the new member in it.
-        handle.barrier().await.map_err(|error| text(&error))?;
         let members = handle.read(|state, _| directory_of(state)).map_err(|error| text(&error))?;
         let certificate = authority.issue(&request, cluster.epoch, node).map_err(|error| text(&error))?;
         let authority = authority.certificate().to_vec();
+        let mut members = members.servers_and(node);
+        members.members.insert(node, Member { name, address, raft });
         Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, authority, certificate, node, raft, members })
     }
 }
@@ -106,6 +115,31 @@ impl Inbound for Inward {
         if let Some((handle, _)) = self.node.get() {
             handle.removed(by);
         }
+    }
+
+    fn dismissed(&self, by: NodeId) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.dismissed(by);
+        }
+    }
+
+    async fn follow(&self, from: NodeId) -> Result<Told, Refusal> {
+        let (handle, _) = self.node.get().ok_or_else(|| Refusal("this host is starting: try again".to_owned()))?;
+        handle.assignments_of(from).await.map_err(|error| Refusal(crate::error_chain(&error)))
+    }
+
+    fn beat(&self, from: NodeId) -> Beat {
+        match self.node.get() {
+            Some((handle, _)) => handle.heard(from),
+            None => Beat { leader: None, servers: Directory::default(), applied: 0 },
+        }
+    }
+
+    async fn api(&self, question: ApiRequest) -> ApiResponse {
+        let api = self.api.clone();
+        let answered = self.runtime.spawn(async move { api.answer_member(question).await });
+        // A runtime that ends answers nothing.
+        answered.await.unwrap_or_else(|_| api::silence())
     }
 
     fn standing(&self) -> Standing {

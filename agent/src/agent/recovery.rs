@@ -7,12 +7,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use blixard_core::command::{DecodeError, Entry};
-use blixard_core::driver::{LogStore as _, Position};
+use blixard_core::driver::{LogStore as _, Position, Recovered};
 use blixard_core::state::{BeginError, Beginner, Renewal, State};
 use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId, Term};
 use rustix::fs::{CWD, RenameFlags};
 
-use super::data::{self, Data};
+use super::data::{self, Data, Replica};
 use super::{AgentError, make_dir, raft_dir};
 use crate::config::Config;
 use crate::identity::{Authority, AuthorityError, ClusterSecret, IdentityError, NodeKey, SecretError};
@@ -28,6 +28,8 @@ pub enum RecoveryError {
         "there is no cluster's data in {path}: see whether node.data_dir is right, and run this on a host that has it"
     )]
     Blank { path: PathBuf },
+    #[error("this host is no server, so it has only what it has to do itself, and not the state: run this on a server")]
+    NoServer,
     #[error(transparent)]
     Open(AgentError),
     #[error("cannot do without the cluster secret; name a file that has it with --secret-file")]
@@ -61,8 +63,12 @@ pub enum RecoveryError {
 /// What this host has of a cluster, found fit to begin it anew. While it is held, no agent starts here.
 pub struct Survivor {
     config: Config,
-    data: Data,
+    dir: PathBuf,
+    /// Held open, so that no agent takes them.
+    _files: (Log, Store),
+    recovered: Recovered,
     seat: Seat,
+    raft: RaftId,
     /// The state with all of the log in it.
     state: State,
     authority: Authority,
@@ -74,9 +80,10 @@ pub struct Survivor {
 /// When another agent runs, or the cluster can't begin anew from it.
 pub fn examine(config: Config, understands: Level) -> Result<Survivor, RecoveryError> {
     let secret = read_secret(&config)?;
-    let (mut data, seat) = open(&config)?;
-    let mut state = std::mem::take(&mut data.state);
-    for (Position { index, term }, command) in data.recovered.unapplied() {
+    let (Data { dir, store, replica, .. }, seat) = open(&config)?;
+    let (replica, raft) = replica.zip(seat.raft).ok_or(RecoveryError::NoServer)?;
+    let Replica { log, recovered, mut state } = replica;
+    for (Position { index, term }, command) in recovered.unapplied() {
         let entry = Entry::decode(command).map_err(|source| RecoveryError::Decode { index, source })?;
         state.apply(index, Term(term), &entry);
     }
@@ -86,9 +93,9 @@ pub fn examine(config: Config, understands: Level) -> Result<Survivor, RecoveryE
     if let Some(diverged) = state.divergence(seat.identity.node) {
         return Err(RecoveryError::Unfit(NodeError::Diverged(diverged)));
     }
-    let cluster = state.cluster().ok_or_else(|| RecoveryError::Blank { path: data.dir.clone() })?;
+    let cluster = state.cluster().ok_or_else(|| RecoveryError::Blank { path: dir.clone() })?;
     let authority = Authority::unseal(&cluster.sealed_ca_key, &secret).map_err(RecoveryError::Issue)?;
-    Ok(Survivor { config, data, seat, state, authority })
+    Ok(Survivor { config, dir, _files: (log, store), recovered, seat, raft, state, authority })
 }
 
 impl Survivor {
@@ -106,13 +113,13 @@ impl Survivor {
 
     /// Index of the last log entry, and how many entries aren't known to be committed.
     pub fn entries(&self) -> (u64, u64) {
-        let anew = self.data.recovered.anew(self.seat.raft);
-        (anew.applied - 1, self.data.recovered.uncommitted())
+        let anew = self.recovered.anew(self.raft);
+        (anew.applied - 1, self.recovered.uncommitted())
     }
 
     /// Where the data is kept that the new one takes the place of.
     pub fn kept(&self) -> PathBuf {
-        kept(&self.data.dir, self.seat.identity.epoch)
+        kept(&self.dir, self.seat.identity.epoch)
     }
 
     /// Makes a cluster of this one node of it; which epoch that is.
@@ -124,10 +131,10 @@ impl Survivor {
         let begun = self.state.begin_epoch(Renewal::Recovered, Beginner::Survivor(self.node()), now());
         let ids = begun.map_err(RecoveryError::Begin)?;
         let key = self.seat.identity.key().map_err(RecoveryError::Identity)?;
-        let Self { config, data, state, authority, .. } = &self;
+        let Self { config, dir, recovered, state, authority, .. } = &self;
         let seat = seat_of(state, authority, &key, ids)?;
-        let recovered = data.recovered.anew(seat.raft);
-        take_place(config, &data.dir, &kept, |log, store| {
+        let recovered = recovered.anew(ids.1);
+        take_place(config, dir, &kept, |log, store| {
             log.restart(recovered.base, &recovered.hard_state).map_err(RecoveryError::WriteLog)?;
             seat.keep(config, store).map_err(RecoveryError::Seat)?;
             let committed = store.commit(&state.all_rows(), &recovered.checkpoint(), recovered.commit());
@@ -178,7 +185,7 @@ fn seat_of(
     let certificate = issued.map_err(RecoveryError::Issue)?;
     let identity = key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate);
     let identity = identity.map_err(RecoveryError::Identity)?;
-    Ok(Seat { identity, raft, members: directory_of(state), founding: None })
+    Ok(Seat { identity, raft: Some(raft), spent: raft, members: directory_of(state), founding: None })
 }
 
 /// Lets new data take the place of what is in `dir`, which is in `kept` then; `fill` is given a log and a store that are

@@ -34,10 +34,3 @@ pub fn start() -> watch::Sender<Asked> {
     }
     asked
 }
-
-/// From now on it asks this node; the sender lives as long as the node is asked.
-pub fn follow(asked: watch::Sender<Asked>, handle: Handle) {
-    asked.send_replace(Some(handle));
-    // The agent's end is the process's.
-    std::mem::forget(asked);
-}

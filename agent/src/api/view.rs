@@ -78,14 +78,12 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
 }
 
 fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto::Node {
-    let role = if state.absent().get(&id) == Some(&Absence::Away) {
-        "absent"
-    } else if standing.leader == Some(member.raft) {
-        "leader"
-    } else if standing.voters.contains(&member.raft) {
-        "follower"
-    } else {
-        "learner"
+    let role = match member.raft {
+        _ if state.absent().get(&id) == Some(&Absence::Away) => "absent",
+        None => "worker",
+        Some(raft) if standing.leader == Some(raft) => "leader",
+        Some(raft) if standing.voters.contains(&raft) => "follower",
+        Some(_) => "learner",
     };
     let status = state.worker_status(id);
     let worker = member.worker.as_ref().map(|worker| {
@@ -455,6 +453,7 @@ mod tests {
             address: "127.0.0.1:1".parse().unwrap(),
             key: Hash::of(b"key"),
             understands: Level(1),
+            role: blixard_core::types::NodeRole::Auto,
         };
         let cluster = ClusterId::from_bytes([7; 16]);
         let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };

@@ -87,6 +87,24 @@ impl Directory {
     }
 }
 
+impl Directory {
+    /// Removes a log for good, if there is one there.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub fn remove(path: &Path) -> Result<(), LogError> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let held = Self::open(path)?;
+        let failed = |source| LogError::OpenDirectory { path: path.to_owned(), source };
+        fs::remove_dir_all(path).map_err(failed)?;
+        drop(held);
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+    }
+}
+
 impl Disk for Directory {
     type File = File;
 

@@ -1,10 +1,13 @@
 //! raft's turns: write, send, apply, answer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blixard_core::command::{Answer, DecodeError, Entry, Reply};
-use blixard_core::driver::{Checkpoint, Committed, Content, Durable, Fate, Message, Position, ProposeError};
+use blixard_core::driver::{
+    Checkpoint, Committed, Content, Durable, Fate, MembershipChange, Message, Position, ProposeError,
+};
 use blixard_core::state::{Change, Diverged, RowError, State, Table};
 use blixard_core::types::{Level, NodeId, Term};
 
@@ -55,6 +58,16 @@ struct Changed {
     members: bool,
     /// What is placed here.
     assignment: bool,
+    /// On which nodes what is placed has changed.
+    nodes: BTreeSet<NodeId>,
+}
+
+impl Changed {
+    fn take(&mut self, rows: Vec<Change>) {
+        self.members |= rows.iter().any(|change| change.table == Table::Nodes);
+        self.anything |= !rows.is_empty();
+        self.rows.extend(rows);
+    }
 }
 
 /// A proposal that is decided, and what to say of it.
@@ -146,8 +159,14 @@ impl Node {
         if changed.members {
             self.lead.look_at = self.ticks;
             self.publish_directory(&known.state);
+            self.dismissed |= known.standing.raft.is_some_and(|raft| known.state.is_dismissed(self.own, raft));
         }
         drop(known);
+        if changed.members {
+            self.followers.tell_all();
+        } else {
+            self.followers.tell(&changed.nodes);
+        }
         self.driver.applied(self.applied);
         if changed.assignment {
             self.news.assignment.send_modify(|revision| *revision += 1);
@@ -179,6 +198,9 @@ impl Node {
                 Content::Membership { change, .. } => match self.driver.apply_membership(index, *change) {
                     Ok(_) => {
                         tracing::info!(index, change = %change, "the servers have changed");
+                        if let MembershipChange::Remove(raft) = *change {
+                            changed.take(known.state.apply_removal(index, raft).changes);
+                        }
                         done
                     }
                     Err(error) => Answer { index, reply: Reply::Refused(crate::error_chain(&error)) },
@@ -203,9 +225,7 @@ impl Node {
         tracing::trace!(index, term, command = ?entry.command, reply = ?outcome.answer.reply, "applied");
         let touches = |table| outcome.changes.iter().any(|change| change.table == table);
         let (is_checked, is_judged) = (touches(Table::Check), touches(Table::Cluster) || touches(Table::WorkerStatus));
-        changed.members |= touches(Table::Nodes);
-        changed.anything |= !outcome.changes.is_empty();
-        changed.rows.extend(outcome.changes);
+        changed.take(outcome.changes);
         if is_checked || is_judged {
             self.judge(state)?;
         }
@@ -214,6 +234,7 @@ impl Node {
             self.mark(state, position);
         }
         changed.assignment |= outcome.nodes.contains(&self.own);
+        changed.nodes.extend(outcome.nodes);
         Ok(outcome.answer)
     }
 

@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use blixard_core::command::{self, Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{Message, Position};
-use blixard_core::state::{State, WINDOW};
+use blixard_core::state::{Assignment, State, WINDOW};
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Timestamp};
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::known::{Shared, Standing};
 use super::snapshot::Serve;
-use super::{Attempt, BY_NO_ENTRY, Input, Introduced, News, Parts, Proposal, Waiting};
-use crate::transport::{Directory, ForwardError, Member, SnapshotRows, Transport};
+use super::{Attempt, BY_NO_ENTRY, Common, Followers, Input, Introduced, News, Proposal, Waiting};
+use crate::transport::{
+    ApiResponse, Beat, Directory, ForwardError, Member, PassError, SnapshotRows, Told, Transport, WholeRequest,
+};
 
 /// How long a proposal or a read waits before it ends in an error.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,6 +49,8 @@ pub enum ProposeError {
     Busy,
     #[error("this agent is stopping: try again on another host")]
     Stopped,
+    #[error("this host is no server, so it knows only what it has to do itself: ask a server")]
+    NoServer,
 }
 
 /// Cheap to clone; all clones reach the same node.
@@ -61,21 +67,30 @@ pub struct Handle {
     directory: watch::Receiver<Arc<Directory>>,
     client: Arc<Client>,
     applied: Arc<AtomicU64>,
+    /// Nothing on a node that is no server.
+    followers: Option<Followers>,
 }
 
 impl Handle {
-    pub(super) fn new(parts: &Parts, inbox: Sender<Input>, known: Shared, news: &News) -> Self {
+    pub(super) fn new(
+        common: &Common,
+        inbox: Sender<Input>,
+        known: Shared,
+        news: &News,
+        followers: Option<Followers>,
+    ) -> Self {
         Self {
-            node: parts.node,
-            understands: parts.understands,
+            node: common.node,
+            understands: common.understands,
+            followers,
             inbox,
             known,
             revisions: news.revision.subscribe(),
             assignments: news.assignment.subscribe(),
             leaders: news.leader.subscribe(),
-            transport: parts.transport.clone(),
-            directory: parts.directory.subscribe(),
-            client: Arc::new(Client { id: parts.client, open: Mutex::default() }),
+            transport: common.transport.clone(),
+            directory: common.directory.subscribe(),
+            client: Arc::new(Client { id: common.client, open: Mutex::default(), answered: Notify::new() }),
             applied: Arc::default(),
         }
     }
@@ -268,12 +283,88 @@ impl Handle {
         let _ = self.inbox.try_send(Input::Removed { by });
     }
 
+    /// A member says that this node is no server any more.
+    pub fn dismissed(&self, by: NodeId) {
+        // It is told again.
+        let _ = self.inbox.try_send(Input::Dismissed { by });
+    }
+
+    /// What `node`, which is no server, has to do: as of no earlier than this call, and again whenever it changes.
+    ///
+    /// # Errors
+    /// `NotConfirmed`, `NoServer`.
+    pub async fn assignments_of(&self, node: NodeId) -> Result<Told, ProposeError> {
+        let followers = self.followers.as_ref().ok_or(ProposeError::NoServer)?;
+        // Before it is looked at: nothing is missed.
+        let changes = followers.watch(node);
+        self.barrier().await?;
+        let (handle, last) = (self.clone(), None);
+        Ok(stream::unfold((handle, changes, last), move |(handle, mut changes, last)| async move {
+            loop {
+                changes.mark_unchanged();
+                let now = handle.read(|state, standing| state.assignment(node, standing.applied)).ok()?;
+                if last.as_ref().is_none_or(|last: &Assignment| !last.is_same(&now)) {
+                    return Some((now.encode(), (handle, changes, Some(now))));
+                }
+                changes.changed().await.ok()?;
+            }
+        })
+        .boxed())
+    }
+
+    /// A member that is no server says that it is there; who leads, and which servers there are.
+    pub fn heard(&self, node: NodeId) -> Beat {
+        // It is said again.
+        let _ = self.inbox.try_send(Input::Heard(node));
+        let leader = *self.leaders.borrow();
+        let directory = self.directory.borrow();
+        let applied = self.known.look().standing.applied;
+        Beat {
+            leader: leader.and_then(|raft| directory.node_of(raft)),
+            servers: Directory::of(directory.servers().map(|(id, member)| (*id, member.clone())).collect()),
+            applied,
+        }
+    }
+
+    /// The servers that this node knows, in the order in which they are to be asked: the leader first.
+    pub fn servers(&self) -> Vec<NodeId> {
+        let leader = *self.leaders.borrow();
+        let directory = self.directory.borrow();
+        let servers = directory.servers().filter(|(id, _)| **id != self.node);
+        let mut servers: Vec<_> = servers.map(|(id, member)| (member.raft != leader, *id)).collect();
+        servers.sort_unstable();
+        servers.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// What another node's API answers.
+    ///
+    /// # Errors
+    /// As [`Transport::pass_on`].
+    pub async fn pass_on(&self, to: NodeId, question: WholeRequest) -> Result<ApiResponse, PassError> {
+        self.transport.pass_on(to, question).await
+    }
+
     /// The rows of the snapshot at this position, if it was announced to node `from`.
     pub async fn snapshot(&self, from: NodeId, position: Position) -> Option<Arc<dyn SnapshotRows>> {
-        let peer = self.directory.borrow().members.get(&from)?.raft;
+        let peer = self.directory.borrow().members.get(&from)?.raft?;
         let (answer, answered) = oneshot::channel();
         self.send(Input::Serve(Serve { peer, position, answer })).ok()?;
         answered.await.ok()?
+    }
+
+    /// Returns once nobody waits for the answer to a proposal any more, or for as long as one waits.
+    pub async fn settled(&self) {
+        let settled = async {
+            loop {
+                let answered = self.client.answered.notified();
+                if self.client.open.lock().expect("nothing panics while it holds this lock").waiting.is_empty() {
+                    return;
+                }
+                answered.await;
+            }
+        };
+        // Each has its own deadline.
+        let _ = tokio::time::timeout(PATIENCE, settled).await;
     }
 
     /// Asks the loop to hand leadership over and end.
@@ -299,6 +390,8 @@ fn encode(command: &Command, request: Request) -> Vec<u8> {
 struct Client {
     id: ClientId,
     open: Mutex<Open>,
+    /// Somebody has an answer.
+    answered: Notify,
 }
 
 #[derive(Default)]
@@ -329,5 +422,6 @@ impl Drop for Asked<'_> {
     fn drop(&mut self) {
         let mut open = self.client.open.lock().expect("nothing panics while it holds this lock");
         open.waiting.remove(&self.request.sequence);
+        self.client.answered.notify_waiters();
     }
 }

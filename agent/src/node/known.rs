@@ -12,7 +12,8 @@ use blixard_core::types::{NodeId, RaftId, Term};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub node: NodeId,
-    pub raft: RaftId,
+    /// Nothing where it is no server.
+    pub raft: Option<RaftId>,
     /// Nothing where no leader is known.
     pub leader: Option<RaftId>,
     pub term: Term,
@@ -27,7 +28,13 @@ impl Standing {
         let status = driver.status();
         let Membership { voters, learners } = status.membership;
         let (leader, term) = (status.soft.leader, Term(status.term));
-        Self { node, raft, leader, term, voters, learners, applied: status.applied }
+        Self { node, raft: Some(raft), leader, term, voters, learners, applied: status.applied }
+    }
+
+    /// Of a node that is no server, before it has heard anything.
+    pub(super) fn outside(node: NodeId) -> Self {
+        let (voters, learners) = (BTreeSet::new(), BTreeSet::new());
+        Self { node, raft: None, leader: None, term: Term(0), voters, learners, applied: 0 }
     }
 
     pub(super) fn set_servers(&mut self, servers: Membership) {

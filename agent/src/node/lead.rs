@@ -8,7 +8,7 @@ use blixard_core::types::{RaftId, Term};
 use blixard_core::{membership, schedule};
 use tokio::sync::oneshot;
 
-use super::{Node, SILENT_TICKS, Waiting};
+use super::{Node, SILENT_TICKS, TICK, Waiting};
 
 /// How often the leader looks who has fallen silent.
 const LIVENESS_TICKS: u64 = 10;
@@ -117,13 +117,17 @@ impl Node {
         }
     }
 
-    /// The next step towards the servers that the state wants, and to forget who was to go and is no server any more.
+    /// The next step towards the servers that are wanted, and to forget who was to go and is no server any more.
     fn change_servers(&mut self) {
         let status = self.driver.status();
         let (step, gone) = {
             let known = self.known.look();
             let gone: Vec<_> = membership::gone(&known.state, &status.membership).collect();
-            (membership::next_step(&known.state, known.standing.raft, &status), gone)
+            let seconds = known.state.settings().replace_servers_after_seconds;
+            let is_lost = |node| self.liveness.is_silent_for(node, self.ticks, ticks_of(seconds));
+            let is_lost = |node| node != self.own && is_lost(node);
+            let own = known.standing.raft.expect("who leads is a server");
+            (membership::next_step(&known.state, own, &status, is_lost), gone)
         };
         match step {
             // Refused while another is under way, or the learner falls behind: it is tried again.
@@ -135,6 +139,10 @@ impl Node {
             Some(membership::Step::HandOver(peer)) => {
                 let handed = self.driver.transfer_leader(peer);
                 tracing::info!(%peer, ok = handed.is_ok(), "this node is to go: leadership is handed over");
+            }
+            Some(membership::Step::Enlist(node)) => {
+                tracing::info!(%node, "a node is to be a server");
+                self.decide(Command::Enlist { node });
             }
             None => {}
         }
@@ -187,6 +195,12 @@ impl Node {
             }
         }
     }
+}
+
+/// So many of raft's ticks are so many seconds.
+fn ticks_of(seconds: u32) -> u64 {
+    let ticks = Duration::from_secs(seconds.into()).as_millis() / TICK.as_millis();
+    u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -325,6 +325,7 @@ mod tests {
             address: "127.0.0.1:1".parse().unwrap(),
             key: Hash::of(b"its key"),
             understands: Level::NEWEST,
+            role: blixard_core::types::NodeRole::Auto,
         };
         let command = Command::Found {
             cluster: ClusterId::from_bytes([7; 16]),

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{Address, ClusterEpoch, Hash, InvalidValue, Level, NodeName, Server};
+use blixard_core::types::{Address, ClusterEpoch, Hash, InvalidValue, Level, NodeName, NodeRole, Server};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
@@ -19,7 +19,7 @@ use super::listener::Caller;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_server::Join;
 use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest};
-use super::{Admission, Candidate, Credential, Shared, Standing};
+use super::{Admission, Candidate, Credential, Shared, Standing, proto};
 use crate::identity::{ClusterSecret, random};
 
 /// How long after Hello an Admit is taken.
@@ -131,7 +131,7 @@ impl Door {
 
     async fn ask_cluster(&self, candidate: Candidate) -> Reply {
         if self.shared.inbound.standing() == Standing::Blank {
-            return Reply::Refused(format!("{} is in no cluster itself, yet", self.shared.name));
+            return Reply::Refused(format!("{} is in no cluster itself, yet", self.shared.own.name));
         }
         match tokio::time::timeout(ADMIT_TIMEOUT, self.shared.inbound.admit(candidate)).await {
             Ok(Ok(admission)) => Reply::Admitted(encode(admission)),
@@ -157,7 +157,7 @@ impl Join for Door {
             server_nonce: random::<NONCE>().to_vec(),
             leaf: caller.leaf,
             joiner: name.parse().map_err(|error| invalid(&error))?,
-            server: self.shared.name.clone(),
+            server: self.shared.own.name.clone(),
             cluster: match self.shared.inbound.standing() {
                 Standing::Blank => String::new(),
                 Standing::Member(cluster) => cluster.to_string(),
@@ -183,7 +183,9 @@ impl Join for Door {
             return Err(Status::failed_precondition("no Hello on this connection waits for an Admit: say Hello first"));
         };
         self.try_join(&caller)?;
-        let AdmitRequest { name, address, request, proof, understands, was_in } = request.into_inner();
+        let request = request.into_inner();
+        let role = role_of(request.role());
+        let AdmitRequest { name, address, request, proof, understands, was_in, .. } = request;
         let address: Address = address.parse().map_err(|error| invalid(&error))?;
         let proved = transcript.verify_joiner(self.secret()?, &address, &request, &proof);
         if !proved || name != transcript.joiner.as_str() {
@@ -197,7 +199,7 @@ impl Join for Door {
         self.forgive(&caller);
         let (name, understands, was_in) = (transcript.joiner, Level(understands), was_in.map(ClusterEpoch));
         let credential = Credential::Secret;
-        let candidate = Candidate { name, address, request, understands, was_in, credential };
+        let candidate = Candidate { name, address, request, understands, role, was_in, credential };
         Ok(Response::new(AdmitReply { result: Some(self.decide(candidate).await) }))
     }
 
@@ -208,6 +210,23 @@ impl Join for Door {
 
 pub(super) fn caller<T>(request: &Request<T>) -> Caller {
     request.extensions().get::<Caller>().expect("the listener adds it to each request").clone()
+}
+
+pub(super) fn role_of(role: proto::Role) -> NodeRole {
+    match role {
+        proto::Role::Auto => NodeRole::Auto,
+        proto::Role::Server => NodeRole::Server,
+        proto::Role::Worker => NodeRole::Worker,
+    }
+}
+
+/// How a role goes over the wire.
+pub fn encode_role(role: NodeRole) -> proto::Role {
+    match role {
+        NodeRole::Auto => proto::Role::Auto,
+        NodeRole::Server => proto::Role::Server,
+        NodeRole::Worker => proto::Role::Worker,
+    }
 }
 
 pub(super) fn invalid(error: &InvalidValue) -> Status {
@@ -221,7 +240,7 @@ fn encode(admission: Admission) -> Admitted {
         authority: admission.authority,
         certificate: admission.certificate,
         node: admission.node.0,
-        raft: admission.raft.0,
+        raft: admission.raft.map_or(0, |raft| raft.0),
         members: members.collect(),
         epoch: admission.epoch.0,
     }

@@ -23,6 +23,8 @@ pub enum Refused {
     Stranger { peer: NodeId },
     #[error("node {peer} was removed from this cluster")]
     Removed { peer: NodeId },
+    #[error("node {peer} is no server of this cluster")]
+    NoServer { peer: NodeId },
     #[error("the frame has {count} messages, and at most {MAX_MESSAGES} are taken")]
     TooMany { count: usize },
     #[error("a Raft message has {size} bytes, and at most {MAX_MESSAGE} are taken")]
@@ -49,7 +51,7 @@ pub fn open(
     if frame.sender != peer.0 {
         return Err(Refused::Sender { found: frame.sender, peer });
     }
-    let expected = directory.member(peer)?.raft.0;
+    let expected = directory.member(peer)?.raft.ok_or(Refused::NoServer { peer })?.0;
     if frame.messages.len() > MAX_MESSAGES {
         return Err(Refused::TooMany { count: frame.messages.len() });
     }
@@ -85,7 +87,7 @@ mod tests {
         let member = |n: u64| Member {
             name: format!("node{n}").parse().unwrap(),
             address: format!("127.0.0.1:{n}").parse().unwrap(),
-            raft: RaftId(10 + n),
+            raft: Some(RaftId(10 + n)),
         };
         Directory::of((1..=3).map(|n| (NodeId(n), member(n))).collect())
     }

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, RaftId, Server};
+use blixard_core::types::{
+    ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, NodeRole, RaftId, Server,
+};
 use futures_util::future::join_all;
 use tonic::transport::Channel;
 
 use super::connect::{self, ConnectError};
-use super::door::{ADMIT_TIMEOUT, NONCE, Transcript, hash_of_names};
+use super::door::{ADMIT_TIMEOUT, NONCE, Transcript, encode_role, hash_of_names};
 use super::link::describe;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_client::JoinClient;
 use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloRequest};
-use super::{Directory, Member, Standing, Tasks};
+use super::{Directory, Member, Standing, Tasks, directory};
 use crate::error_chain;
 use crate::identity::{ClusterSecret, IdentityError, NodeIdentity, NodeKey, random, stranger_client};
 
@@ -84,8 +86,9 @@ pub enum JoinError {
 #[derive(Debug)]
 pub struct Joined {
     pub identity: NodeIdentity,
-    pub raft: RaftId,
-    /// All members, this node too.
+    /// By which it is to be a server at once, if it is.
+    pub raft: Option<RaftId>,
+    /// The servers, and this node.
     pub members: Directory,
 }
 
@@ -123,6 +126,7 @@ pub async fn join(
     own: &Server,
     (key, was_in): (&NodeKey, Option<ClusterEpoch>),
     understands: Level,
+    role: NodeRole,
 ) -> Result<Joined, JoinError> {
     let asked = |source| JoinError::Ask { server: server.clone(), source: Box::new(source) };
     let unusable = |source| JoinError::Identity { server: server.clone(), source };
@@ -132,8 +136,8 @@ pub async fn join(
     let request = key.request().map_err(unusable)?;
     let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
     let (name, address) = (own.name.to_string(), own.address.to_string());
-    let admit =
-        AdmitRequest { name, address, request, proof, understands: understands.0, was_in: was_in.map(|epoch| epoch.0) };
+    let (understands, role, was_in) = (understands.0, encode_role(role).into(), was_in.map(|epoch| epoch.0));
+    let admit = AdmitRequest { name, address, request, proof, understands, was_in, role };
     // The server has its own, shorter limit, and says more when it is reached.
     let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {
         Ok(Ok(reply)) => reply.into_inner(),
@@ -161,7 +165,7 @@ impl Joined {
         let (node, epoch) = (NodeId(admitted.node), ClusterEpoch(admitted.epoch));
         let identity = key.identify(cluster, epoch, node, admitted.authority, admitted.certificate);
         let identity = identity.map_err(|source| JoinError::Identity { server: server(), source })?;
-        Ok(Self { identity, raft: RaftId(admitted.raft), members })
+        Ok(Self { identity, raft: directory::raft(admitted.raft), members })
     }
 }
 

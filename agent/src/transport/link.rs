@@ -1,4 +1,5 @@
-//! The way to each other member: a bounded queue, and a task that carries it over one stream, again and again.
+//! The way to each other server: a connection, and between servers a bounded queue and a task that carries it over one
+//! stream, again and again.
 //!
 //! ```text
 //!           directory changes            stream ends: what is queued is dropped, the peer reported unreachable
@@ -13,7 +14,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use blixard_core::driver::wire;
-use blixard_core::types::{ClusterId, NodeId, RaftId};
+use blixard_core::types::{ClusterId, NodeId, RaftId, Server};
 use hyper_util::rt::TokioIo;
 use raft::eraftpb::Message;
 use tokio::sync::{Notify, mpsc, watch};
@@ -24,7 +25,7 @@ use tracing::{debug, error, info, warn};
 
 use super::proto::RaftFrame;
 use super::proto::peer_client::PeerClient;
-use super::{Directory, Inbound, MAX_MESSAGE, Member, Shared, connect};
+use super::{Directory, Inbound, MAX_MESSAGE, Member, Shared, connect, proto};
 use crate::error_chain;
 use crate::identity::{Expected, NodeIdentity, member_client};
 
@@ -41,7 +42,7 @@ const FRAMES_IN_FLIGHT: usize = 2;
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// The links of this node, one to each other member.
+/// The links of this node, one to each other server.
 #[derive(Default)]
 pub struct Links(RwLock<Table>);
 
@@ -56,6 +57,8 @@ struct Link {
     queue: mpsc::Sender<Queued>,
     waiting_bytes: Arc<AtomicUsize>,
     channel: Channel,
+    /// For streams that last, of which a connection has room for so many only.
+    side_channel: Channel,
     /// The peer has called this node: it can be called, too.
     called: Arc<Notify>,
     /// Dropped with the link, which ends its task.
@@ -91,6 +94,12 @@ impl Links {
         table.links.get(&node).map(|link| link.channel.clone())
     }
 
+    /// A connection of its own, made when it is first used.
+    pub fn side_channel(&self, node: NodeId) -> Option<Channel> {
+        let table = self.0.read().expect("nothing panics while it holds this lock");
+        table.links.get(&node).map(|link| link.side_channel.clone())
+    }
+
     /// Has the link try now, if it waits until it tries its peer again.
     pub fn called_by(&self, node: NodeId) {
         let table = self.0.read().expect("nothing panics while it holds this lock");
@@ -120,7 +129,7 @@ impl Link {
     }
 }
 
-/// Keeps one link to each other member of the directory, from when this node is a member itself.
+/// Keeps one link to each other server of the directory, from when this node is a member itself.
 pub async fn follow_directory(shared: Arc<Shared>) {
     let mut directory = shared.directory.clone();
     let mut identity = shared.identity.subscribe();
@@ -141,7 +150,7 @@ pub async fn follow_directory(shared: Arc<Shared>) {
 impl Table {
     fn match_members(&mut self, members: &Directory, own: &Arc<NodeIdentity>, shared: &Arc<Shared>) {
         self.links.retain(|node, link| members.members.get(node) == Some(&link.member));
-        for (node, member) in &members.members {
+        for (node, member) in members.servers() {
             if *node == own.node || self.links.contains_key(node) {
                 continue;
             }
@@ -154,7 +163,8 @@ impl Table {
                 }
             }
         }
-        self.nodes = self.links.iter().map(|(node, link)| (link.member.raft, *node)).collect();
+        let raft_of = |(node, link): (&NodeId, &Link)| Some((link.member.raft?, *node));
+        self.nodes = self.links.iter().filter_map(raft_of).collect();
     }
 }
 
@@ -166,31 +176,36 @@ fn open_link(
 ) -> Result<Link, crate::identity::TlsError> {
     let config = Arc::new(member_client(own, Expected::Node(node))?);
     let connected = Arc::new(AtomicBool::new(false));
-    let channel = lazy_channel(member.clone(), config, connected.clone(), shared);
+    let channel = lazy_channel(member.clone(), config.clone(), connected.clone(), shared);
+    let side_channel = lazy_channel(member.clone(), config, Arc::new(AtomicBool::new(true)), shared);
     let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let (alive, mut gone) = watch::channel(());
     let called = Arc::new(Notify::new());
-    let carrier = Carrier {
-        node,
-        member: member.clone(),
-        cluster: own.cluster,
-        own: own.node,
-        directory: shared.directory.clone(),
-        channel: channel.clone(),
-        connected,
-        queue: waiting,
-        waiting_bytes: waiting_bytes.clone(),
-        called: called.clone(),
-        inbound: shared.inbound.clone(),
-    };
-    shared.tasks.spawn(async move {
-        tokio::select! {
-            _ = gone.changed() => {}
-            () = carrier.run() => {}
-        }
-    });
-    Ok(Link { member, queue, waiting_bytes, channel, called, _alive: alive })
+    // Who is a server carries raft's messages, whatever its state says: one that replays its log may not know yet.
+    if let Some(raft) = shared.raft() {
+        let Server { name, address } = shared.own.clone();
+        let carrier = Carrier {
+            node,
+            member: member.clone(),
+            cluster: own.cluster,
+            own: own.node,
+            introduction: Member { name, address, raft: Some(raft) }.encode(own.node),
+            channel: channel.clone(),
+            connected,
+            queue: waiting,
+            waiting_bytes: waiting_bytes.clone(),
+            called: called.clone(),
+            inbound: shared.inbound.clone(),
+        };
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                _ = gone.changed() => {}
+                () = carrier.run() => {}
+            }
+        });
+    }
+    Ok(Link { member, queue, waiting_bytes, channel, side_channel, called, _alive: alive })
 }
 
 fn lazy_channel(
@@ -219,7 +234,7 @@ struct Carrier {
     member: Member,
     cluster: ClusterId,
     own: NodeId,
-    directory: watch::Receiver<Arc<Directory>>,
+    introduction: proto::Member,
     channel: Channel,
     connected: Arc<AtomicBool>,
     queue: mpsc::Receiver<Queued>,
@@ -246,7 +261,9 @@ impl Carrier {
             if lasted {
                 backoff = FIRST_BACKOFF;
             }
-            self.inbound.unreachable(self.member.raft);
+            if let Some(raft) = self.member.raft {
+                self.inbound.unreachable(raft);
+            }
             self.drop_queued_for(backoff, begun + backoff / 5).await;
             backoff = (backoff * 2).min(LAST_BACKOFF);
         }
@@ -258,16 +275,20 @@ impl Carrier {
         let mut client = PeerClient::new(self.channel.clone());
         let call = client.raft(ReceiverStream::new(outgoing));
         tokio::pin!(call);
-        let mut introduction = self.directory.borrow().members.get(&self.own).map(|member| member.encode(self.own));
+        let mut introduced = false;
         loop {
             let step = async {
+                // The call no longer reads, or the link is gone: both are about to end this.
+                let is_ending = std::future::pending();
                 // Room first: what was taken off the queue has somewhere to go.
-                let (Ok(room), Some(first)) = (frames.reserve().await, self.queue.recv().await) else {
-                    // The call no longer reads, or the link is gone: both are about to end this.
-                    return std::future::pending().await;
-                };
-                let frame = batch(first, &mut self.queue, &self.waiting_bytes, self.cluster, self.own);
-                room.send(RaftFrame { introduction: introduction.take(), ..frame });
+                let Ok(room) = frames.reserve().await else { return is_ending.await };
+                // Also where there is nothing to say: who is no server any more hears it.
+                if !introduced {
+                    introduced = true;
+                    return room.send(self.hello());
+                }
+                let Some(first) = self.queue.recv().await else { return is_ending.await };
+                room.send(batch(first, &mut self.queue, &self.waiting_bytes, self.cluster, self.own));
             };
             tokio::select! {
                 ended = &mut call => return match ended {
@@ -275,11 +296,24 @@ impl Carrier {
                         self.inbound.removed(self.node);
                         "this node was removed from the cluster".to_owned()
                     }
+                    Ok(ended) if ended.get_ref().dismissed => {
+                        self.inbound.dismissed(self.node);
+                        "this node is no server any more".to_owned()
+                    }
                     Ok(_) => "the peer ended the stream".to_owned(),
                     Err(status) => describe(&status),
                 },
                 () = step => {}
             }
+        }
+    }
+
+    fn hello(&self) -> RaftFrame {
+        RaftFrame {
+            cluster: self.cluster.to_string(),
+            sender: self.own.0,
+            messages: Vec::new(),
+            introduction: Some(self.introduction.clone()),
         }
     }
 

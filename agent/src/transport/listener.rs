@@ -11,9 +11,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use tonic::body::Body;
 use tracing::{debug, warn};
 
 use super::door::{Challenge, Door};
+use super::passing::API_PATH;
 use super::peer::PeerService;
 use super::proto::join_server::JoinServer;
 use super::proto::peer_server::PeerServer;
@@ -23,8 +25,8 @@ use crate::identity::peer_of;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most connections of members.
-const MAX_PEERS: usize = 256;
+/// Most connections of members: each that is no server has one to the server that it follows, and one to the leader.
+const MAX_PEERS: usize = 20_000;
 /// How long a connection without a member's certificate may last: one join takes far less.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
 /// How long a node that was removed has to hear that.
@@ -150,12 +152,15 @@ impl Port {
     ) -> hyper::Result<()> {
         let is_member = caller.peer.is_some();
         let (window, streams) = if is_member { (WINDOW, MAX_STREAMS) } else { (STRANGER_WINDOW, MAX_STRANGER_STREAMS) };
-        let (peer, join) = (self.peer.clone(), self.join.clone());
+        let (peer, join, shared) = (self.peer.clone(), self.join.clone(), self.shared.clone());
         let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(caller.clone());
             // Each answers "unimplemented" to what it doesn't know.
             if request.uri().path().starts_with(PEER_PATH) {
                 tower::Service::call(&mut peer.clone(), request)
+            } else if let (Some(peer), true) = (caller.peer, request.uri().path().starts_with(API_PATH)) {
+                let shared = shared.clone();
+                Box::pin(async move { Ok(shared.api(peer, request.map(Body::new)).await) })
             } else {
                 tower::Service::call(&mut join.clone(), request)
             }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{ClusterId, NodeId};
+use blixard_core::types::{ClusterId, NodeId, RaftId};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,7 +20,8 @@ use super::proto::forward_reply::Result as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::peer_server::Peer;
 use super::proto::{
-    ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame, SnapshotChunk, SnapshotRequest, Unknown,
+    BeatReply, BeatRequest, FollowReply, FollowRequest, ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame,
+    SnapshotChunk, SnapshotRequest, Unknown,
 };
 use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Member, Refused, Shared, gate, proto, snapshot};
 
@@ -45,12 +48,21 @@ impl PeerService {
         }
     }
 
-    /// Takes the word of a member that joined after what this node knows; of everybody else, the directory's.
-    async fn meet(&self, peer: NodeId, introduction: &proto::Member) {
-        let is_new = matches!(self.shared.directory.borrow().member(peer), Err(Refused::Stranger { .. }));
-        match Member::decode(introduction) {
-            Ok((node, member)) if is_new && node == peer => self.shared.inbound.introduce(peer, member).await,
-            _ => {}
+    /// Takes the word of a member that joined, or became a server, after what this node knows; of everybody else, the
+    /// directory's. The raft id that it says it has.
+    async fn meet(&self, peer: NodeId, introduction: &proto::Member) -> Option<RaftId> {
+        let (_, member) = Member::decode(introduction).ok().filter(|(node, _)| *node == peer)?;
+        let is_news = self.shared.directory.borrow().is_news(peer, &member);
+        if is_news {
+            self.shared.inbound.introduce(peer, member.clone()).await;
+        }
+        member.raft
+    }
+
+    async fn dismissal(&self, peer: NodeId, claimed: Option<RaftId>) {
+        match claimed {
+            Some(raft) => self.shared.dismissal(peer, raft).await,
+            None => std::future::pending().await,
         }
     }
 }
@@ -58,22 +70,29 @@ impl PeerService {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftEnd>, Status> {
-        let (peer, _, cluster) = self.authenticate(&request)?;
+        let (peer, own, cluster) = self.authenticate(&request)?;
+        if self.shared.raft().is_none() {
+            return Err(Status::unavailable(format!("node {own} is no server")));
+        }
         self.shared.links.called_by(peer);
         self.shared.inbound.called();
         let mut frames = request.into_inner();
         let removal = self.shared.removal(peer);
         tokio::pin!(removal);
+        let mut claimed = None;
         let refuse = |reason: &str| self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
         loop {
             let next = tokio::select! {
                 biased;
-                () = &mut removal => return Ok(Response::new(RaftEnd { removed: true })),
+                () = &mut removal => return Ok(Response::new(RaftEnd { removed: true, dismissed: false })),
+                () = self.dismissal(peer, claimed) => {
+                    return Ok(Response::new(RaftEnd { removed: false, dismissed: true }));
+                }
                 next = frames.message() => next,
             };
             let frame = match next {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(Response::new(RaftEnd { removed: false })),
+                Ok(None) => return Ok(Response::new(RaftEnd::default())),
                 Err(status) => {
                     if status.code() == Code::OutOfRange {
                         refuse(status.message());
@@ -82,18 +101,37 @@ impl Peer for PeerService {
                 }
             };
             if let Some(introduction) = &frame.introduction {
-                self.meet(peer, introduction).await;
+                claimed = self.meet(peer, introduction).await;
             }
             let directory = self.shared.directory.borrow().clone();
+            if claimed.is_some_and(|raft| directory.is_dismissed(peer, raft)) {
+                return Ok(Response::new(RaftEnd { removed: false, dismissed: true }));
+            }
             match gate::open(&frame, cluster, peer, &directory) {
                 Ok(messages) => self.shared.inbound.step(messages),
-                Err(Refused::Removed { .. }) => return Ok(Response::new(RaftEnd { removed: true })),
+                Err(Refused::Removed { .. }) => {
+                    return Ok(Response::new(RaftEnd { removed: true, dismissed: false }));
+                }
                 Err(error) => {
                     refuse(&error.to_string());
                     return Err(status_of(&error));
                 }
             }
         }
+    }
+
+    type FollowStream = BoxStream<'static, Result<FollowReply, Status>>;
+
+    async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let (peer, ..) = self.authenticate(&request)?;
+        let assignments = self.shared.inbound.follow(peer).await;
+        let assignments = assignments.map_err(|refusal| Status::unavailable(refusal.0))?;
+        Ok(Response::new(assignments.map(|assignment| Ok(FollowReply { assignment })).boxed()))
+    }
+
+    async fn beat(&self, request: Request<BeatRequest>) -> Result<Response<BeatReply>, Status> {
+        let (peer, ..) = self.authenticate(&request)?;
+        Ok(Response::new(self.shared.inbound.beat(peer).into()))
     }
 
     type SnapshotStream = ReceiverStream<Result<SnapshotChunk, Status>>;
@@ -135,13 +173,14 @@ impl Peer for PeerService {
 }
 
 /// The one place where what the gate refuses becomes a status.
-fn status_of(error: &Refused) -> Status {
+pub fn status_of(error: &Refused) -> Status {
     let code = match error {
         Refused::Cluster { .. }
         | Refused::Sender { .. }
         | Refused::From { .. }
         | Refused::Stranger { .. }
-        | Refused::Removed { .. } => Code::PermissionDenied,
+        | Refused::Removed { .. }
+        | Refused::NoServer { .. } => Code::PermissionDenied,
         Refused::TooMany { .. } | Refused::TooLarge { .. } | Refused::Undecodable => Code::InvalidArgument,
     };
     Status::new(code, error.to_string())

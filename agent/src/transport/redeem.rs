@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use blixard_core::types::{ClusterEpoch, Hash, Level, Server, Timestamp, TokenId};
+use blixard_core::types::{ClusterEpoch, Hash, Level, NodeRole, Server, Timestamp, TokenId};
 use tonic::{Request, Response, Status};
 
 use super::connect::{self, ConnectError};
-use super::door::{ADMIT_TIMEOUT, Door, caller, invalid};
+use super::door::{ADMIT_TIMEOUT, Door, caller, encode_role, invalid, role_of};
 use super::join::{AskError, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED};
 use super::link::describe;
 use super::proto::admit_reply::Result as Reply;
@@ -27,6 +27,7 @@ pub async fn redeem(
     own: &Server,
     (key, was_in): (&NodeKey, Option<ClusterEpoch>),
     understands: Level,
+    role: NodeRole,
 ) -> Result<Joined, JoinError> {
     let server = || server.clone();
     let asked = |source| JoinError::Ask { server: server(), source: Box::new(source) };
@@ -48,6 +49,7 @@ pub async fn redeem(
         request: key.request().map_err(|source| JoinError::Identity { server: server(), source })?,
         understands: understands.0,
         was_in: was_in.map(|epoch| epoch.0),
+        role: encode_role(role).into(),
     };
     let call = async {
         let channel = connect::over(stream, &tasks.0).await.map_err(|error| error_chain(&error))?;
@@ -64,14 +66,15 @@ impl Door {
     pub(super) async fn take_token(&self, request: Request<RedeemRequest>) -> Result<Response<AdmitReply>, Status> {
         let caller = caller(&request);
         self.try_join(&caller)?;
-        let RedeemRequest { token, secret, expires, name, address, request, understands, was_in } =
-            request.into_inner();
+        let request = request.into_inner();
+        let role = role_of(request.role());
+        let RedeemRequest { token, secret, expires, name, address, request, understands, was_in, .. } = request;
         let credential =
             Credential::Token { id: TokenId(token), secret: Hash::of(&secret), expires: Timestamp(expires) };
         let name = name.parse().map_err(|error| invalid(&error))?;
         let address = address.parse().map_err(|error| invalid(&error))?;
         let (understands, was_in) = (Level(understands), was_in.map(ClusterEpoch));
-        let candidate = Candidate { name, address, request, understands, was_in, credential };
+        let candidate = Candidate { name, address, request, understands, role, was_in, credential };
         let reply = self.decide(candidate).await;
         if matches!(reply, Reply::Admitted(_)) {
             self.forgive(&caller);

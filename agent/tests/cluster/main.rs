@@ -13,6 +13,7 @@ mod recovery;
 mod refusals;
 mod removal;
 mod restarts;
+mod roles;
 mod tokens;
 mod units;
 mod vms;
@@ -38,9 +39,14 @@ async fn start<const N: usize>(hosts: &[Host; N]) -> [Agent; N] {
 }
 
 async fn sees_whole(agent: &Api, servers: usize) -> proto::StatusReply {
+    sees_servers(agent, servers, servers).await
+}
+
+/// So many servers that vote, of so many nodes, and nothing wrong.
+async fn sees_servers(agent: &Api, servers: usize, nodes: usize) -> proto::StatusReply {
     let whole = |status: &proto::StatusReply| {
         let voters = status.cluster.as_ref().is_some_and(|cluster| cluster.servers as usize == servers);
-        voters && status.nodes.len() == servers && status.problems.is_empty()
+        voters && status.nodes.len() == nodes && status.problems.is_empty()
     };
     agent.sees("a whole and healthy cluster", whole).await
 }

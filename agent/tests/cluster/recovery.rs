@@ -6,7 +6,7 @@ use blixard_core::unit::{ObservedVm, UnitPhase};
 
 use super::removal::remove;
 use super::support::{Agent, Api, Host, manifest, wait_for};
-use super::{apply, cluster, instance, leader, no_vm_runs_twice, node, sees_running, sees_whole, start};
+use super::{apply, cluster, instance, leader, no_vm_runs_twice, node, sees_running, sees_servers, sees_whole, start};
 
 /// Makes a cluster of this host alone of what it has.
 fn recover(host: &Host) -> ClusterEpoch {
@@ -79,14 +79,14 @@ async fn a_survivor_goes_on_alone_and_starts_nothing_before_each_other_is_dead_o
     });
     recovery::rejoin(&hosts[2].config()).unwrap();
     let gamma = hosts[2].start();
-    sees_whole(&gamma, 2).await;
+    sees_servers(&gamma, 1, 2).await;
     sees_running(&beta, 4).await;
     let asked = hosts[2].units.held().asked.clone();
     assert_eq!(asked[0], "stop stray-0", "{asked:?}");
     assert!(old.iter().all(|id| !asked.iter().any(|asked| asked.ends_with(id))), "{old:?} {asked:?}");
     assert!(before.iter().all(|id| !hosts[1].units.held().asked.iter().any(|asked| asked.ends_with(id))));
     no_vm_runs_twice(&hosts);
-    let status = sees_whole(&beta, 2).await;
+    let status = sees_servers(&beta, 1, 2).await;
     assert_eq!((cluster(&status).epoch, &*cluster(&status).renewal), (2, "recovered"));
     assert_eq!(node(&status, "gamma").id, id, "it is the node that it was");
 

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use blixard::api::proto;
 
 use super::support::Host;
-use super::{cluster, node, sees_whole, start, waits_for};
+use super::{cluster, node, sees_servers, start, waits_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reinstalled_host_is_refused_its_old_name_and_founds_nothing() {
@@ -69,7 +69,7 @@ async fn a_host_with_another_secret_neither_founds_nor_joins_and_names_the_secre
     hosts[1].secret = hosts[0].secret;
     let beta = hosts[1].start();
     for agent in [&alpha, &beta] {
-        sees_whole(agent, 2).await;
+        sees_servers(agent, 1, 2).await;
     }
     // One that joins later is no better off.
     beta.stop().await;

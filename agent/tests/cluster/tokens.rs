@@ -5,7 +5,7 @@ use blixard::identity::JoinToken;
 use blixard_core::types::Timestamp;
 
 use super::support::{Api, Host};
-use super::{cluster, sees_whole, waits_for};
+use super::{cluster, sees_servers, sees_whole, waits_for};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -38,12 +38,12 @@ async fn a_host_with_a_token_joins_and_needs_it_no_more() {
     alpha.is_healthy().await;
     let [host] = with_token(["beta"], &founder, &create_token(&alpha).await.token);
     let beta = host.start();
-    sees_whole(&beta, 2).await;
+    sees_servers(&beta, 1, 2).await;
     assert_eq!(states(&alpha).await, [("used".to_owned(), "beta".to_owned())]);
     beta.stop().await;
     // Whatever is in its place now.
     let [host] = [Host { token: Some("nothing".to_owned()), ..host }];
-    sees_whole(&host.start(), 2).await;
+    sees_servers(&host.start(), 1, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,10 +53,10 @@ async fn of_two_hosts_with_one_token_one_joins_and_the_other_is_told_which() {
     alpha.is_healthy().await;
     let hosts = with_token(["beta", "gamma"], &founder, &create_token(&alpha).await.token);
     let agents = hosts.each_ref().map(Host::start);
-    let status = sees_whole(&alpha, 2).await;
+    let status = sees_servers(&alpha, 1, 2).await;
     let joined = hosts.iter().position(|host| status.nodes.iter().any(|node| node.name == host.name)).unwrap();
     waits_for(&agents[1 - joined], &["was used already, by", hosts[joined].name, "blixard token create"]).await;
-    assert_eq!(sees_whole(&agents[joined], 2).await.nodes.len(), 2);
+    assert_eq!(sees_servers(&agents[joined], 1, 2).await.nodes.len(), 2);
     // With one of its own it joins at once: the file is read again.
     let [other] = with_token([hosts[1 - joined].name], &founder, &create_token(&alpha).await.token);
     std::fs::write(hosts[1 - joined].dir.path().join("token"), other.token.unwrap()).unwrap();
@@ -101,7 +101,7 @@ async fn who_joined_with_a_token_vouches_for_nobody() {
     alpha.is_healthy().await;
     let [host] = with_token(["beta"], &founder, &create_token(&alpha).await.token);
     let beta = host.start();
-    sees_whole(&beta, 2).await;
+    sees_servers(&beta, 1, 2).await;
     let unused = create_token(&beta).await.token;
     let [mut late] = with_token(["gamma"], &founder, &unused);
     late.servers[0] = format!("beta@{}", host.address);

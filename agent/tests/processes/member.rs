@@ -171,7 +171,7 @@ impl Member {
     fn identity(&self) -> NodeIdentity {
         let store = Store::open(&self.dir.join("data/raft/state.redb")).expect("it is a store");
         let kept = store.expect("it was made").identity().expect("it can be read").expect("it is a member");
-        Seat::identity_of(&kept).expect("it is a member")
+        Seat::of(&kept).map(|seat| seat.identity).expect("it is a member")
     }
 }
 

@@ -160,6 +160,7 @@ fn command(number: u64) -> Entry {
                 address: "10.0.0.1:7420".parse().unwrap(),
                 key: Hash::of(b"alpha"),
                 understands: Level::NEWEST,
+                role: blixard_core::types::NodeRole::Auto,
             },
         },
         number if number % 7 == 6 => Command::RemoveVm { name: format!("vm{}", number - 1).parse().unwrap() },

@@ -50,6 +50,7 @@ pub struct Host {
     /// What it has instead of the secret.
     pub token: Option<String>,
     pub zone: &'static str,
+    pub role: &'static str,
     pub cpus: u32,
     pub authority: bool,
     pub traits: Traits,
@@ -70,6 +71,7 @@ impl Host {
             secret: "a secret of thirty-two bytes, say",
             token: None,
             zone: "a",
+            role: "auto",
             cpus: 4,
             authority: false,
             traits: Traits::default(),
@@ -89,7 +91,9 @@ impl Host {
     /// Written to its place, too.
     pub fn config(&self) -> Config {
         let dir = self.dir.path().display();
-        let Self { name, address, servers, zone, cpus, authority, .. } = self;
+        let Self { name, address, servers, zone, role, cpus, authority, .. } = self;
+        let is_listed = servers.iter().any(|server| server.starts_with(&format!("{name}@")));
+        let reached = if is_listed { String::new() } else { format!("address = \"{address}\"\n") };
         let carried = if self.manifest().exists() {
             format!("[manifest]\npath = \"{dir}/manifest.json\"\nauthority = {authority}\n")
         } else {
@@ -98,7 +102,7 @@ impl Host {
         let credential = if self.token.is_some() { "token" } else { "secret" };
         let text = format!(
             "[node]\nname = \"{name}\"\ndata_dir = \"{dir}/data\"\nrun_dir = \"{dir}/run\"\nlisten = \"{address}\"\n\
-             labels = {{ zone = \"{zone}\" }}\n\
+             role = \"{role}\"\n{reached}labels = {{ zone = \"{zone}\" }}\n\
              [cluster]\nservers = {servers:?}\n{credential}_file = \"{dir}/{credential}\"\n\
              [resources]\ncpus = {cpus}\nmemory_mib = 4096\ndisk_mib = 2048\nhypervisors = [\"qemu\"]\n\
              reserve = {{ memory_mib = 96, disk_mib = 48 }}\n{carried}"
@@ -113,8 +117,8 @@ impl Host {
     pub fn start(&self) -> Agent {
         let (tell, mut told) = mpsc::channel(4);
         let (config, traits, units) = (self.config(), self.traits, self.units.clone());
-        let running =
-            tokio::spawn(async move { blixard::agent::serve(config, traits, async |_| Ok(units), &mut told).await });
+        let connect = move |_| std::future::ready(Ok(units.clone()));
+        let running = tokio::spawn(async move { blixard::agent::serve(config, traits, connect, &mut told).await });
         Agent { tell, running, api: self.api(), data: self.dir.path().join("data/raft") }
     }
 }
@@ -209,6 +213,11 @@ pub fn runner(name: &str) -> String {
 
 /// A manifest of VMs with one replica each that every host could run, given as name and further fields.
 pub fn manifest(vms: &[(&str, &str)]) -> Vec<u8> {
+    manifest_of("", vms)
+}
+
+/// The same, with what it says of the cluster.
+pub fn manifest_of(cluster: &str, vms: &[(&str, &str)]) -> Vec<u8> {
     let vm = |(name, more): &(&str, &str)| {
         let (system, runner) = (blixard::probe::system(), runner(&format!("{name}-0")));
         format!(
@@ -217,5 +226,5 @@ pub fn manifest(vms: &[(&str, &str)]) -> Vec<u8> {
         )
     };
     let vms: Vec<String> = vms.iter().map(vm).collect();
-    format!(r#"{{ "version": 1, "vms": {{ {} }} }}"#, vms.join(", ")).into_bytes()
+    format!(r#"{{ "version": 1, "cluster": {{ {cluster} }}, "vms": {{ {} }} }}"#, vms.join(", ")).into_bytes()
 }

@@ -70,14 +70,14 @@ impl State {
 
     /// Whether `node` has to stop, by what all have said so far.
     ///
-    /// The majority of the nodes is right. Where the states differ and there is none, nobody knows who is right, and so
+    /// The majority of the servers is right. Where the states differ and there is none, nobody knows who is right, and so
     /// nobody goes on, once all that answer have said theirs.
     pub fn divergence(&self, node: NodeId) -> Option<Diverged> {
         let check = self.check.as_ref()?;
         let nobody_is_right = || {
-            let all_have_spoken =
-                self.worker_status.iter().all(|(id, status)| !status.alive || check.hashes.contains_key(id));
-            all_have_spoken && check.equal() <= self.nodes.len() / 2
+            let is_silent = |id| self.worker_status.get(id).is_none_or(|status| !status.alive);
+            let all_have_spoken = self.servers().all(|(id, _)| is_silent(id) || check.hashes.contains_key(id));
+            all_have_spoken && check.equal() <= self.servers().count() / 2
         };
         check.diverged.get(&node).copied().or_else(|| check.difference(node).filter(|_| nobody_is_right()))
     }
@@ -98,7 +98,8 @@ impl State {
         };
         check.hashes.insert(node, hash);
         let differences = check.hashes.keys().filter_map(|node| Some((*node, check.difference(*node)?)));
-        let of_majority = differences.filter(|(_, difference)| difference.others > self.nodes.len() / 2);
+        let servers = self.nodes.values().filter(|node| node.raft.is_some()).count();
+        let of_majority = differences.filter(|(_, difference)| difference.others > servers / 2);
         let diverged: Vec<_> = of_majority.collect();
         check.diverged.extend(diverged);
         self.dirty.check = true;

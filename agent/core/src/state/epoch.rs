@@ -76,12 +76,12 @@ impl State {
         if self.cluster.is_none() {
             return Err(BeginError::NoCluster);
         }
-        let (first, raft) = match beginner {
+        let first = match beginner {
             Beginner::Survivor(node) => {
                 if !self.nodes.contains_key(&node) {
                     return Err(BeginError::NotAMember { node });
                 }
-                (node, self.draw_raft(node))
+                node
             }
             Beginner::Newcomer { host, replaces } => {
                 if let Some((node, member)) = self.node_named(&host.name) {
@@ -92,7 +92,7 @@ impl State {
                     self.bury(node, at);
                 }
                 match self.admit(host, at) {
-                    Ok(Reply::Admitted { node, raft }) => (node, raft),
+                    Ok(Reply::Admitted { node, .. }) => node,
                     Ok(reply) => unreachable!("a newcomer is admitted or refused: {reply:?}"),
                     Err(Refusal(why)) => return Err(BeginError::Refused(why)),
                 }
@@ -105,8 +105,11 @@ impl State {
                 self.worker_status.insert(*node, WorkerStatus { alive: false, since: at });
             }
         }
-        // Who was to go would be forgotten for running nothing that is known.
-        self.nodes.values_mut().for_each(|node| node.leaving = false);
+        for node in self.nodes.values_mut() {
+            // The raft group is another one. Who was to go would be forgotten for running nothing that is known.
+            (node.raft, node.leaving) = (None, false);
+        }
+        let raft = self.draw_raft(first);
         self.check = None;
         let cluster = self.cluster.as_mut().expect("it was there just now");
         cluster.epoch.0 += 1;
@@ -138,10 +141,10 @@ impl State {
         if !cluster.absent.contains_key(&node) {
             return refuse(format!("{name} has rejoined the cluster already: {ANEW}"));
         }
-        let raft = self.draw_raft(node);
-        let member = self.nodes.get_mut(&node).expect("it was there just now");
+        let member = self.node_mut(node)?;
         member.address.clone_from(&host.address);
-        member.understands = host.understands;
+        (member.understands, member.role, member.raft) = (host.understands, host.role, None);
+        let raft = self.lacks_server(host.role).then(|| self.draw_raft(node));
         self.set_absence(node, Some(Absence::Rejoined));
         Ok(Reply::Admitted { node, raft })
     }
@@ -176,11 +179,9 @@ impl State {
     }
 
     fn draw_raft(&mut self, node: NodeId) -> RaftId {
-        self.counters.raft.0 += 1;
-        self.dirty.counters = true;
+        let raft = self.next_raft();
         self.dirty.nodes.insert(node);
-        let raft = self.counters.raft;
-        self.nodes.get_mut(&node).expect("only a member is given one").raft = raft;
+        self.nodes.get_mut(&node).expect("only a member is given one").raft = Some(raft);
         raft
     }
 }
@@ -269,9 +270,13 @@ mod tests {
     fn who_rejoins_is_the_node_that_it_was_with_a_fresh_raft_id_and_is_back_once_its_strays_are_gone() {
         let mut fixture = recovered();
         is_refused(&fixture.say(Command::ReturnNode { node: NodeId(2) }), &["has not rejoined"]);
-        assert_eq!(fixture.say(rejoin(2, 1)), Reply::Admitted { node: NodeId(2), raft: RaftId(5) });
+        assert_eq!(fixture.say(rejoin(2, 1)), Reply::Admitted { node: NodeId(2), raft: Some(RaftId(5)) });
         assert_eq!(fixture.state.absent()[&NodeId(2)], Absence::Rejoined);
-        assert_eq!(fixture.say(rejoin(2, 1)), Reply::Admitted { node: NodeId(2), raft: RaftId(6) }, "asked for again");
+        assert_eq!(
+            fixture.say(rejoin(2, 1)),
+            Reply::Admitted { node: NodeId(2), raft: Some(RaftId(6)) },
+            "asked for again"
+        );
         assert_eq!(schedule(&fixture.state), []);
         assert_eq!(fixture.say(Command::ReturnNode { node: NodeId(2) }), Reply::Done);
         assert_eq!(fixture.state.absent().keys().collect::<Vec<_>>(), [&NodeId(3)]);
@@ -311,7 +316,7 @@ mod tests {
         let newcomer = |replaces| Beginner::Newcomer { host: &host, replaces };
         let taken = fixture.begin_epoch(newcomer(false)).unwrap_err().to_string();
         assert!(taken.contains("node2 is taken by a member at 10.0.0.2"), "{taken}");
-        assert_eq!(fixture.begin_epoch(newcomer(true)), Ok((NodeId(3), RaftId(3))));
+        assert_eq!(fixture.begin_epoch(newcomer(true)), Ok((NodeId(3), RaftId(4))));
         assert_eq!(fixture.state.absent().keys().collect::<Vec<_>>(), [&NodeId(1)]);
         assert_eq!((fixture.node_of("web-0"), fixture.node_of("web-1")), (Some(1), None));
         assert_eq!(fixture.state.volumes_on(&id("web-1")), None);

@@ -44,7 +44,7 @@ impl State {
 mod tests {
     use super::super::tests::{Fixture, address, joiner, worker};
     use crate::command::{Command, NewNode, Reply};
-    use crate::types::{Level, NodeId};
+    use crate::types::{Level, NodeId, NodeRole};
 
     fn upgrade(fixture: &mut Fixture, node: u64, understands: u64) -> Reply {
         let understands = Level(understands);
@@ -52,6 +52,7 @@ mod tests {
             node: NodeId(node),
             address: address(node),
             understands,
+            role: NodeRole::Auto,
             worker: worker(),
         })
     }

@@ -75,7 +75,8 @@ impl State {
         self.check_owners(manifest).map_err(|conflict| Refusal(conflict.to_string()))?;
         let hash = manifest.hash();
         let before = self.of_manifest().map(|(name, vm)| (name.clone(), vm.value().spec)).collect();
-        let mut diff = differences(&before, &manifest.vms);
+        let mut diff = self.settings().differences(&manifest.cluster);
+        diff.extend(differences(&before, &manifest.vms));
         diff.truncate(MAX_DIFF_LINES);
         self.replace_vms(manifest, at);
         let record = HeadRecord { hash, at, from, diff, manifest: Some(manifest.clone()) };

@@ -2,7 +2,7 @@
 
 use super::{Node, Refusal, State, WorkerStatus, refuse};
 use crate::command::{NewNode, Reply, Worker};
-use crate::types::{Address, Level, NodeId, RaftId, Timestamp};
+use crate::types::{Address, Level, NodeId, NodeRole, Timestamp};
 
 /// Most members, so that no joiner can fill the memory.
 const MAX_NODES: usize = 10_000;
@@ -27,10 +27,10 @@ impl State {
         if self.nodes.len() >= MAX_NODES {
             return refuse(format!("the cluster has {MAX_NODES} nodes, which is the most"));
         }
+        let raft = self.lacks_server(new.role).then(|| self.next_raft());
         self.counters.node.0 += 1;
-        self.counters.raft.0 += 1;
         self.dirty.counters = true;
-        let (node, raft) = (self.counters.node, self.counters.raft);
+        let node = self.counters.node;
         self.nodes.insert(
             node,
             Node {
@@ -38,6 +38,7 @@ impl State {
                 address: new.address.clone(),
                 key: new.key,
                 raft,
+                role: new.role,
                 joined_at: at,
                 understands: new.understands,
                 worker: None,
@@ -55,15 +56,16 @@ impl State {
         node: NodeId,
         address: &Address,
         understands: Level,
+        role: NodeRole,
         worker: &Worker,
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
         let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
         self.check_level(&member.name, understands)?;
         let member = self.nodes.get_mut(&node).expect("it was there just now");
-        if (&member.address, member.understands) != (address, understands) {
+        if (&member.address, member.understands, member.role) != (address, understands, role) {
             member.address.clone_from(address);
-            member.understands = understands;
+            (member.understands, member.role) = (understands, role);
             self.dirty.nodes.insert(node);
         }
         if member.worker.as_ref() != Some(worker) {
@@ -82,11 +84,7 @@ impl State {
         Ok(Reply::Done)
     }
 
-    pub fn node_of_raft(&self, raft: RaftId) -> Option<(NodeId, &Node)> {
-        self.nodes.iter().find(|(_, node)| node.raft == raft).map(|(id, node)| (*id, node))
-    }
-
-    fn node_mut(&mut self, node: NodeId) -> Result<&mut Node, Refusal> {
+    pub(super) fn node_mut(&mut self, node: NodeId) -> Result<&mut Node, Refusal> {
         self.dirty.nodes.insert(node);
         self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))
     }
@@ -101,13 +99,13 @@ mod tests {
     use super::super::tests::{Fixture, address, joiner, register, worker};
     use super::*;
     use crate::command::Command;
-    use crate::types::{Hash, Resources};
+    use crate::types::{Hash, RaftId, Resources};
 
     #[test]
     fn a_name_that_is_taken_is_refused_to_another_host() {
         let mut fixture = Fixture::of_nodes(2);
         let same = fixture.say(Command::Admit(joiner(2)));
-        assert_eq!(same, Reply::Admitted { node: NodeId(2), raft: RaftId(2) }, "the same host asks again");
+        assert_eq!(same, Reply::Admitted { node: NodeId(2), raft: Some(RaftId(2)) }, "the same host asks again");
         let other = NewNode { key: Hash::of(b"another key"), ..joiner(2) };
         let Reply::Refused(why) = fixture.say(Command::Admit(other)) else { panic!("it was admitted") };
         assert!(why.contains("node2") && why.contains("taken"), "{why}");
@@ -118,8 +116,10 @@ mod tests {
         let mut fixture = Fixture::of_nodes(1);
         let larger = Worker { resources: Resources { cpus: 8, ..worker().resources }, ..worker() };
         let Command::RegisterWorker { node, understands, worker, .. } = register(1, larger) else { unreachable!() };
-        fixture.say(Command::RegisterWorker { node, address: address(9), understands, worker: worker.clone() });
+        let role = NodeRole::Worker;
+        fixture.say(Command::RegisterWorker { node, address: address(9), understands, role, worker: worker.clone() });
         let member = &fixture.state.nodes()[&node];
         assert_eq!((&member.worker, &member.address), (&Some(worker), &address(9)), "a changed address, too");
+        assert_eq!(member.role, role, "and a changed role");
     }
 }

@@ -218,7 +218,7 @@ mod tests {
         silence(&mut fixture, 2);
         assert_eq!(fixture.say(bury(2)), Reply::Done);
         let again = fixture.say(Command::Admit(joiner(2)));
-        assert_eq!(again, Reply::Admitted { node: NodeId(3), raft: RaftId(3) });
+        assert_eq!(again, Reply::Admitted { node: NodeId(3), raft: Some(RaftId(3)) });
         assert!(fixture.state.is_removed(NodeId(2)));
     }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::packed::{Packed, decode, encode};
 use super::vms::{Head, RunnerKey};
@@ -13,7 +13,7 @@ use crate::command::Worker;
 use crate::types::{InstanceId, NodeId, TaskId, TokenId, VmName};
 
 /// A kind of row. The names are those of the store's tables.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Table {
     /// One row, with an empty key.
     Cluster,

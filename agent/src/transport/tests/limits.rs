@@ -160,7 +160,7 @@ async fn a_full_queue_drops_and_reports_and_does_not_block() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut directory = cluster.directory();
     let Server { name, address } = server(1, silent.local_addr().unwrap());
-    directory.members.extend(BTreeMap::from([(node(1), Member { name, address, raft: raft(1) })]));
+    directory.members.extend(BTreeMap::from([(node(1), Member { name, address, raft: Some(raft(1)) })]));
     let alone = &mut cluster.nodes[0];
     alone.directory.send_replace(Arc::new(directory));
     wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;
@@ -179,7 +179,7 @@ async fn a_queue_is_bounded_in_bytes_too() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut directory = cluster.directory();
     let Server { name, address } = server(1, silent.local_addr().unwrap());
-    directory.members.insert(node(1), Member { name, address, raft: raft(1) });
+    directory.members.insert(node(1), Member { name, address, raft: Some(raft(1)) });
     let alone = &mut cluster.nodes[0];
     alone.directory.send_replace(Arc::new(directory));
     wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;
@@ -192,7 +192,7 @@ async fn a_port_in_use_is_an_error_that_names_it() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap();
     let node = Node::blank(0, secret(1)).await;
-    let settings = Settings { listen, name: "alpha".parse().unwrap(), servers: list(), secret: Some(secret(1)) };
+    let settings = Settings { listen, own: server(0, listen), servers: list(), secret: Some(secret(1)) };
     let started = Transport::start(settings, node.recorder.clone(), node.directory.subscribe()).await;
     let error = started.err().unwrap().to_string();
     assert!(error.contains(&listen.to_string()) && error.contains("node.listen"), "{error}");

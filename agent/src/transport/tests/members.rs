@@ -156,6 +156,117 @@ async fn who_is_new_to_a_member_says_who_it_is_and_nobody_else_is_asked() {
 }
 
 #[tokio::test]
+async fn a_member_that_became_a_server_after_what_is_known_says_so_by_its_newer_raft_id() {
+    let cluster = Cluster::start(2).await;
+    let member = Member { raft: Some(RaftId(20)), ..cluster.directory().members[&node(1)].clone() };
+    let mut client = PeerClient::new(cluster.call(1, 0).await);
+    let hello = RaftFrame { introduction: Some(member.encode(node(1))), ..frame(&cluster, 1, &[]) };
+    client.raft(tokio_stream::iter([hello])).await.unwrap();
+    assert_eq!(*cluster.nodes[0].recorder.introduced.lock().unwrap(), [(node(1), member)]);
+}
+
+/// The directory in which a member is no server any more.
+fn without_server(cluster: &Cluster, at: usize) -> Arc<Directory> {
+    let mut directory = cluster.directory();
+    directory.members.get_mut(&node(at)).unwrap().raft = None;
+    Arc::new(directory)
+}
+
+#[tokio::test]
+async fn who_is_no_server_any_more_is_told_so_at_once_and_whenever_it_calls() {
+    let cluster = Cluster::pair().await;
+    let told = || cluster.nodes[1].recorder.dismissals.load(Ordering::Relaxed);
+    wait_for("its stream", || (), || cluster.nodes[0].recorder.calls.load(Ordering::Relaxed) > 0).await;
+    assert_eq!(told(), 0);
+    // Its stream is open, and nothing comes on it.
+    cluster.nodes[0].directory.send_replace(without_server(&cluster, 1));
+    wait_for("its link to hear it", || (), || told() > 0).await;
+    wait_for("it to hear it again", || (), || told() > 1).await;
+    let mut client = PeerClient::new(cluster.call(1, 0).await);
+    let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(1, 0, 1)])).await;
+    assert!(status.message().contains("node 2 is no server of this cluster"), "{status}");
+    assert_eq!(cluster.nodes[1].recorder.removals.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_member_that_is_no_server_takes_no_streams_and_opens_none() {
+    let mut cluster = Cluster::start(1).await;
+    let (identity, listen) = (cluster.authority.identify(node(1)).unwrap(), "127.0.0.1:0".parse().unwrap());
+    let standing = Standing::Member(cluster.authority.cluster());
+    let follower = Node::listen(1, listen, secret(1), None, standing).await;
+    follower.transport.become_member(&identity, None).unwrap();
+    cluster.identities.push(identity);
+    cluster.nodes.push(follower);
+    cluster.nodes[1].directory.send_replace(Arc::new(Directory::of(cluster.directory().members)));
+    let mut client = PeerClient::new(cluster.call(0, 1).await);
+    let status = stream(&mut client, frame(&cluster, 0, &[heartbeat(0, 1, 1)])).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let follower = &cluster.nodes[1].transport;
+    wait_for("a way to the server", || (), || follower.shared.links.channel(node(0)).is_some()).await;
+    // It can be used, and it was not.
+    assert_eq!(follower.beat(node(0)).await.unwrap().applied, 7);
+    assert_eq!(cluster.nodes[0].recorder.calls.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn who_follows_is_told_what_it_has_to_do_and_where_the_servers_are() {
+    let cluster = Cluster::pair().await;
+    let (server, follower) = (&cluster.nodes[0].recorder, &cluster.nodes[1].transport);
+    let refused = follower.follow(node(0)).await.err().unwrap();
+    assert!(refused.to_string().contains("nothing for node 2"), "{refused}");
+    *server.assignments.lock().unwrap() = Some(vec![vec![1], vec![2; 1000]]);
+    let mut assignments = follower.follow(node(0)).await.unwrap();
+    assert_eq!(assignments.next().await.unwrap(), [1]);
+    assert_eq!(assignments.next().await.unwrap().len(), 1000);
+    *server.servers.lock().unwrap() = cluster.directory().members;
+    let beat = follower.beat(node(0)).await.unwrap();
+    assert_eq!((beat.leader, beat.applied), (Some(node(1)), 7));
+    assert_eq!(beat.servers.members, cluster.directory().members);
+    let unknown = follower.beat(node(5)).await.unwrap_err();
+    assert!(unknown.to_string().contains("not in the directory"), "{unknown}");
+    cluster.nodes[0].transport.shutdown().await;
+    assert!(matches!(assignments.next().await, Err(FollowError::Unreachable { .. })));
+    assert!(matches!(follower.beat(node(0)).await, Err(FollowError::Unreachable { .. })));
+}
+
+#[tokio::test]
+async fn a_question_that_is_passed_on_is_answered_or_may_be_asked_elsewhere() {
+    let cluster = Cluster::pair().await;
+    let asking = &cluster.nodes[1].transport;
+    let question = |verb: &str| {
+        let path = format!("/blixard.api.v1.Api/{verb}");
+        http::Request::post(path).body(hyper::body::Bytes::from_static(b"what")).unwrap()
+    };
+    let answer = asking.pass_on(node(0), question("Echo")).await.unwrap();
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    assert_eq!(&*body, b"what");
+    let elsewhere = asking.pass_on(node(0), question("Elsewhere")).await.unwrap_err();
+    assert!(matches!(elsewhere, PassError::NotAsked { .. }), "{elsewhere}");
+    assert_eq!(cluster.nodes[0].recorder.questions.load(Ordering::Relaxed), 2);
+    // Who was removed asks nothing any more, and neither does a stranger.
+    let mut directory = cluster.directory();
+    directory.members.remove(&node(1));
+    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    let answer = asking.pass_on(node(0), question("Echo")).await;
+    let refused = answer.map(|answer| tonic::Status::from_header_map(answer.headers()).unwrap().code());
+    assert!(matches!(refused, Ok(Code::PermissionDenied) | Err(_)), "{refused:?}");
+    assert_eq!(cluster.nodes[0].recorder.questions.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn streams_that_last_take_no_room_from_what_the_nodes_say_to_each_other() {
+    let cluster = Cluster::pair().await;
+    let asking = &cluster.nodes[1].transport;
+    *cluster.nodes[0].recorder.assignments.lock().unwrap() = Some(vec![]);
+    let question = || http::Request::post("/blixard.api.v1.Api/Echo").body(hyper::body::Bytes::new()).unwrap();
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        open.push(asking.pass_on(node(0), question()).await.unwrap());
+    }
+    assert!(asking.beat(node(0)).await.is_ok());
+}
+
+#[tokio::test]
 async fn who_was_removed_is_told_so_and_its_connections_are_cut() {
     let mut cluster = Cluster::start(2).await;
     let mut connected = PeerClient::new(cluster.call(1, 0).await);

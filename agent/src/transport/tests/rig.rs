@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blixard_core::types::{ClusterEpoch, NodeId, RaftId, Server};
+use futures_util::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use raft::eraftpb::{Message, MessageType};
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tonic::body::Body;
 use tonic::transport::Channel;
 
 use super::super::*;
@@ -95,6 +97,14 @@ pub struct Recorder {
     pub introduced: Mutex<Vec<(NodeId, Member)>>,
     /// How often it was told that it is no member.
     pub removals: AtomicUsize,
+    /// How often it was told that it is no server.
+    pub dismissals: AtomicUsize,
+    /// What whoever follows is told.
+    pub assignments: Mutex<Option<Vec<Vec<u8>>>>,
+    /// What whoever beats is told.
+    pub servers: Mutex<BTreeMap<NodeId, Member>>,
+    /// How often its API was asked.
+    pub questions: AtomicUsize,
     /// What whoever asks for a snapshot is given.
     pub rows: Mutex<Option<Arc<dyn SnapshotRows>>>,
     steps: mpsc::UnboundedSender<Message>,
@@ -120,6 +130,26 @@ impl Inbound for Recorder {
     fn removed(&self, _by: NodeId) {
         self.removals.fetch_add(1, Ordering::Relaxed);
     }
+    fn dismissed(&self, _by: NodeId) {
+        self.dismissals.fetch_add(1, Ordering::Relaxed);
+    }
+    async fn follow(&self, from: NodeId) -> Result<Told, Refusal> {
+        let assignments = self.assignments.lock().unwrap().clone();
+        let assignments = assignments.ok_or_else(|| Refusal(format!("nothing for node {from}")))?;
+        Ok(tokio_stream::iter(assignments).chain(tokio_stream::pending()).boxed())
+    }
+    fn beat(&self, from: NodeId) -> Beat {
+        Beat { leader: Some(from), servers: Directory::of(self.servers.lock().unwrap().clone()), applied: 7 }
+    }
+    async fn api(&self, question: ApiRequest) -> ApiResponse {
+        self.questions.fetch_add(1, Ordering::Relaxed);
+        match question.uri().path() {
+            path if path.ends_with("Elsewhere") => {
+                http::Response::builder().header(NOT_HERE, "1").header("grpc-status", "14").body(Body::empty()).unwrap()
+            }
+            _ => http::Response::new(question.into_body()),
+        }
+    }
     fn standing(&self) -> Standing {
         *self.standing.lock().unwrap()
     }
@@ -142,14 +172,14 @@ impl Inbound for Recorder {
         let (epoch, node) = (ClusterEpoch::FIRST, NodeId(9));
         let certificate =
             authority.issue(&candidate.request, epoch, node).map_err(|error| Refusal(error.to_string()))?;
-        let member = Member { name: candidate.name, address: candidate.address, raft: RaftId(19) };
+        let member = Member { name: candidate.name, address: candidate.address, raft: Some(RaftId(19)) };
         Ok(Admission {
             cluster: authority.cluster(),
             epoch,
             authority: authority.certificate().to_vec(),
             certificate,
             node,
-            raft: RaftId(19),
+            raft: Some(RaftId(19)),
             members: Directory::of(BTreeMap::from([(node, member)])),
         })
     }
@@ -187,12 +217,16 @@ impl Node {
             calls: AtomicUsize::new(0),
             introduced: Mutex::default(),
             removals: AtomicUsize::new(0),
+            dismissals: AtomicUsize::new(0),
+            assignments: Mutex::default(),
+            servers: Mutex::default(),
+            questions: AtomicUsize::new(0),
             rows: Mutex::new(None),
             steps: steps_sender,
             unreachable: unreachable_sender,
         });
         let directory = watch::Sender::new(Arc::new(Directory::default()));
-        let settings = Settings { listen, name: NAMES[at].parse().unwrap(), servers: list(), secret: Some(secret) };
+        let settings = Settings { listen, own: list()[at].clone(), servers: list(), secret: Some(secret) };
         let transport = Transport::start(settings, recorder.clone(), directory.subscribe()).await.unwrap();
         Self { transport: Arc::new(transport), recorder, steps, unreachable, directory }
     }
@@ -232,16 +266,17 @@ impl Cluster {
     pub async fn start_node(&self, at: usize, listen: SocketAddr) -> Node {
         let standing = Standing::Member(self.authority.cluster());
         let started = Node::listen(at, listen, secret(1), Some(self.authority.clone()), standing).await;
-        started.transport.become_member(&self.identities[at]).unwrap();
+        started.transport.become_member(&self.identities[at], Some(raft(at))).unwrap();
         started
     }
 
     pub fn directory(&self) -> Directory {
         let member = |(at, started): (usize, &Node)| {
             let Server { name, address } = server(at, started.address());
-            (node(at), Member { name, address, raft: raft(at) })
+            (node(at), Member { name, address, raft: Some(raft(at)) })
         };
-        Directory::of(self.nodes.iter().enumerate().map(member).collect())
+        let newest = NodeId(self.nodes.len() as u64);
+        Directory { newest, ..Directory::of(self.nodes.iter().enumerate().map(member).collect()) }
     }
 
     pub fn publish(&self) {

@@ -9,8 +9,8 @@ use blixard_core::command::{
 use blixard_core::manifest::Manifest;
 use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
-    ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, Resources, TaskId, Term, Timestamp,
-    TokenId,
+    ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, Resources, TaskId, Term,
+    Timestamp, TokenId,
 };
 
 use super::bytes::Bytes;
@@ -116,7 +116,7 @@ fn entry(command: Command) -> Entry {
 fn joiner(id: u64) -> NewNode {
     let address = format!("10.0.0.{id}:7420").parse().expect("an address");
     let name = format!("node{id}").parse().expect("a name");
-    NewNode { name, address, key: Hash::of(&[7]), understands: Level::NEWEST }
+    NewNode { name, address, key: Hash::of(&[7]), understands: Level::NEWEST, role: NodeRole::Auto }
 }
 
 /// One entry of each kind; the first ones found a cluster with a worker, which has something to run.
@@ -144,7 +144,13 @@ fn samples() -> Vec<Entry> {
             sealed_ca_key: vec![2],
             first: joiner(1),
         },
-        Command::RegisterWorker { node, address: joiner(1).address, understands: Level(2), worker },
+        Command::RegisterWorker {
+            node,
+            address: joiner(1).address,
+            understands: Level(2),
+            role: NodeRole::Server,
+            worker,
+        },
         offer(manifest),
         Command::Place { instance: instance(), node, generation },
         Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request: resources }),

@@ -1,0 +1,239 @@
+//! The loop of a node that is no server. It holds no log: a server tells it what it has to do, and it tells the leader
+//! that it is there.
+//!
+//! ```text
+//!             stream of any server: its assignment, whole, as of no earlier than it was asked for
+//!  (nothing) ─────────────────────────────────────────────────────────────▶ known ──▶ directory, handle, worker
+//!                 │ enlisted: the loop ends, and this node begins anew as a server
+//!                 │ the stream ends, or says something older: the next server is asked
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blixard_core::state::{Assignment, State};
+use blixard_core::types::{NodeId, RaftId};
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::{oneshot, watch};
+
+use super::input;
+use super::known::{self, Standing};
+use super::{Attempt, Common, End, Ended, Handle, INBOX, Input, News, NodeError, Waiting, directory_of};
+use crate::transport::{Assignments, Beat, Directory, Member, Transport};
+
+/// How often the leader is told that this node is there; a worker that isn't heard for three seconds does not answer.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long a server that was no help is not asked again, and how long the leader is sought in another place.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often the deadlines of those that wait are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Starts the loop on the current tokio runtime; `spent` is the last raft id that this node had, which it never has again.
+pub fn follow(common: Common, spent: RaftId) -> (Handle, Ended) {
+    let (inbox, mut inputs) = channel(INBOX);
+    let news = News::default();
+    let known = known::Shared::new(State::default(), Standing::outside(common.node));
+    let handle = Handle::new(&common, inbox, known.clone(), &news, None);
+    let Common { node, transport, directory, .. } = common;
+    let (is_told, _) = watch::channel(false);
+    let applied = handle.applied();
+    let follower = Follower { own: node, spent, known: known.clone(), applied, transport, directory, news, is_told };
+    let (end, ended) = oneshot::channel();
+    tokio::spawn(async move {
+        let result = tokio::select! {
+            result = follower.follow() => result,
+            result = follower.serve(&mut inputs) => result,
+            () = follower.beat() => unreachable!("it goes on for ever"),
+        };
+        input::turn_away(&mut inputs);
+        known.change().has_ended = true;
+        // Nobody waits for the end of a node whose agent is gone.
+        let _ = end.send(result);
+    });
+    (handle, ended)
+}
+
+struct Follower {
+    own: NodeId,
+    spent: RaftId,
+    known: known::Shared,
+    /// The last log entry that it has heard of, for the handles to read.
+    applied: Arc<AtomicU64>,
+    transport: Arc<Transport>,
+    directory: watch::Sender<Arc<Directory>>,
+    news: News,
+    /// Whether a server has told this node what it has to do since the agent started.
+    is_told: watch::Sender<bool>,
+}
+
+impl Follower {
+    /// Has one server after the other tell it what to do.
+    async fn follow(&self) -> Result<End, NodeError> {
+        for turn in 0.. {
+            if let Some(server) = self.server(turn) {
+                let reason = match self.transport.follow(server).await {
+                    Ok(mut assignments) => match self.listen(server, &mut assignments).await? {
+                        Listened::End(end) => return Ok(end),
+                        Listened::Broken(reason) => reason,
+                    },
+                    Err(error) => crate::error_chain(&error),
+                };
+                tracing::debug!(peer = %server, reason, "another server is asked what there is to do");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        unreachable!("there are more turns than time")
+    }
+
+    async fn listen(&self, server: NodeId, assignments: &mut Assignments) -> Result<Listened, NodeError> {
+        let mut is_first = true;
+        loop {
+            let bytes = match assignments.next().await {
+                Ok(bytes) => bytes,
+                Err(error) => return Ok(Listened::Broken(crate::error_chain(&error))),
+            };
+            let known = self.known.look().standing.applied;
+            let assignment = Assignment::decode(&bytes, known);
+            let told = assignment.and_then(|assignment| Ok((assignment.applied, assignment.state()?)));
+            let (applied, state) = match told {
+                Ok(told) => told,
+                Err(error) => {
+                    let error = crate::error_chain(&error);
+                    tracing::warn!(peer = %server, error, "what a server says is not listened to");
+                    return Ok(Listened::Broken(error));
+                }
+            };
+            if is_first {
+                tracing::info!(peer = %server, applied, "this node follows a server");
+                is_first = false;
+            }
+            if state.is_removed(self.own) {
+                return Err(NodeError::Removed { own: self.own, by: server });
+            }
+            if let Some(raft) = state.is_enlisted(self.own, self.spent) {
+                return Ok(Listened::End(End::Enlisted(raft)));
+            }
+            self.take(applied, state);
+        }
+    }
+
+    fn take(&self, applied: u64, state: State) {
+        let directory = Directory::of(directory_of(&state).members);
+        if **self.directory.borrow() != directory {
+            self.directory.send_replace(Arc::new(directory));
+        }
+        {
+            let mut known = self.known.change();
+            known.state = state;
+            known.standing.applied = applied;
+        }
+        self.applied.fetch_max(applied, Ordering::Relaxed);
+        self.is_told.send_replace(true);
+        self.news.assignment.send_modify(|revision| *revision += 1);
+        self.news.revision.send_modify(|revision| *revision += 1);
+    }
+
+    /// Which server's turn it is.
+    fn server(&self, turn: usize) -> Option<NodeId> {
+        let directory = self.directory.borrow();
+        let servers: Vec<NodeId> =
+            directory.servers().map(|(node, _)| *node).filter(|node| *node != self.own).collect();
+        // Not all begin with the same one.
+        let at = turn.wrapping_add(usize::try_from(self.own.0).unwrap_or_default());
+        servers.get(at.checked_rem(servers.len())?).copied()
+    }
+
+    /// Tells the leader that this node is there, and whoever is no leader only asks who is.
+    async fn beat(&self) {
+        let mut turn = 0;
+        loop {
+            let leader = *self.news.leader.borrow();
+            let leader = leader.and_then(|raft| self.directory.borrow().node_of(raft));
+            let to = leader.or_else(|| self.server(turn));
+            let answer = match to {
+                Some(to) => self.transport.beat(to).await.map(|beat| (to, beat)).ok(),
+                None => None,
+            };
+            let is_heard = answer.as_ref().is_some_and(|(to, beat)| beat.leader == Some(*to));
+            self.note(answer.map(|(_, beat)| beat));
+            turn = turn.wrapping_add(usize::from(!is_heard));
+            tokio::time::sleep(if is_heard { BEAT } else { PAUSE }).await;
+        }
+    }
+
+    fn note(&self, beat: Option<Beat>) {
+        let Some(Beat { leader, servers, applied }) = beat else { return self.set_leader(None) };
+        self.applied.fetch_max(applied, Ordering::Relaxed);
+        if applied > self.known.look().standing.applied && !servers.members.is_empty() {
+            self.meet(servers);
+        }
+        self.set_leader(leader.and_then(|node| self.directory.borrow().members.get(&node)?.raft));
+    }
+
+    /// Servers that are newer than those that it knows: it may not reach any of these any more.
+    fn meet(&self, servers: Directory) {
+        let own: BTreeMap<NodeId, Member> = self
+            .directory
+            .borrow()
+            .members
+            .iter()
+            .filter(|(id, _)| **id == self.own)
+            .map(|(id, of)| (*id, of.clone()))
+            .collect();
+        let mut members = servers.members;
+        members.extend(own);
+        let directory = Directory::of(members);
+        if **self.directory.borrow() != directory {
+            self.directory.send_replace(Arc::new(directory));
+        }
+    }
+
+    fn set_leader(&self, leader: Option<RaftId>) {
+        if *self.news.leader.borrow() != leader {
+            self.known.change().standing.leader = leader;
+            self.news.leader.send_replace(leader);
+            self.news.revision.send_modify(|revision| *revision += 1);
+        }
+    }
+
+    /// Answers those that ask as a server's loop would.
+    async fn serve(&self, inputs: &mut Receiver<Input>) -> Result<End, NodeError> {
+        let (mut is_told, mut waiting) = (self.is_told.subscribe(), Vec::<Waiting<()>>::new());
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            let input = tokio::select! {
+                Some(input) = inputs.recv() => Some(input),
+                // The sender lives as long as this.
+                _ = is_told.changed() => None,
+                _ = looks.tick(), if !waiting.is_empty() => None,
+            };
+            match input {
+                Some(Input::Stop) => return Ok(End::Stopped),
+                Some(Input::Removed { by }) => return Err(NodeError::Removed { own: self.own, by }),
+                Some(Input::Propose(proposal)) => {
+                    proposal.waiting.fail(Attempt::NotLeader(*self.news.leader.borrow()));
+                }
+                Some(Input::Barrier(barrier)) => waiting.push(barrier),
+                // Whoever asked may have gone.
+                Some(Input::Respond(answer)) => _ = answer.send(()),
+                // What servers say to each other.
+                Some(_) | None => {}
+            }
+            if *is_told.borrow_and_update() {
+                waiting.drain(..).for_each(|waiting| waiting.answer(()));
+            }
+            let now = Instant::now();
+            waiting
+                .extract_if(.., |waiting| waiting.deadline <= now)
+                .for_each(|waiting| waiting.fail(Attempt::Unknown));
+        }
+    }
+}
+
+/// How listening to a server has ended.
+enum Listened {
+    End(End),
+    Broken(String),
+}

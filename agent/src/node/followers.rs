@@ -1,0 +1,63 @@
+//! Whom to tell that what they have to do has changed: the nodes that are no servers and follow this one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use blixard_core::types::NodeId;
+use tokio::sync::watch;
+
+/// One number a node that grows with every change; all clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Followers(Arc<Mutex<BTreeMap<NodeId, watch::Sender<u64>>>>);
+
+impl Followers {
+    /// What changes whenever `node` is to look again.
+    pub fn watch(&self, node: NodeId) -> watch::Receiver<u64> {
+        let mut followers = self.lock();
+        followers.retain(|_, follower| !follower.is_closed());
+        followers.entry(node).or_default().subscribe()
+    }
+
+    pub fn tell(&self, nodes: &BTreeSet<NodeId>) {
+        if !nodes.is_empty() {
+            let followers = self.lock();
+            nodes.iter().filter_map(|node| followers.get(node)).for_each(tell);
+        }
+    }
+
+    /// Who is a member, or a server, has changed: that is everybody's.
+    pub fn tell_all(&self) {
+        self.lock().values().for_each(tell);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, watch::Sender<u64>>> {
+        self.0.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+fn tell(follower: &watch::Sender<u64>) {
+    follower.send_modify(|changes| *changes += 1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_concerned_is_not_woken_and_who_has_gone_is_forgotten() {
+        let followers = Followers::default();
+        let [mut one, mut other] = [1, 2].map(|node| followers.watch(NodeId(node)));
+        followers.tell(&BTreeSet::from([NodeId(1), NodeId(3)]));
+        assert!(one.has_changed().unwrap() && !other.has_changed().unwrap());
+        followers.tell_all();
+        assert!(other.has_changed().unwrap());
+        let again = followers.watch(NodeId(1));
+        one.mark_unchanged();
+        other.mark_unchanged();
+        followers.tell(&BTreeSet::from([NodeId(1)]));
+        assert!(one.has_changed().unwrap() && again.has_changed().unwrap(), "both streams of one node");
+        drop((one, again));
+        let _ = followers.watch(NodeId(4));
+        assert_eq!(followers.lock().keys().copied().collect::<Vec<_>>(), [NodeId(2), NodeId(4)]);
+    }
+}

@@ -1,0 +1,99 @@
+//! A member that is no server: it follows what it has to do, and says that it is there.
+
+use std::time::Duration;
+
+use blixard_core::types::NodeId;
+use futures_util::stream::BoxStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::link::describe;
+use super::proto::peer_client::PeerClient;
+use super::proto::{BeatReply, BeatRequest, FollowReply, FollowRequest};
+use super::{Directory, MAX_FRAME, Member};
+
+/// How long the answer to a beat may take.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Assignments, encoded, one after the other.
+pub type Told = BoxStream<'static, Vec<u8>>;
+
+/// What is answered to a beat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    pub leader: Option<NodeId>,
+    /// The servers that it knows, and as of which log entry.
+    pub servers: Directory,
+    pub applied: u64,
+}
+
+/// Why a server is no help to a member that follows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FollowError {
+    #[error("cannot reach node {to}: {reason}")]
+    Unreachable { to: NodeId, reason: String },
+    #[error("node {to} refused: {reason}")]
+    Refused { to: NodeId, reason: String },
+}
+
+/// What a member has to do, as one server tells it.
+pub struct Assignments {
+    from: NodeId,
+    stream: Streaming<FollowReply>,
+}
+
+impl Assignments {
+    /// The next, encoded.
+    ///
+    /// # Errors
+    /// Why there are no more.
+    pub async fn next(&mut self) -> Result<Vec<u8>, FollowError> {
+        match self.stream.message().await {
+            Ok(Some(reply)) => Ok(reply.assignment),
+            Ok(None) => Err(FollowError::Unreachable { to: self.from, reason: "it has ended the stream".to_owned() }),
+            Err(status) => Err(of(self.from, &status)),
+        }
+    }
+}
+
+pub(super) async fn call_follow(channel: Option<Channel>, to: NodeId) -> Result<Assignments, FollowError> {
+    let mut client = client(channel, to)?.max_decoding_message_size(MAX_FRAME);
+    match client.follow(FollowRequest {}).await {
+        Ok(reply) => Ok(Assignments { from: to, stream: reply.into_inner() }),
+        Err(status) => Err(of(to, &status)),
+    }
+}
+
+pub(super) async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Beat, FollowError> {
+    let mut client = client(channel, to)?;
+    let reply = match tokio::time::timeout(BEAT_TIMEOUT, client.beat(BeatRequest {})).await {
+        Ok(Ok(reply)) => reply.into_inner(),
+        Ok(Err(status)) => return Err(of(to, &status)),
+        Err(_) => return Err(FollowError::Unreachable { to, reason: "no answer in time".to_owned() }),
+    };
+    let BeatReply { leader, servers, applied } = reply;
+    let servers = servers.iter().map(Member::decode).collect::<Result<_, _>>();
+    let servers = servers.map_err(|error| FollowError::Refused { to, reason: error.to_string() })?;
+    let leader = (leader != 0).then_some(NodeId(leader));
+    Ok(Beat { leader, servers: Directory::of(servers), applied })
+}
+
+impl From<Beat> for BeatReply {
+    fn from(Beat { leader, servers, applied }: Beat) -> Self {
+        let servers = servers.servers().map(|(node, member)| member.encode(*node)).collect();
+        Self { leader: leader.map_or(0, |leader| leader.0), servers, applied }
+    }
+}
+
+fn client(channel: Option<Channel>, to: NodeId) -> Result<PeerClient<Channel>, FollowError> {
+    let unknown = || FollowError::Unreachable { to, reason: "it is not in the directory of servers".to_owned() };
+    channel.map(PeerClient::new).ok_or_else(unknown)
+}
+
+fn of(to: NodeId, status: &Status) -> FollowError {
+    let reason = describe(status);
+    match status.code() {
+        tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied => FollowError::Refused { to, reason },
+        _ => FollowError::Unreachable { to, reason },
+    }
+}
