@@ -9,7 +9,7 @@ use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Re
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
-use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, Resources, TokenId, VmName};
+use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, NodeRole, Resources, TokenId, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -405,9 +405,11 @@ impl proto::api_server::Api for Api {
         let (cluster, certificate) = authority.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
         let authority = identity::key_of(&certificate).map_err(|error| Status::internal(crate::error_chain(&error)))?;
         let (id, secret) = (TokenId(u64::from_be_bytes(identity::random())), TokenSecret::draw());
-        let ttl_ms = request.into_inner().ttl_ms;
+        let proto::CreateTokenRequest { ttl_ms, role } = request.into_inner();
+        let role = Some(role).filter(|role| !role.is_empty()).map(|role| role.parse::<NodeRole>());
+        let role = role.transpose().map_err(|error| Status::invalid_argument(error.to_string()))?;
         let Answer { index, reply } =
-            self.propose(Command::CreateToken { token: id, secret: secret.hash(), ttl_ms }).await?;
+            self.propose(Command::CreateToken { token: id, secret: secret.hash(), ttl_ms, role }).await?;
         let Reply::Token { expires } = reply else {
             return Err(Status::internal(format!("an answer of another kind: {reply:?}")));
         };

@@ -100,7 +100,7 @@ impl Cluster for Blixard {
         begun.elapsed()
     }
 
-    /// One more server, which lists the others and itself: it learns first, and votes once it has caught up.
+    /// One more server, which lists the others and itself: it has the log and no vote, as a spare.
     async fn join(&mut self) -> (usize, Instant) {
         let number = self.members.len();
         self.members.push(Member::new(&self.dir, NAMES[number]));

@@ -156,6 +156,8 @@ pub enum Command {
         /// SHA-256 of its secret.
         secret: Hash,
         ttl_ms: u64,
+        /// What a host that joins with it is, whatever its configuration says.
+        role: Option<NodeRole>,
     },
     /// A person wants nobody to join with this token any more.
     RevokeToken {

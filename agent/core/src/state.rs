@@ -101,6 +101,8 @@ pub struct Node {
     /// By which it is, or is to be, a server.
     pub raft: Option<RaftId>,
     pub role: NodeRole,
+    /// The role of the token that it has joined with: its configuration changes nothing about that.
+    pub bound: Option<NodeRole>,
     pub joined_at: Timestamp,
     /// The newest level that its agent understood when it last said so.
     pub understands: Level,
@@ -284,7 +286,9 @@ impl State {
             Command::ForgetNode { node } => self.forget_node(*node),
             Command::Rejoin { host, was_in } => self.rejoin(host, *was_in),
             Command::ReturnNode { node } => self.return_node(*node),
-            Command::CreateToken { token, secret, ttl_ms } => self.create_token(*token, *secret, *ttl_ms, at),
+            Command::CreateToken { token, secret, ttl_ms, role } => {
+                self.create_token(*token, *secret, (*ttl_ms, *role), at)
+            }
             Command::RevokeToken { token } => self.revoke_token(*token, at),
             Command::Redeem { token, secret, expires, host, was_in } => {
                 self.redeem(*token, (*secret, *expires), (host, *was_in), at)

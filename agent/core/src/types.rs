@@ -42,6 +42,8 @@ pub enum InvalidValue {
     Cluster { text: String },
     #[error("{text:?} is not an address: write HOST:PORT, like 192.168.1.1:7420 or [fd00::1]:7420")]
     Address { text: String },
+    #[error("{text:?} is not a role: write auto, server or worker")]
+    Role { text: String },
     #[error("{text:?} is not a server: write NAME@HOST:PORT, like alpha@192.168.1.1:7420")]
     Server { text: String },
 }

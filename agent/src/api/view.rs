@@ -369,6 +369,7 @@ pub fn tokens(state: &State) -> Vec<proto::Token> {
             node: node.map(|node| name_of(state, node)).unwrap_or_default(),
             created: token.created_at.0,
             expires: token.expires.0,
+            role: token.role.map_or_else(String::new, |role| role.to_string()),
         }
     };
     let mut tokens: Vec<_> = state.tokens().iter().map(shown).collect();

@@ -264,11 +264,12 @@ pub fn tokens(reply: &proto::ListTokensReply, look: Look) -> String {
             Cell::new(state, colour),
             look.since(token.created).into(),
             until.into(),
+            or_dash(&token.role).into(),
             or_dash(&token.node).into(),
         ]
     };
     let rows: Vec<Vec<Cell>> = reply.tokens.iter().map(row).collect();
-    render(&["TOKEN", "STATE", "AGE", "EXPIRES IN", "NODE"], &rows, look.coloured)
+    render(&["TOKEN", "STATE", "AGE", "EXPIRES IN", "ROLE", "NODE"], &rows, look.coloured)
 }
 
 pub fn tasks(reply: &proto::ListTasksReply, look: Look) -> String {

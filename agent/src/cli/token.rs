@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use blixard_core::types::TokenId;
+use blixard_core::types::{NodeRole, TokenId};
 use clap::Subcommand;
 
 use super::ask::{AskError, Asked, look, print};
@@ -19,6 +19,9 @@ pub enum TokenVerb {
         /// How long it is good for, such as 30m, 1h or 7d; 30 days at most
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
         ttl: Duration,
+        /// What the host is that joins with it, whatever its configuration says: auto, server or worker
+        #[arg(long)]
+        role: Option<NodeRole>,
         #[command(flatten)]
         socket: Socket,
     },
@@ -38,10 +41,11 @@ pub enum TokenVerb {
 
 pub async fn ask(verb: TokenVerb) -> Asked {
     match verb {
-        TokenVerb::Create { ttl, socket } => {
+        TokenVerb::Create { ttl, role, socket } => {
             let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-            let request = proto::CreateTokenRequest { ttl_ms };
+            let request =
+                proto::CreateTokenRequest { ttl_ms, role: role.map_or_else(String::new, |role| role.to_string()) };
             let reply = client.create_token(request).await.map_err(AskError::Refused)?.into_inner();
             print(&format!("{}\n", reply.token))
         }

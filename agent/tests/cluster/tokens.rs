@@ -10,7 +10,7 @@ use super::{cluster, sees_servers, sees_whole, waits_for};
 const HOUR_MS: u64 = 3_600_000;
 
 async fn create_token(agent: &Api) -> proto::CreateTokenReply {
-    let request = proto::CreateTokenRequest { ttl_ms: HOUR_MS };
+    let request = proto::CreateTokenRequest { ttl_ms: HOUR_MS, role: String::new() };
     agent.client().await.create_token(request).await.unwrap().into_inner()
 }
 
@@ -111,4 +111,22 @@ async fn who_joined_with_a_token_vouches_for_nobody() {
     gamma.stop().await;
     late.servers.insert(0, founder.servers[0].clone());
     sees_whole(&late.start(), 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_a_workers_token_is_no_server_whatever_it_is_configured_as() {
+    let [founder] = Host::blank(["alpha"]);
+    let alpha = founder.start();
+    alpha.is_healthy().await;
+    let request = |role: &str| proto::CreateTokenRequest { ttl_ms: HOUR_MS, role: role.to_owned() };
+    let refused = alpha.client().await.create_token(request("king")).await.unwrap_err();
+    assert!(refused.message().contains("auto, server or worker"), "{refused}");
+    let token = alpha.client().await.create_token(request("worker")).await.unwrap().into_inner().token;
+    let [mut host] = with_token(["beta"], &founder, &token);
+    host.role = "server";
+    let beta = host.start();
+    let registered =
+        |status: &proto::StatusReply| status.nodes.iter().any(|node| node.name == "beta" && node.worker.is_some());
+    let status = beta.sees("it to register", registered).await;
+    assert_eq!(status.nodes.iter().map(|node| node.role.as_str()).collect::<Vec<_>>(), ["leader", "worker"]);
 }

@@ -101,6 +101,7 @@ impl Member {
         let (Self { name, address, dir, .. }, at) = (self, self.dir.display());
         let config = format!(
             "[node]\nname = \"{name}\"\ndata_dir = \"{at}/data\"\nrun_dir = \"{at}/run\"\nlisten = \"{address}\"\n\
+             role = \"server\"\n\
              [cluster]\nservers = {servers:?}\nsecret_file = \"{at}/secret\"\n"
         );
         let written = std::fs::create_dir_all(dir)

@@ -39,6 +39,7 @@ impl State {
                 key: new.key,
                 raft,
                 role: new.role,
+                bound: None,
                 joined_at: at,
                 understands: new.understands,
                 worker: None,
@@ -63,6 +64,7 @@ impl State {
         let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
         self.check_level(&member.name, understands)?;
         let member = self.nodes.get_mut(&node).expect("it was there just now");
+        let role = member.bound.unwrap_or(role);
         if (&member.address, member.understands, member.role) != (address, understands, role) {
             member.address.clone_from(address);
             (member.understands, member.role) = (understands, role);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Refusal, State, refuse};
 use crate::command::{NewNode, Reply};
-use crate::types::{ClusterEpoch, Hash, NodeId, Timestamp, TokenId};
+use crate::types::{ClusterEpoch, Hash, NodeId, NodeRole, Timestamp, TokenId};
 
 /// Most tokens that are remembered.
 pub const MAX_TOKENS: usize = 100;
@@ -20,6 +20,8 @@ pub struct Token {
     pub created_at: Timestamp,
     pub expires: Timestamp,
     pub used: TokenUse,
+    /// What a host that joins with it is, whatever its configuration says.
+    pub role: Option<NodeRole>,
 }
 
 /// What has become of a token.
@@ -36,7 +38,7 @@ impl State {
         &mut self,
         id: TokenId,
         secret: Hash,
-        ttl_ms: u64,
+        (ttl_ms, role): (u64, Option<NodeRole>),
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
         if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms) {
@@ -62,7 +64,7 @@ impl State {
             self.dirty.tokens.insert(id);
         }
         let expires = Timestamp(at.0.saturating_add(ttl_ms));
-        self.tokens.insert(id, Token { secret, created_at: at, expires, used: TokenUse::Unused });
+        self.tokens.insert(id, Token { secret, created_at: at, expires, used: TokenUse::Unused, role });
         self.dirty.tokens.insert(id);
         Ok(Reply::Token { expires })
     }
@@ -88,11 +90,19 @@ impl State {
         (host, was_in): (&NewNode, Option<ClusterEpoch>),
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
-        let enter = |state: &mut Self| match was_in {
-            Some(was_in) => state.rejoin(host, was_in),
-            None => state.admit(host, at),
-        };
         let token = self.find_token(id, &secret, expires, at).map_err(Refusal)?;
+        let role = token.role;
+        let host = &NewNode { role: role.unwrap_or(host.role), ..host.clone() };
+        let enter = |state: &mut Self| {
+            let reply = match was_in {
+                Some(was_in) => state.rejoin(host, was_in)?,
+                None => state.admit(host, at)?,
+            };
+            if let Reply::Admitted { node, .. } = reply {
+                state.node_mut(node)?.bound = role;
+            }
+            Ok(reply)
+        };
         match token.used {
             // Its answer was lost.
             TokenUse::By(node) if self.nodes.get(&node).is_some_and(|member| is_same(member, host)) => {
@@ -162,7 +172,7 @@ mod tests {
     const HOUR: u64 = 3600 * 1000;
 
     fn create(fixture: &mut Fixture, id: TokenId, ttl_ms: u64) -> Reply {
-        fixture.say(Command::CreateToken { token: id, secret: Hash::of(&id.0.to_be_bytes()), ttl_ms })
+        fixture.say(Command::CreateToken { token: id, secret: Hash::of(&id.0.to_be_bytes()), ttl_ms, role: None })
     }
 
     fn redeem(fixture: &mut Fixture, id: TokenId, node: NewNode) -> Reply {
@@ -267,5 +277,22 @@ mod tests {
         assert!(matches!(create(&mut fixture, TokenId(1000), HOUR), Reply::Token { .. }));
         assert_eq!(fixture.state.tokens().len(), MAX_TOKENS);
         refused(redeem(&mut fixture, TokenId(50), joiner(2)), "knows no token");
+    }
+
+    #[test]
+    fn a_host_is_what_its_token_says_whatever_it_is_configured_as() {
+        let mut fixture = Fixture::of_nodes(1);
+        let secret = Hash::of(&ID.0.to_be_bytes());
+        fixture.say(Command::CreateToken { token: ID, secret, ttl_ms: HOUR, role: Some(NodeRole::Worker) });
+        let declared = NewNode { role: NodeRole::Server, ..joiner(2) };
+        let admitted = Reply::Admitted { node: NodeId(2), raft: None };
+        assert_eq!(redeem(&mut fixture, ID, declared.clone()), admitted);
+        assert_eq!(redeem(&mut fixture, ID, declared), admitted, "its answer was lost");
+        fixture.register(2, NodeRole::Server);
+        assert_eq!(fixture.state.nodes()[&NodeId(2)].role, NodeRole::Worker);
+        create(&mut fixture, TokenId(8), HOUR);
+        redeem(&mut fixture, TokenId(8), NewNode { role: NodeRole::Worker, ..joiner(3) });
+        fixture.register(3, NodeRole::Server);
+        assert_eq!(fixture.state.nodes()[&NodeId(3)].role, NodeRole::Server, "a token that says nothing binds nobody");
     }
 }

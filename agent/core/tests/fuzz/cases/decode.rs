@@ -9,8 +9,8 @@ use blixard_core::command::{
 use blixard_core::manifest::Manifest;
 use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
-    ClientId, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, Resources, TaskId, Term,
-    Timestamp, TokenId,
+    ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, Resources,
+    TaskId, Term, Timestamp, TokenId,
 };
 
 use super::bytes::Bytes;
@@ -119,6 +119,32 @@ fn joiner(id: u64) -> NewNode {
     NewNode { name, address, key: Hash::of(&[7]), understands: Level::NEWEST, role: NodeRole::Auto }
 }
 
+/// Those about who comes, goes, and is a server.
+fn of_members() -> Vec<Command> {
+    let node = NodeId(2);
+    vec![
+        Command::CreateToken {
+            token: TokenId(1),
+            secret: Hash::of(&[8]),
+            ttl_ms: 3_600_000,
+            role: Some(NodeRole::Worker),
+        },
+        Command::Redeem {
+            token: TokenId(1),
+            secret: Hash::of(&[8]),
+            expires: Timestamp(1),
+            host: joiner(3),
+            was_in: None,
+        },
+        Command::RevokeToken { token: TokenId(1) },
+        Command::Rejoin { host: joiner(2), was_in: ClusterEpoch(1) },
+        Command::ReturnNode { node },
+        Command::Enlist { node },
+        Command::RemoveNode { node, dead: false, abandon_volumes: true },
+        Command::ForgetNode { node },
+    ]
+}
+
 /// One entry of each kind; the first ones found a cluster with a worker, which has something to run.
 fn samples() -> Vec<Entry> {
     let node = NodeId(1);
@@ -173,17 +199,8 @@ fn samples() -> Vec<Entry> {
         Command::RaiseLevel { level: Level(2) },
         Command::CheckState,
         Command::StateHash { node, at: 19, hash: Hash::of(&[7]) },
-        Command::CreateToken { token: TokenId(1), secret: Hash::of(&[8]), ttl_ms: 3_600_000 },
-        Command::Redeem {
-            token: TokenId(1),
-            secret: Hash::of(&[8]),
-            expires: Timestamp(1),
-            host: joiner(3),
-            was_in: None,
-        },
-        Command::RevokeToken { token: TokenId(1) },
     ];
-    let mut samples: Vec<Entry> = commands.into_iter().map(entry).collect();
+    let mut samples: Vec<Entry> = commands.into_iter().chain(of_members()).map(entry).collect();
     let request = Request { client: ClientId(3), sequence: 2, answered: 1, until: 40 };
     let asked =
         samples.iter().skip(5).map(|entry| Entry { request: Some(request), ..entry.clone() }).collect::<Vec<_>>();
