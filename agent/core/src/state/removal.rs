@@ -47,11 +47,12 @@ impl State {
     ) -> Result<Reply, Refusal> {
         let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
         let name = member.name.clone();
-        if let Some(other) = self.nodes.iter().find(|(id, other)| other.leaving && **id != node).map(|(_, other)| other)
-        {
+        let leaving = self.nodes.iter().find(|(id, other)| other.leaving && **id != node).map(|(_, other)| other);
+        // A dead one has nothing to wait for, and who leaves may have to wait until it is gone.
+        if let Some(other) = leaving.filter(|_| !dead) {
             return refuse(format!("{} is being removed: wait until it is gone, one node goes at a time", other.name));
         }
-        if self.nodes.len() == 1 {
+        if self.nodes.iter().all(|(id, other)| *id == node || other.leaving) {
             return refuse(format!("{name} is the only node: a cluster without one would be none"));
         }
         let is_alive = self.worker_status(node).is_some_and(|status| status.alive);
@@ -252,6 +253,17 @@ mod tests {
         fixture.settle();
         assert_eq!(fixture.node_of("web-0"), Some(2));
         assert_eq!(fixture.state.volumes_on(&id("web-0")), Some(NodeId(2)));
+    }
+
+    #[test]
+    fn a_dead_node_goes_though_another_one_is_being_removed() {
+        let mut fixture = Fixture::of_nodes(3);
+        assert_eq!(fixture.say(remove(3)), Reply::Done);
+        silence(&mut fixture, 2);
+        assert_eq!(fixture.say(bury(2)), Reply::Done, "node3 may keep its vote until node2 has lost its own");
+        assert!(fixture.state.is_removed(NodeId(2)) && fixture.state.is_leaving(NodeId(3)));
+        silence(&mut fixture, 1);
+        is_refused(&fixture.say(bury(1)), &["node1 is the only node"]);
     }
 
     #[test]
