@@ -176,8 +176,10 @@ struct Node {
     stopping_at: Option<u64>,
     /// Nothing is taken any more; the store is to hold what was applied.
     closing: bool,
-    /// This node is no server any more.
+    /// This node is no server any more, as another one has told it.
     dismissed: bool,
+    /// Index of the last change of the members that nobody is told of before the log knows on disk that it is committed.
+    unpublished: Option<u64>,
     followers: Followers,
     /// Messages were handed to the transport since this task last let others run.
     has_sent: bool,
@@ -238,6 +240,7 @@ impl Node {
             stopping_at: None,
             closing: false,
             dismissed: false,
+            unpublished: None,
             followers,
             has_sent: false,
             news,

@@ -62,6 +62,8 @@ pub struct Driver {
     /// Numbers of the newest write, and of the newest one that is on disk.
     last_write: u64,
     written_up_to: u64,
+    /// Up to where the log on disk knows what is committed.
+    commit_on_disk: CommitOnDisk,
     /// The last index of the newest snapshot that was handed out and that raft doesn't take for applied yet. An election
     /// would make it look for the entries that the snapshot replaces.
     installing: Option<u64>,
@@ -157,7 +159,7 @@ impl Driver {
     /// When log and store don't fit each other; raft itself would panic on most of these.
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, StartError> {
         recovered.validate(&settings)?;
-        let written = recovered.hard_state.clone();
+        let (written, commit_on_disk) = (recovered.hard_state.clone(), recovered.commit());
         let config = settings.raft_config(recovered.applied);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, Mirror::new(recovered), &logger)
@@ -171,6 +173,7 @@ impl Driver {
             promised: 0,
             last_write: 0,
             written_up_to: 0,
+            commit_on_disk,
             installing: None,
             last_read: 0,
             unapplied_changes: VecDeque::new(),

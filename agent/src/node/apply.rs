@@ -134,6 +134,11 @@ impl Node {
         self.keeper.recorded(durable.commit());
         let messages = self.driver.persisted(durable);
         self.send(messages);
+        let on_disk = self.driver.commit_on_disk().index();
+        if self.unpublished.take_if(|index| *index <= on_disk).is_some() {
+            let known = self.known.clone();
+            self.publish_directory(&known.look().state);
+        }
     }
 
     fn send(&mut self, messages: Vec<Message>) {
@@ -158,8 +163,6 @@ impl Node {
         }
         if changed.members {
             self.lead.look_at = self.ticks;
-            self.publish_directory(&known.state);
-            self.dismissed |= known.standing.raft.is_some_and(|raft| known.state.is_dismissed(self.own, raft));
         }
         drop(known);
         if changed.members {
@@ -168,6 +171,11 @@ impl Node {
             self.followers.tell(&changed.nodes);
         }
         self.driver.applied(self.applied);
+        if changed.members {
+            self.unpublished = Some(self.applied);
+            let record = self.driver.record_commit();
+            self.writer.add(record);
+        }
         if changed.assignment {
             self.news.assignment.send_modify(|revision| *revision += 1);
         }

@@ -179,6 +179,7 @@ impl Driver {
         assert_eq!(durable.first, self.written_up_to + 1, "a write was left out: the node must stop");
         self.written_up_to = durable.last;
         self.persisted = durable.ready;
+        self.commit_on_disk = self.commit_on_disk.max(durable.commit());
         if self.in_flight.is_some_and(|newest| newest <= durable.ready) {
             self.in_flight = None;
         }
@@ -190,6 +191,12 @@ impl Driver {
         }
         self.pin_election_timeout();
         durable.after
+    }
+
+    /// Up to where a start would know what is committed, whoever else is there. Who is removed from the group may be told, and
+    /// go, only once its removal is: before, a crash may make this server need its vote again.
+    pub fn commit_on_disk(&self) -> CommitOnDisk {
+        self.commit_on_disk
     }
 
     /// A write that makes the log know that everything applied is committed.
