@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use blixard_core::driver::{Checkpoint, LogStore, Position};
+use blixard_core::state;
 use raft::eraftpb::{Entry, HardState};
 
 use super::image::Image;
@@ -90,10 +91,13 @@ impl LogStore for LogDisk {
     }
 }
 
-/// Commands as they were applied: what the servers have to agree on.
+/// What the servers have to agree on.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct State {
+    /// Commands as they were applied.
     pub applied: BTreeMap<u64, Vec<u8>>,
+    /// What those of them have made that are about members.
+    pub cluster: state::State,
 }
 
 /// The store's disk: only checkpoints, each durable at once.
@@ -111,6 +115,12 @@ pub struct StoreDisk {
 }
 
 impl StoreDisk {
+    /// Nothing but what the group began with.
+    pub fn founded(cluster: &state::State) -> Self {
+        let state = State { applied: BTreeMap::new(), cluster: cluster.clone() };
+        Self { state, ..Self::default() }
+    }
+
     pub fn checkpoint(&mut self, checkpoint: Checkpoint, state: State) -> Result<(), Failed> {
         spend(&mut self.writes_left, Failed::Checkpoint)?;
         *self = Self { checkpoint, state, installed: false, writes_left: self.writes_left, before: None };

@@ -8,6 +8,7 @@ use raft::eraftpb::{Entry, MessageType};
 
 use super::disk::Failed;
 use super::image::Image;
+use super::members::Deed;
 use super::server::{Server, Told};
 
 /// What was seen so far, and how often what had to happen did.
@@ -33,6 +34,7 @@ pub struct Facts {
     pub elections: u64,
     pub snapshots: u64,
     pub changes: u64,
+    pub deeds: BTreeMap<Deed, u64>,
     pub reads: u64,
     pub overtaken: Overtaken,
     /// Which servers were asked for which snapshot before they could offer it.
@@ -66,6 +68,7 @@ impl Facts {
             elections: 0,
             snapshots: 0,
             changes: 0,
+            deeds: BTreeMap::new(),
             reads: 0,
             overtaken: Overtaken::default(),
             asked: BTreeSet::new(),
@@ -73,7 +76,11 @@ impl Facts {
     }
 
     pub fn founded(&mut self, membership: &Membership) {
-        self.memberships.entry(0).or_insert_with(|| membership.clone());
+        self.memberships.insert(0, membership.clone());
+    }
+
+    pub fn count(&mut self, deed: Deed) {
+        *self.deeds.entry(deed).or_default() += 1;
     }
 
     pub fn last_acknowledged(&self) -> u64 {
@@ -98,6 +105,7 @@ impl Facts {
         if server.is_up() {
             self.at_most_one_server_leads_a_term(server);
             self.terms_and_commits_never_go_back(server);
+            self.each_index_has_its_servers(server);
             self.count_who_is_asked(server);
         }
     }
@@ -201,6 +209,14 @@ impl Facts {
             C::Remove(id) => _ = (next.learners.remove(&id), next.voters.remove(&id)),
         }
         self.memberships.insert(index, next);
+    }
+
+    /// One configuration comes out of one configuration, everywhere the same: so does one cluster, since quorums of
+    /// neighbours have a server in common.
+    fn each_index_has_its_servers(&self, server: &Server) {
+        let Some((applied, membership)) = server.servers() else { return };
+        let known = self.memberships.range(..=applied).next_back().map(|(_, membership)| membership);
+        assert_eq!(Some(&membership), known, "seed {}: the servers as of {applied} on {}", self.seed, server.id);
     }
 
     fn all_servers_apply_the_same(&mut self, server: &Server, told: &Told) {

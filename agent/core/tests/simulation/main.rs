@@ -2,12 +2,15 @@
 //!
 //! `BLIXARD_SEEDS` is how many histories are lived through; `BLIXARD_SEED` is one to look at again.
 
+mod cluster;
 mod disk;
 mod facts;
 #[path = "../support/image.rs"]
 mod image;
+mod members;
 mod misfortune;
 mod mutations;
+mod random;
 mod scripts;
 mod seeds;
 mod server;

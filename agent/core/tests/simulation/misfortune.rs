@@ -1,9 +1,12 @@
 //! One history: things go wrong for a while, as its seed has it, then all is well again, and has to be.
 
-use blixard_core::driver::{Membership, MembershipChange};
-use blixard_core::types::RaftId;
+use std::collections::BTreeSet;
 
-use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, TICK, World};
+use blixard_core::membership;
+use blixard_core::types::{NodeId, RaftId};
+
+use super::members;
+use super::world::{MILLISECOND, Mutation, SECOND, TICK, World};
 
 /// How long things go wrong.
 const TROUBLE: u64 = 12 * SECOND;
@@ -21,14 +24,17 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
     for server in world.servers.values_mut() {
         server.clock_percent = 90 + (seed / 7 + server.id.0 * 3) % 21;
     }
-    let mut next_id = size + 1;
+    world.is_managed = true;
     let end = world.now + TROUBLE;
     while world.now < end {
         let pause = world.random.between(MILLISECOND, 40 * MILLISECOND);
         world.run_for(pause);
         clients(&mut world);
         if world.random.percent(12) {
-            trouble(&mut world, &mut next_id);
+            trouble(&mut world);
+        }
+        if world.random.percent(4) {
+            members::change(&mut world);
         }
         let overtaken = world.running().into_iter().find(|id| world.servers[id].store.installed);
         if let Some(id) = overtaken.filter(|_| world.random.percent(12)) {
@@ -52,13 +58,13 @@ fn clients(world: &mut World) {
     }
 }
 
-fn trouble(world: &mut World, next_id: &mut u64) {
+fn trouble(world: &mut World) {
     let ids = world.ids();
     let id = world.random.one_of(&ids).expect("there are servers");
     let is_up = world.servers[&id].is_up();
-    match world.random.below(100) {
+    match world.random.below(89) {
         0..14 if is_up => world.crash(id),
-        0..34 if !is_up => world.start(id),
+        0..34 if !is_up && !world.retired.contains(&id) => world.start(id),
         14..20 => world.isolate(id),
         20..28 => {
             let other = world.random.one_of(&ids).expect("there are servers");
@@ -103,7 +109,6 @@ fn trouble(world: &mut World, next_id: &mut u64) {
                 let _ = world.with(leader, |server| server.driver().transfer_leader(id));
             }
         }
-        89..100 => change(world, next_id),
         _ => {}
     }
 }
@@ -114,7 +119,7 @@ fn ask_too_early(world: &mut World, id: RaftId) {
         Some(leader) if leader == id => {
             world.network.cut.clear();
             for id in world.ids() {
-                if !world.servers[&id].is_up() {
+                if !world.servers[&id].is_up() && !world.retired.contains(&id) {
                     world.start(id);
                 }
             }
@@ -124,37 +129,10 @@ fn ask_too_early(world: &mut World, id: RaftId) {
     }
 }
 
-fn change(world: &mut World, next_id: &mut u64) {
-    let Some(leader) = world.leader() else { return };
-    let Membership { voters, learners } = world.status(leader).membership;
-    let wanted = match world.random.below(3) {
-        0 if learners.is_empty() && voters.len() < 6 => {
-            let id = RaftId(*next_id);
-            *next_id += 1;
-            MembershipChange::AddLearner(id)
-        }
-        1 if voters.len() > 3 => {
-            let others: Vec<RaftId> = voters.iter().copied().filter(|id| *id != leader).collect();
-            MembershipChange::Remove(world.random.one_of(&others).expect("there are more than three"))
-        }
-        _ => match learners.first() {
-            Some(id) => MembershipChange::Promote(*id),
-            None => return,
-        },
-    };
-    if world.change(leader, wanted).is_ok()
-        && let MembershipChange::AddLearner(id) = wanted
-    {
-        // It comes with nothing but the group's beginning.
-        let founding = world.servers[&FOUNDER].founding().clone();
-        world.install(id, &founding);
-    }
-}
-
 fn all_is_well_again(world: &mut World) {
     world.heal();
     for id in world.ids() {
-        if !world.servers[&id].is_up() {
+        if !world.servers[&id].is_up() && !world.retired.contains(&id) {
             world.start(id);
         }
     }
@@ -163,6 +141,7 @@ fn all_is_well_again(world: &mut World) {
     loop {
         world.run_for(50 * MILLISECOND);
         if let Some(leader) = world.leader() {
+            members::bury(world, leader);
             let is_applied = |command: &Vec<u8>| world.facts.acknowledged.contains_key(command);
             if last.as_ref().is_some_and(is_applied) && everybody_is_up_to_date(world, leader) {
                 return;
@@ -171,19 +150,37 @@ fn all_is_well_again(world: &mut World) {
                 last = world.propose(leader);
             }
         }
-        let all = || world.running().into_iter().map(|id| (id, world.status(id))).collect::<Vec<_>>();
-        assert!(world.now < end, "seed {}: the group doesn't recover: {:#?}", world.seed, all());
+        assert!(world.now < end, "seed {}: the group doesn't recover: {}", world.seed, shown(world));
     }
 }
 
+/// The servers are those that are wanted, and have applied everything.
 fn everybody_is_up_to_date(world: &World, leader: RaftId) -> bool {
-    let status = world.status(leader);
-    let members: Vec<RaftId> = status.membership.voters.iter().chain(&status.membership.learners).copied().collect();
-    if !members.iter().all(|id| world.status(*id).applied == world.facts.last_committed()) {
+    let servers = world.status(leader).membership;
+    let cluster = world.servers[&leader].cluster();
+    let rafts = |nodes: BTreeSet<NodeId>| -> BTreeSet<RaftId> {
+        nodes.iter().filter_map(|node| cluster.nodes()[node].raft).collect()
+    };
+    let wanted = membership::wanted(cluster, &servers, |node| world.dead.contains(&node));
+    let all: BTreeSet<RaftId> = servers.voters.union(&servers.learners).copied().collect();
+    let is_current = |id: &RaftId| {
+        let server = world.servers.get(id).filter(|server| server.is_up());
+        server.is_some_and(|server| server.status().applied == world.facts.last_committed())
+    };
+    let are_wanted = servers.voters == rafts(wanted.voting) && all == rafts(wanted.enlisted);
+    if !are_wanted || !all.iter().all(is_current) {
         return false;
     }
-    for id in members {
+    for id in all {
         world.facts.nothing_acknowledged_is_lost(&world.servers[&id]);
     }
     true
+}
+
+/// How everything stands, for whoever looks into a history that didn't end well.
+fn shown(world: &World) -> String {
+    let status = world.running().into_iter().map(|id| (id, world.status(id))).collect::<Vec<_>>();
+    let nodes = world.leader().map(|leader| world.servers[&leader].cluster().nodes());
+    let World { retired, dead, .. } = world;
+    format!("{status:#?} of {nodes:#?}; told that they were removed, or dead: {retired:?}, dead: {dead:?}")
 }

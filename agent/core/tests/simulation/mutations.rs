@@ -18,7 +18,7 @@ fn caught(mutation: Mutation, seeds: u64) -> (u64, String) {
 
 #[track_caller]
 fn is_caught(mutation: Mutation, expected: &str) {
-    let (seed, text) = caught(mutation, 60);
+    let (seed, text) = caught(mutation, 120);
     assert!(text.contains(expected), "{mutation:?} was seen in seed {seed}, but as: {text}");
 }
 
@@ -65,6 +65,11 @@ fn a_snapshot_that_is_offered_before_it_can_be_read_is_caught() {
 #[test]
 fn a_checkpoint_that_failed_and_is_taken_for_done_is_caught() {
     is_caught(Mutation::PassesOverFailures, "lacks what is between");
+}
+
+#[test]
+fn who_forgets_the_changes_of_the_servers_is_caught() {
+    is_caught(Mutation::ForgetsChanges, "the servers as of");
 }
 
 #[test]

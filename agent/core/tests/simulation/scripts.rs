@@ -6,7 +6,7 @@ use blixard_core::driver::{
     Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, Message, Peer, ProposeError, ReadError, Recovered,
     Role, Settings, Write,
 };
-use blixard_core::types::RaftId;
+use blixard_core::types::{NodeId, RaftId};
 use raft::eraftpb::{Entry, MessageType};
 
 use super::disk::LogDisk;
@@ -299,7 +299,7 @@ fn a_learner_gets_the_log_and_is_promoted_only_once_it_keeps_up() {
     for id in [joiner, RaftId(9)] {
         assert_eq!(world.change(FOUNDER, MembershipChange::Promote(id)), Err(ProposeError::NotCaughtUp { id }));
     }
-    world.install(joiner, &Membership::founded_by(FOUNDER));
+    world.install(joiner);
     let keeps_up = |world: &World| world.status(FOUNDER).peers.iter().all(|peer| peer.caught_up);
     world.until("a learner that keeps up", keeps_up);
     world.until("that it has all", |world| world.servers[&joiner].commands().len() == 40);
@@ -320,6 +320,23 @@ fn a_second_change_of_the_servers_waits_for_the_first_and_no_leader_removes_itse
     world.until("the first", |world| world.status(leader).membership.learners.len() == 1);
     let itself = world.change(leader, MembershipChange::Remove(leader));
     assert_eq!(itself, Err(ProposeError::RemovesLeader { id: leader }));
+}
+
+#[test]
+fn who_is_removed_goes_once_a_start_of_another_would_do_without_it() {
+    let mut world = World::of_voters(3, 2, Mutation::None);
+    let leader = world.elect();
+    let removed = other_than(&world, &[leader]);
+    world.change(leader, MembershipChange::Remove(removed)).unwrap();
+    world.until("the removal", |world| world.status(leader).membership.voters.len() == 1);
+    let may_go = |world: &World| world.servers[&leader].dismisses(NodeId(removed.0), removed);
+    assert!(!may_go(&world), "a crash would take back that the removal is committed, and need it for that");
+    world.until("that it may go", may_go);
+    world.crash(leader);
+    world.crash(removed);
+    world.start(leader);
+    assert_eq!(world.elect(), leader);
+    applied_everywhere(&mut world, leader);
 }
 
 #[test]

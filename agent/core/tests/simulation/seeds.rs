@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 
 use super::disk::Failed;
 use super::facts::Overtaken;
+use super::members::Deed;
 use super::misfortune::live;
 use super::world::Mutation;
 
@@ -27,6 +28,7 @@ struct Counts {
     jumps: u64,
     snapshots: u64,
     changes: u64,
+    deeds: BTreeMap<Deed, u64>,
     reads: u64,
     overtaken: Overtaken,
 }
@@ -56,6 +58,9 @@ fn part(part: u64) {
         counts.jumps += world.facts.jumps;
         counts.snapshots += world.facts.snapshots;
         counts.changes += world.facts.changes;
+        for (deed, count) in world.facts.deeds {
+            *counts.deeds.entry(deed).or_default() += count;
+        }
         counts.reads += world.facts.reads;
         let Overtaken { elections, asked, crashes } = world.facts.overtaken;
         counts.overtaken.elections += elections;
@@ -71,6 +76,10 @@ fn part(part: u64) {
         .map(|failed| counts.failed.get(&failed).copied().unwrap_or_default());
     let enough = log >= seeds / 4 && checkpoint >= seeds / 2 && install >= seeds / 50;
     assert!(enough, "too little failed: {counts:?}");
+    for deed in Deed::ALL {
+        let count = counts.deeds.get(&deed).copied().unwrap_or_default();
+        assert!(count >= seeds / 20, "too little {deed:?}: {counts:?}");
+    }
     let Overtaken { elections, asked, crashes } = overtaken;
     let enough = elections >= seeds / 10 && asked >= seeds / 100 && crashes >= seeds / 10;
     assert!(enough, "too little happened: {counts:?}");

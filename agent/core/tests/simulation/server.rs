@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use blixard_core::driver::{
-    Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, Message, Position, Proposals, ReadId,
-    Recovered, Role, Settings, Soft, Status, Write, behind_snapshot,
+    Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, MembershipChange, Message, Position,
+    Proposals, ReadId, Recovered, Role, Settings, Soft, Status, Write, behind_snapshot,
 };
-use blixard_core::types::RaftId;
+use blixard_core::state;
+use blixard_core::types::{NodeId, RaftId};
 use raft::eraftpb::{Entry, HardState};
 
+use super::cluster::{self, Watch};
 use super::disk::{Failed, Flaw, LogDisk, State, StoreDisk};
 use super::world::{MILLISECOND, Mutation, TICK, Time};
 
@@ -19,6 +21,8 @@ const FILLING: Time = 400 * MILLISECOND;
 
 pub struct Server {
     pub id: RaftId,
+    /// The member whose server it is.
+    pub member: NodeId,
     mutation: Mutation,
     founding: Membership,
     pub boot: u64,
@@ -52,6 +56,9 @@ struct Node {
     /// What was acknowledged somewhere when each read was asked for.
     reads: BTreeMap<ReadId, u64>,
     told: Told,
+    watch: Watch,
+    /// Index of the last change of the members.
+    members_at: u64,
     /// Index of the last checkpoint that others can be given; none where a snapshot has overtaken the store.
     held: Option<u64>,
 }
@@ -78,6 +85,8 @@ pub struct Told {
     pub reads: Vec<(u64, u64)>,
     pub soft: Option<Soft>,
     pub installed: Option<State>,
+    /// The nodes that are servers by now, where something has changed about the members.
+    pub enlisted: Vec<(NodeId, RaftId)>,
 }
 
 enum Late {
@@ -101,7 +110,13 @@ impl LogStore for Promise<'_> {
 }
 
 impl Server {
-    pub fn blank(id: RaftId, founding: &Membership, mutation: Mutation) -> Self {
+    /// Of a group that began with these servers and this state.
+    pub fn blank(
+        (id, member): (RaftId, NodeId),
+        founding: &Membership,
+        cluster: &state::State,
+        mutation: Mutation,
+    ) -> Self {
         let flaw = match mutation {
             Mutation::ForgetsSyncs => Flaw::ForgetsSyncs,
             Mutation::ForgetsVotes => Flaw::ForgetsVotes,
@@ -110,11 +125,12 @@ impl Server {
         };
         Self {
             id,
+            member,
             mutation,
             founding: founding.clone(),
             boot: 0,
             log: LogDisk { flaw, ..LogDisk::default() },
-            store: StoreDisk::default(),
+            store: StoreDisk::founded(cluster),
             node: None,
             sync_time: 0,
             clock_percent: 100,
@@ -133,7 +149,8 @@ impl Server {
             self.log.restart(at, &hard_state).expect("a disk that fails is a later one's");
         }
         let image = self.log.durable.clone();
-        let membership = if at.index == 0 { self.founding.clone() } else { checkpoint.membership.clone() };
+        let forgets = at.index == 0 || self.mutation == Mutation::ForgetsChanges;
+        let membership = if forgets { self.founding.clone() } else { checkpoint.membership.clone() };
         let recovered = Recovered {
             base: image.base,
             entries: image.entries,
@@ -163,6 +180,8 @@ impl Server {
             proposals: Proposals::default(),
             reads: BTreeMap::new(),
             told: Told::default(),
+            watch: Watch::default(),
+            members_at: at.index,
             held: (!installed).then_some(at.index),
         });
     }
@@ -178,11 +197,6 @@ impl Server {
         self.store.crash();
     }
 
-    /// The servers that it began with.
-    pub fn founding(&self) -> &Membership {
-        &self.founding
-    }
-
     pub fn is_up(&self) -> bool {
         self.node.is_some()
     }
@@ -194,6 +208,39 @@ impl Server {
     /// Whether somebody needs a snapshot that it can't offer yet.
     pub fn wants_checkpoint(&self) -> bool {
         self.node.as_ref().expect("it runs").driver.wants_checkpoint()
+    }
+
+    /// The members, as of what it has applied.
+    pub fn cluster(&self) -> &state::State {
+        &self.node.as_ref().expect("it runs").state.cluster
+    }
+
+    /// The index up to which it has applied everything, and the servers as of then; not while a snapshot is about to
+    /// take its place.
+    pub fn servers(&self) -> Option<(u64, Membership)> {
+        let node = self.node.as_ref().filter(|node| node.installing.is_none())?;
+        Some((node.applied.index, node.driver.membership()))
+    }
+
+    /// The members, and what it heard of them.
+    pub fn watched(&mut self) -> (&state::State, &mut Watch) {
+        let node = self.node();
+        (&node.state.cluster, &mut node.watch)
+    }
+
+    /// Whether it tells this server of a node that it is none any more.
+    pub fn dismisses(&self, member: NodeId, id: RaftId) -> bool {
+        let node = self.node.as_ref().expect("it runs");
+        let is_sure = node.driver.commit_on_disk().index() >= node.members_at;
+        is_sure && node.state.cluster.is_dismissed(member, id)
+    }
+
+    /// Whether it leads, knows all that its predecessors did, and is to decide now.
+    pub fn decides(&mut self) -> bool {
+        self.node.as_mut().is_some_and(|node| {
+            let is_due = node.watch.tick(node.driver.soft().role == Role::Leader);
+            is_due && node.applied.term == node.driver.term()
+        })
     }
 
     /// The commands that it has applied, in order.
@@ -219,7 +266,11 @@ impl Server {
 
     pub fn step(&mut self, message: Message) {
         let honest = self.mutation == Mutation::None;
-        if let Err(error) = self.driver().step(message) {
+        let node = self.node();
+        if let Some((member, _)) = node.state.cluster.node_of_raft(RaftId(message.from)) {
+            node.watch.heard(member);
+        }
+        if let Err(error) = node.driver.step(message) {
             assert!(!honest || error.may_be_late(), "what an honest server sent was not taken: {error}");
         }
     }
@@ -367,9 +418,20 @@ impl Node {
             match &entry.content {
                 Content::Membership { change, .. } => {
                     // Servers refuse the same ones.
-                    let _ = self.driver.apply_membership(index, *change);
+                    let is_done = self.driver.apply_membership(index, *change).is_ok();
+                    if let MembershipChange::Remove(raft) = *change
+                        && is_done
+                    {
+                        self.members_at = index;
+                        self.state.cluster.apply_removal(index, raft);
+                    }
                 }
                 Content::Command(command) => {
+                    if cluster::apply(&mut self.state.cluster, entry.position, command) {
+                        self.members_at = index;
+                        let servers = self.state.cluster.servers();
+                        self.told.enlisted = servers.filter_map(|(id, node)| Some((*id, node.raft?))).collect();
+                    }
                     self.state.applied.insert(index, command.clone());
                 }
                 Content::Nothing => {}
@@ -388,6 +450,9 @@ impl Node {
             self.applied = entry.position;
             self.driver.applied(index);
             self.told.committed.push(entry);
+            if self.members_at == index {
+                self.waiting.push(self.driver.record_commit());
+            }
         }
     }
 

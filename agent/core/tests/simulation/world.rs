@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use blixard_core::command::Command;
 use blixard_core::driver::{Checkpoint, Membership, MembershipChange, Message, Role, Status};
-use blixard_core::types::RaftId;
+use blixard_core::state;
+use blixard_core::types::{NodeId, RaftId};
 use raft::eraftpb::MessageType;
 
+use super::cluster;
 use super::disk::State;
 use super::facts::Facts;
+use super::random::Random;
 use super::server::{Server, Told};
 
 pub const FOUNDER: RaftId = RaftId(1);
@@ -20,35 +24,6 @@ pub const SECOND: Time = 1_000 * MILLISECOND;
 const OFFER: Time = 500 * MILLISECOND;
 /// What a server's clock calls a tick, by a clock that is right.
 pub const TICK: Time = 10 * MILLISECOND;
-
-/// A small generator of our own, so that no update of a crate changes what a seed means.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        let mut random = Self(seed ^ 0x9e37_79b9_7f4a_7c15);
-        random.below(1);
-        random
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-
-    pub fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.below(high - low + 1)
-    }
-
-    pub fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
-        let count = u64::try_from(all.len()).unwrap();
-        (count > 0).then(|| all[usize::try_from(self.below(count)).unwrap()])
-    }
-}
 
 /// What the world itself does wrong on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -68,6 +43,8 @@ pub enum Mutation {
     ForgetsSnapshots,
     /// A snapshot that is installed is offered to others before the next checkpoint.
     OffersBeforeItCanRead,
+    /// A server starts with the servers that the group began with.
+    ForgetsChanges,
     /// A checkpoint that failed is taken for done.
     PassesOverFailures,
     /// A proposal is acknowledged once it is appended.
@@ -96,7 +73,7 @@ enum Event {
     /// The rows of a snapshot reach a follower, or don't.
     Fetched {
         message: Message,
-        state: State,
+        state: Box<State>,
         arrived: bool,
     },
     /// A leader has waited long enough for a follower to have its snapshot.
@@ -138,6 +115,14 @@ pub struct World {
     queue: BTreeMap<(Time, u64), Event>,
     queued: u64,
     pub servers: BTreeMap<RaftId, Server>,
+    /// Those that never start again: they were told that they are no servers any more, or their host is dead.
+    pub retired: BTreeSet<RaftId>,
+    pub dead: BTreeSet<NodeId>,
+    /// How many hosts there were.
+    pub hosts: u64,
+    /// Whether leaders see to it that the servers are those that the cluster wants.
+    pub is_managed: bool,
+    founding: (Membership, state::State),
     pub network: Network,
     pub facts: Facts,
     /// What happened, in order: messages that were delivered, writes that were begun, entries that were applied.
@@ -148,8 +133,8 @@ pub struct World {
 impl World {
     /// A founder that runs alone and leads.
     pub fn founded(seed: u64) -> Self {
-        let mut world = Self::empty(seed, Mutation::None);
-        world.install(FOUNDER, &Membership::founded_by(FOUNDER));
+        let mut world = Self::empty(seed, 1, Mutation::None);
+        world.install(FOUNDER);
         world.with(FOUNDER, |server| server.driver().campaign_if_alone());
         world.until("leader", |world| world.leader().is_some());
         world
@@ -157,15 +142,17 @@ impl World {
 
     /// Servers 1 to `size`, all voters from the start, none of which leads yet.
     pub fn of_voters(seed: u64, size: u64, mutation: Mutation) -> Self {
-        let mut world = Self::empty(seed, mutation);
-        let voters: BTreeSet<RaftId> = (1..=size).map(RaftId).collect();
-        for id in &voters {
-            world.install(*id, &Membership { voters: voters.clone(), learners: BTreeSet::new() });
-        }
+        let mut world = Self::empty(seed, size, mutation);
+        (1..=size).for_each(|id| world.install(RaftId(id)));
         world
     }
 
-    fn empty(seed: u64, mutation: Mutation) -> Self {
+    /// Before any of the `size` servers that it is to begin with starts.
+    fn empty(seed: u64, size: u64, mutation: Mutation) -> Self {
+        let voters = (1..=size).map(RaftId).collect();
+        let membership = Membership { voters, learners: BTreeSet::new() };
+        let mut facts = Facts::new(seed);
+        facts.founded(&membership);
         Self {
             seed,
             mutation,
@@ -174,18 +161,33 @@ impl World {
             queue: BTreeMap::new(),
             queued: 0,
             servers: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            dead: BTreeSet::new(),
+            hosts: size,
+            is_managed: false,
+            founding: (membership, cluster::founded(size)),
             network: Network { latency: 2 * MILLISECOND, ..Network::default() },
-            facts: Facts::new(seed),
+            facts,
             trace: Vec::new(),
             commands: 0,
         }
     }
 
-    /// A blank server, started.
-    pub fn install(&mut self, id: RaftId, founding: &Membership) {
-        self.facts.founded(founding);
-        self.servers.insert(id, Server::blank(id, founding, self.mutation));
+    /// A blank server, started, of the node that has the same number.
+    pub fn install(&mut self, id: RaftId) {
+        self.install_on(NodeId(id.0), id);
+    }
+
+    fn install_on(&mut self, node: NodeId, id: RaftId) {
+        let (membership, cluster) = &self.founding;
+        self.servers.insert(id, Server::blank((id, node), membership, cluster, self.mutation));
         self.start(id);
+    }
+
+    /// Takes a server away for good.
+    pub fn retire(&mut self, id: RaftId) {
+        self.crash(id);
+        self.retired.insert(id);
     }
 
     pub fn start(&mut self, id: RaftId) {
@@ -259,6 +261,11 @@ impl World {
         taken.then_some(command)
     }
 
+    /// Proposes a command about the members.
+    pub fn say(&mut self, id: RaftId, command: Command) -> bool {
+        self.with(id, |server| cluster::propose(server, command))
+    }
+
     pub fn change(&mut self, id: RaftId, change: MembershipChange) -> Result<(), blixard_core::driver::ProposeError> {
         self.with(id, |server| server.driver().propose_membership(change, Vec::new()).map(drop))
     }
@@ -297,6 +304,11 @@ impl World {
         for message in told.messages {
             self.send(message);
         }
+        for (node, raft) in told.enlisted {
+            if !self.servers.contains_key(&raft) && !self.dead.contains(&node) {
+                self.install_on(node, raft);
+            }
+        }
     }
 
     fn note(&mut self, id: RaftId, told: &Told) {
@@ -334,7 +346,7 @@ impl World {
     fn send_snapshot(&mut self, message: Message) {
         let (from, to) = (RaftId(message.from), RaftId(message.to));
         let server = &self.servers[&from];
-        let (state, from_boot) = (server.store.state.clone(), server.boot);
+        let (state, from_boot) = (Box::new(server.store.state.clone()), server.boot);
         assert_eq!(blixard_core::driver::announced(&message).as_ref(), Some(&server.store.checkpoint));
         assert!(!server.store.installed, "seed {}: server {from} offers what it cannot read yet", self.seed);
         let arrived = !self.network.cut.contains(&(from, to)) && !self.random.percent(self.network.drop_percent * 2);
@@ -366,10 +378,20 @@ impl World {
                 }
                 let next = TICK * 100 / server.clock_percent;
                 self.tick(id, time - due);
+                if self.is_managed && self.servers.get_mut(&id).is_some_and(Server::decides) {
+                    let dead = self.dead.clone();
+                    self.with(id, |server| cluster::lead(server, &dead));
+                }
                 self.tick_after(next, id, boot);
             }
             Event::Deliver(message) => {
-                if server.is_up() {
+                let from = RaftId(message.from);
+                if server.is_up() && self.servers[&id].dismisses(self.servers[&from].member, from) {
+                    // What it sent is refused, and it is told why.
+                    if !self.network.cut.contains(&(id, from)) && !self.retired.contains(&from) {
+                        self.retire(from);
+                    }
+                } else if self.servers[&id].is_up() {
                     self.trace.push(shown(&message));
                     self.with(id, |server| server.step(message));
                 }
@@ -384,7 +406,7 @@ impl World {
                     self.with(id, Server::store_done);
                 }
             }
-            Event::Fetched { message, state, arrived } => self.fetched(message, state, arrived),
+            Event::Fetched { message, state, arrived } => self.fetched(message, *state, arrived),
             Event::OfferExpires { boot, peer, .. } => {
                 if server.boot == boot && server.is_up() && server.driver().awaits_snapshot(peer) {
                     self.with(id, |server| server.driver().snapshot_failed(peer));

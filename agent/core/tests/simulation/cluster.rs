@@ -1,0 +1,132 @@
+//! What the cluster says about its members: the commands of the log that change it, and what a leader does about its servers.
+
+use std::collections::BTreeSet;
+
+use blixard_core::command::{Command, Entry, NewNode, Origin};
+use blixard_core::driver::{Position, Status};
+use blixard_core::lease::Liveness;
+use blixard_core::manifest::Manifest;
+use blixard_core::membership::{self, Step};
+use blixard_core::state::State;
+use blixard_core::types::{ClusterId, Hash, Level, NodeId, NodeRole, Term, Timestamp};
+
+use super::server::Server;
+
+/// First byte of a client's command; no entry about members begins with it.
+pub const CLIENT: u8 = 0;
+/// How often a leader looks who is silent, who is so for too long, and for how long another takes its place.
+const LOOK_TICKS: u64 = 10;
+const SILENT_TICKS: u64 = 100;
+const LOST_TICKS: u64 = 300;
+
+/// A cluster whose members are the servers 1 to `size`.
+pub fn founded(size: u64) -> State {
+    let mut state = State::default();
+    let found = Command::Found {
+        cluster: ClusterId::from_bytes([7; 16]),
+        ca_certificate: vec![1],
+        sealed_ca_key: vec![2],
+        first: host(1, 0),
+    };
+    let servers = if size > 3 { 5 } else { 3 };
+    let admitted = (2..=size).map(|number| Command::Admit(host(number, 0)));
+    for command in [found, of_servers(servers)].into_iter().chain(admitted) {
+        state.apply(0, Term(0), &entry(Position::default(), command));
+    }
+    state
+}
+
+/// A host, the `made`-th of its name.
+pub fn host(number: u64, made: u64) -> NewNode {
+    NewNode {
+        name: format!("node{number}").parse().expect("it is a name"),
+        address: format!("127.0.0.1:{number}").parse().expect("it is an address"),
+        key: Hash::of(format!("{number} {made}").as_bytes()),
+        understands: Level::NEWEST,
+        role: NodeRole::Auto,
+    }
+}
+
+/// A person wants so many servers.
+pub fn of_servers(servers: usize) -> Command {
+    let json = format!(r#"{{"version": 1, "cluster": {{"servers": {servers}}}, "vms": {{}}}}"#);
+    let manifest = Manifest::parse(json.as_bytes()).expect("it is a manifest");
+    Command::OfferManifest { manifest, from: Origin::Person("a person".to_owned()) }
+}
+
+fn entry(at: Position, command: Command) -> Entry {
+    let decided_in = command.is_decision().then_some(Term(at.term));
+    // No two proposals are equal.
+    Entry { at: Timestamp(at.term << 32 | at.index), decided_in, request: None, command }
+}
+
+/// Proposes a command about the members; whether it was taken.
+pub fn propose(server: &mut Server, command: Command) -> bool {
+    let Status { term, last_index, .. } = server.status();
+    server.propose(&entry(Position { index: last_index + 1, term }, command).encode())
+}
+
+/// Does to the cluster what a command says, if it is about members; whether it was.
+pub fn apply(state: &mut State, at: Position, command: &[u8]) -> bool {
+    let is_about_members = command.first() != Some(&CLIENT);
+    if is_about_members {
+        let entry = Entry::decode(command).expect("it was encoded here");
+        state.apply(at.index, Term(at.term), &entry);
+    }
+    is_about_members
+}
+
+/// What a leader has heard, and since when it looks.
+#[derive(Default)]
+pub struct Watch {
+    ticks: u64,
+    leads: bool,
+    liveness: Liveness,
+}
+
+impl Watch {
+    pub fn heard(&mut self, node: NodeId) {
+        self.liveness.heard(node, self.ticks);
+    }
+
+    /// A tick later: whether it is time to look.
+    pub fn tick(&mut self, leads: bool) -> bool {
+        self.ticks += 1;
+        if leads && !self.leads {
+            self.liveness.restart(self.ticks);
+        }
+        self.leads = leads;
+        leads && self.ticks.is_multiple_of(LOOK_TICKS)
+    }
+
+    /// Who answers and who doesn't any more; workers do, but for the `dead`.
+    fn decide(&mut self, state: &State, own: NodeId, dead: &BTreeSet<NodeId>) -> Vec<Command> {
+        let workers = state.nodes().iter().filter(|(id, node)| node.raft.is_none() && !dead.contains(id));
+        workers.for_each(|(id, _)| self.liveness.heard(*id, self.ticks));
+        self.liveness.decide(state, own, self.ticks, SILENT_TICKS)
+    }
+
+    fn is_lost(&self, node: NodeId) -> bool {
+        self.liveness.is_silent_for(node, self.ticks, LOST_TICKS)
+    }
+}
+
+/// What a leader does now and then, as the agent's event loop has it: the next step towards the servers that are wanted.
+pub fn lead(server: &mut Server, dead: &BTreeSet<NodeId>) {
+    let status = server.status();
+    let (own, member) = (server.id, server.member);
+    let (cluster, watch) = server.watched();
+    let mut decisions = watch.decide(cluster, member, dead);
+    let step = membership::next_step(cluster, own, &status, |node| node != member && watch.is_lost(node));
+    decisions.extend(membership::gone(cluster, &status.membership).map(|node| Command::ForgetNode { node }));
+    // Refused while another change is under way: it is tried again.
+    match step {
+        Some(Step::Change(change)) => _ = server.driver().propose_membership(change, Vec::new()),
+        Some(Step::HandOver(peer)) => _ = server.driver().transfer_leader(peer),
+        Some(Step::Enlist(node)) => decisions.push(Command::Enlist { node }),
+        None => {}
+    }
+    for decision in decisions {
+        propose(server, decision);
+    }
+}

@@ -1,0 +1,138 @@
+//! Persons and hosts: who joins, who is removed, who is made anew.
+
+use std::collections::BTreeSet;
+
+use blixard_core::command::Command;
+use blixard_core::membership;
+use blixard_core::types::{NodeId, RaftId};
+use raft::eraftpb::{Entry, EntryType};
+
+use super::cluster;
+use super::server::Server;
+use super::world::World;
+
+/// Most members: more than may be servers.
+const MAX_MEMBERS: usize = 6;
+
+/// What persons and hosts did; each is counted once it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Deed {
+    Join,
+    Remove,
+    /// Of the node that leads.
+    RemoveLeader,
+    /// A dead host's name goes to one that was made anew.
+    Replace,
+    /// Another number of servers is wanted.
+    Resize,
+}
+
+impl Deed {
+    pub const ALL: [Self; 5] = [Self::Join, Self::Remove, Self::RemoveLeader, Self::Replace, Self::Resize];
+}
+
+/// Lets something be done about the members, where somebody leads.
+pub fn change(world: &mut World) {
+    let Some(leader) = world.leader() else { return };
+    match world.random.below(10) {
+        0..3 => join(world, leader),
+        3..5 => {
+            let others: Vec<NodeId> =
+                nodes(world, leader).into_iter().filter(|id| *id != world.servers[&leader].member).collect();
+            if let Some(node) = world.random.one_of(&others) {
+                remove(world, leader, node, Deed::Remove);
+            }
+        }
+        5 => {
+            let node = world.servers[&leader].member;
+            remove(world, leader, node, Deed::RemoveLeader);
+        }
+        6..9 => replace(world, leader),
+        _ => {
+            let servers = world.random.one_of(&[1, 3, 5, 5]).expect("they are some");
+            if world.say(leader, cluster::of_servers(servers)) {
+                world.facts.count(Deed::Resize);
+            }
+        }
+    }
+}
+
+fn nodes(world: &World, at: RaftId) -> Vec<NodeId> {
+    world.servers[&at].cluster().nodes().keys().copied().collect()
+}
+
+fn join(world: &mut World, leader: RaftId) {
+    if nodes(world, leader).len() < MAX_MEMBERS {
+        world.hosts += 1;
+        let number = world.hosts;
+        if world.say(leader, Command::Admit(cluster::host(number, 0))) {
+            world.facts.count(Deed::Join);
+        }
+    }
+}
+
+/// Whether the leader lets this node be removed now, as far as it knows who answers.
+fn may_go(world: &World, leader: RaftId, node: NodeId) -> bool {
+    let server = &world.servers[&leader];
+    let status = server.status();
+    let is_of =
+        |raft: RaftId, node: NodeId| server.cluster().nodes().get(&node).is_some_and(|of| of.raft == Some(raft));
+    let answers = |other: NodeId| {
+        let is_active = || status.peers.iter().any(|peer| peer.recently_active && is_of(peer.id, other));
+        other == server.member || is_active()
+    };
+    let voters = &status.membership.voters;
+    voters.len() > 2 && membership::objection(server.cluster(), node, voters, answers).is_none()
+}
+
+fn remove(world: &mut World, leader: RaftId, node: NodeId, deed: Deed) {
+    let remove = Command::RemoveNode { node, dead: false, abandon_volumes: false };
+    if may_go(world, leader, node) && world.say(leader, remove) {
+        world.facts.count(deed);
+    }
+}
+
+/// A host dies for good, and one that was made anew asks for its name.
+fn replace(world: &mut World, leader: RaftId) {
+    let voters = world.status(leader).membership.voters;
+    let others: Vec<RaftId> = voters.iter().copied().filter(|id| *id != leader).collect();
+    // One at a time: two that are dead of three are a quorum that is lost.
+    if !is_settled(world, leader) || !voters.iter().all(|id| world.servers.get(id).is_some_and(Server::is_up)) {
+        return;
+    }
+    let Some(id) = world.random.one_of(&others) else { return };
+    let node = world.servers[&id].member;
+    if may_go(world, leader, node) {
+        world.retire(id);
+        world.dead.insert(node);
+        bury(world, leader);
+        world.facts.count(Deed::Replace);
+    }
+}
+
+/// Whether no change of the servers is under way, in anybody's log.
+fn is_settled(world: &World, leader: RaftId) -> bool {
+    let server = &world.servers[&leader];
+    let (status, written) = (server.status(), server.log.live.last());
+    let is_old = |entry: &Entry| entry.entry_type() == EntryType::EntryNormal || entry.index <= status.applied;
+    let is_done = |server: &Server| server.log.live.entries.iter().all(is_old);
+    status.last_index == written
+        && status.applied >= world.facts.last_committed()
+        && world.servers.values().all(is_done)
+}
+
+/// Says of every dead host that is a member still that it is dead, and lets one made anew take its name.
+pub fn bury(world: &mut World, leader: RaftId) {
+    let members: BTreeSet<NodeId> = nodes(world, leader).into_iter().collect();
+    let dead: Vec<NodeId> = world.dead.intersection(&members).copied().collect();
+    for node in dead {
+        let name = world.servers[&leader].cluster().nodes()[&node].name.clone();
+        // The leader has missed it by then.
+        world.say(leader, Command::SetWorkerAlive { node, alive: false });
+        if world.say(leader, Command::RemoveNode { node, dead: true, abandon_volumes: false }) {
+            world.hosts += 1;
+            let anew = blixard_core::command::NewNode { name, ..cluster::host(world.hosts, 0) };
+            world.say(leader, Command::Admit(anew));
+        }
+    }
+}
