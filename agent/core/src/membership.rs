@@ -104,7 +104,9 @@ pub fn next_step(state: &State, own: RaftId, status: &Status, is_lost: impl Fn(N
         if let Some(step) = going().filter(is_silent).find_map(|raft| removal(*raft, own, &voting, status)) {
             return Some(step);
         }
-        if let Some(raft) = missing.peek() {
+        // Of several that are to go, one goes for each that comes.
+        let is_full = servers.voters.len() > voting.len();
+        if let Some(raft) = missing.peek().filter(|_| !is_full) {
             return Some(Step::Change(MembershipChange::Promote(**raft)));
         }
         if let Some(step) = going().find_map(|raft| removal(*raft, own, &voting, status)) {

@@ -232,6 +232,18 @@ impl Model {
     }
 }
 
+#[test]
+fn of_several_voters_that_go_one_goes_for_each_that_comes() {
+    use Event::{CatchUp, Declare, Join, Leave, SetServers, Steps};
+    use NodeRole::{Auto, Worker};
+    let mut model = Model::new();
+    let first = [Join(Auto), Join(Auto), Join(Auto), Steps(2), CatchUp, Steps(1), Join(Auto), Declare(1, Worker)];
+    let then = [Join(Auto), Join(Auto), SetServers(5), Leave(2), Join(Auto)];
+    first.into_iter().chain(then).for_each(|event| model.happen(event));
+    model.come_to_rest();
+    model.is_as_wanted();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
