@@ -143,7 +143,7 @@ fn unfold(tokens: &[(usize, &str)], at: &mut usize, mut prefix: Vec<String>, pat
         match token {
             "{" => {
                 *at += 1;
-                while !matches!(tokens.get(*at), None | Some((_, "}"))) {
+                while !matches!(tokens.get(*at), None | Some((_, "}" | ";"))) {
                     unfold(tokens, at, prefix.clone(), paths);
                     *at += usize::from(matches!(tokens.get(*at), Some((_, ","))));
                 }
@@ -232,6 +232,13 @@ fn what_is_in_quotes_or_comments_is_not_code() {
     let words: Vec<_> = source.tokens().into_iter().map(|(_, token)| token).filter(|token| token.len() > 2).collect();
     assert_eq!(words, ["let", "let", "let", "static", "str"]);
     assert_eq!(source.comments.split_whitespace().collect::<Vec<_>>(), ["//", "why:", "b", "/*", "c", "*/"]);
+}
+
+#[test]
+fn what_no_compiler_would_take_has_an_end() {
+    let source = Source::new("a.rs", "use b::{c; }\nuse d::{e");
+    let paths: Vec<_> = source.paths.iter().map(|(_, path)| path.join("::")).collect();
+    assert!(paths.contains(&"b::c".to_owned()) && paths.contains(&"d::e".to_owned()), "{paths:?}");
 }
 
 #[test]
