@@ -12,8 +12,8 @@ use blixard_core::state::{Conflict, State};
 use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, NodeRole, Resources, TokenId, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
-use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream, WatchStream};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use crate::identity::{self, JoinToken, TokenSecret};
@@ -434,6 +434,16 @@ impl proto::api_server::Api for Api {
         let token = id.parse().map_err(|error: InvalidValue| Status::invalid_argument(error.to_string()))?;
         let index = self.change(Command::RevokeToken { token }).await?;
         Ok(Response::new(proto::RevokeTokenReply { index }))
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<proto::BackupPiece, Status>> + Send>>;
+
+    async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        self.await_fresh(request.into_inner().freshness()).await?;
+        let pieces = self.handle()?.backup().await.map_err(|error| to_status(&error))?;
+        let pieces = ReceiverStream::new(pieces)
+            .map(|piece| piece.map(|bytes| proto::BackupPiece { bytes }).map_err(Status::internal));
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

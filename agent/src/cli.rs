@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::gate::GateArgs;
 
 mod ask;
+mod backup;
 mod client;
 mod cluster;
 mod json;
@@ -90,6 +91,14 @@ enum Verb {
     /// List, show, remove or replace nodes
     #[command(subcommand)]
     Node(node::NodeVerb),
+    /// Write all that the cluster knows to a file, while it goes on
+    ///
+    /// The file is read back before it gets its name. It has no secret in it that can be used without the cluster secret.
+    Backup(backup::BackupArgs),
+    /// Make a cluster of this host alone, of a backup
+    ///
+    /// The agent has to be stopped, and this host in no cluster. The cluster secret has to be the one of the backup.
+    Restore(backup::RestoreArgs),
     /// What is done to the cluster as a whole
     #[command(subcommand)]
     Cluster(cluster::ClusterVerb),
@@ -183,6 +192,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Verb::Agent { config } => agent::run(&config, Traits::default(), agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
         Verb::Cluster(verb) => finish(cluster::run(&verb)),
+        Verb::Restore(args) => finish(backup::restore(&args)),
         Verb::CheckConfig { file } => finish(check_config(&file)),
         Verb::CheckManifest { file } => finish(check_manifest(&file)),
         verb => {
@@ -196,6 +206,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
     match verb {
         Verb::Status { json, watch, reading } => ask::status(&reading, json, watch).await,
+        Verb::Backup(args) => backup::backup(&args).await,
         Verb::Node(verb) => node::ask(verb).await,
         Verb::Token(verb) => token::ask(verb).await,
         Verb::Vm(verb) => vm::ask(verb).await,
@@ -214,6 +225,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Agent { .. }
         | Verb::Gate(_)
         | Verb::Cluster(_)
+        | Verb::Restore(_)
         | Verb::CheckConfig { .. }
         | Verb::CheckManifest { .. } => unreachable!("these ask no agent"),
     }

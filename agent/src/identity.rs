@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_certificate_for_another_key_node_epoch_or_cluster_makes_no_identity() {
-        let (cluster, epoch) = (draw_cluster_id(), ClusterEpoch(2));
+        let (cluster, epoch) = (draw_cluster_id(), ClusterEpoch::FIRST.next(7));
         let authority = Authority::create(cluster).unwrap();
         let (mine, other) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
         let certificate = authority.issue(&other.request().unwrap(), epoch, NodeId(1)).unwrap();

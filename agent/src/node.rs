@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, Entry, Reply, Request};
 use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
-use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term, Timestamp};
+use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{oneshot, watch};
 
@@ -22,6 +22,7 @@ use crate::store::{Beside, Store};
 use crate::transport::{Directory, Member, Transport};
 
 mod apply;
+mod backup;
 mod check;
 mod disk;
 mod follow;
@@ -39,6 +40,7 @@ use followers::Followers;
 pub use handle::{Handle, PATIENCE, ProposeError};
 use input::{Attempt, Input, Introduced, Proposal, Waiting};
 pub use known::Standing;
+pub use pulse::now;
 
 /// How often raft's clock ticks.
 pub const TICK: Duration = Duration::from_millis(10);
@@ -137,6 +139,7 @@ struct Node {
     writer: disk::Writer,
     keeper: disk::Keeper,
     snapshots: snapshot::Snapshots,
+    awaited: Vec<backup::Awaited>,
     /// A snapshot that raft wants installed, until log and store are both here.
     installing: Option<Install>,
     known: known::Shared,
@@ -214,6 +217,7 @@ impl Node {
             home: parts.store.home().clone(),
             keeper: disk::Keeper::new(parts.store, inbox.clone()),
             snapshots: snapshot::Snapshots::default(),
+            awaited: Vec::new(),
             installing: None,
             inbox,
             published: handle.applied(),
@@ -293,6 +297,7 @@ impl Node {
             Input::Heard(node) => self.liveness.heard(node, self.ticks),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),
+            Input::Checkpoint(answer) => self.await_checkpoint(answer),
             // Whoever asked may have gone.
             Input::Respond(answer) => _ = answer.send(()),
             Input::Written(written) => {
@@ -462,10 +467,4 @@ impl Node {
             }
         }
     }
-}
-
-/// The wall clock, as a leader stamps it into an entry.
-pub fn now() -> Timestamp {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
 }

@@ -5,7 +5,9 @@
 //! at least as high as what was applied, so no store is ever ahead of its log, but for one that a snapshot has overtaken:
 //! that one lies beside it, and its rows come into their tables with the next checkpoint.
 
+mod backup;
 mod home;
+mod record;
 mod snapshot;
 mod spool;
 
@@ -20,6 +22,7 @@ use redb::{
     WriteTransaction,
 };
 
+pub use backup::{BackupError, BackupHead, read as read_backup, write as write_backup};
 pub use home::{Beside, Home, Name};
 pub use snapshot::{ChunkError, Incoming, Reader, rows_of};
 use spool::Spool;

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+mod epoch;
 mod exit;
 mod resources;
 mod role;
 mod token;
 
+pub use epoch::ClusterEpoch;
 pub use exit::{Exit, RestartPolicy};
 pub use resources::{Hypervisor, Labels, Resources};
 pub use role::NodeRole;
@@ -40,6 +42,8 @@ pub enum InvalidValue {
     Token { text: String },
     #[error("{text:?} is not a cluster's id: write 32 hexadecimal digits")]
     Cluster { text: String },
+    #[error("{text:?} is not an epoch of a cluster: it looks like 2-1f3a9c04")]
+    Epoch { text: String },
     #[error("{text:?} is not an address: write HOST:PORT, like 192.168.1.1:7420 or [fd00::1]:7420")]
     Address { text: String },
     #[error("{text:?} is not a role: write auto, server or worker")]
@@ -122,15 +126,6 @@ number_newtype!(
     /// level that the state says. An agent does all levels up to its own newest.
     Level
 );
-
-number_newtype!(
-    /// How often a cluster has begun: first when it is founded, and again each time that it is recovered or restored.
-    ClusterEpoch
-);
-
-impl ClusterEpoch {
-    pub const FIRST: Self = Self(1);
-}
 
 impl Level {
     /// The newest that this agent understands.

@@ -6,20 +6,20 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use blixard_core::command::{DecodeError, Entry};
+use blixard_core::command::{DecodeError, Entry, NewNode};
 use blixard_core::driver::{LogStore as _, Position, Recovered};
-use blixard_core::state::{BeginError, Beginner, Renewal, State};
-use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId, Term};
+use blixard_core::state::{BeginError, Beginner, Loading, Renewal, RowError, State};
+use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, NodeName, RaftId, Term};
 use rustix::fs::{CWD, RenameFlags};
 
 use super::data::{self, Data, Replica};
 use super::{AgentError, make_dir, raft_dir};
 use crate::config::Config;
-use crate::identity::{Authority, AuthorityError, ClusterSecret, IdentityError, NodeKey, SecretError};
+use crate::identity::{self, Authority, AuthorityError, ClusterSecret, IdentityError, NodeKey, SecretError};
 use crate::log::{Log, LogError};
 use crate::node::{NodeError, directory_of, now};
 use crate::seat::{Seat, SeatError};
-use crate::store::{Store, StoreError};
+use crate::store::{BackupError, BackupHead, Store, StoreError, read_backup};
 
 /// Why a cluster does not begin anew on this host; its data is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,15 @@ pub enum RecoveryError {
     Identity(#[source] IdentityError),
     #[error("cannot read log entry {index}")]
     Decode { index: u64, source: DecodeError },
+    #[error(
+        "{path} holds what this host has of a cluster: a backup is restored on a host that is in none; move that \
+         directory away, or restore on another host"
+    )]
+    NotBlank { path: PathBuf },
+    #[error("cannot use the backup {path}")]
+    Backup { path: PathBuf, source: BackupError },
+    #[error("cannot make a state of the backup {path}")]
+    Rows { path: PathBuf, source: RowError },
     #[error(transparent)]
     Unfit(NodeError),
     #[error(transparent)]
@@ -128,19 +137,128 @@ impl Survivor {
     /// When it can't be; then this host's data is as it was.
     pub fn recover(mut self) -> Result<ClusterEpoch, RecoveryError> {
         let kept = self.kept();
-        let begun = self.state.begin_epoch(Renewal::Recovered, Beginner::Survivor(self.node()), now());
+        let begun = self.state.begin_epoch(Renewal::Recovered, Beginner::Survivor(self.node()), draw_tag(), now());
         let ids = begun.map_err(RecoveryError::Begin)?;
         let key = self.seat.identity.key().map_err(RecoveryError::Identity)?;
         let Self { config, dir, recovered, state, authority, .. } = &self;
         let seat = seat_of(state, authority, &key, ids)?;
-        let recovered = recovered.anew(ids.1);
-        take_place(config, dir, &kept, |log, store| {
-            log.restart(recovered.base, &recovered.hard_state).map_err(RecoveryError::WriteLog)?;
-            seat.keep(config, store).map_err(RecoveryError::Seat)?;
-            let committed = store.commit(&state.all_rows(), &recovered.checkpoint(), recovered.commit());
-            committed.map_err(RecoveryError::WriteStore)
-        })?;
+        let begun = Begun { state, seat: &seat, recovered: recovered.anew(ids.1) };
+        take_place(config, dir, &kept, |log, store| begun.write(config, log, store))?;
         Ok(seat.identity.epoch)
+    }
+}
+
+/// What a backup holds, found fit to begin a cluster of it on this host. While it is held, no agent starts here.
+pub struct Restorable {
+    config: Config,
+    data: Data,
+    head: BackupHead,
+    state: State,
+    authority: Authority,
+}
+
+/// Reads all of a backup, for this host, which has to be a blank one.
+///
+/// # Errors
+/// When this host is a member of a cluster, or the backup isn't whole, or of a newer agent, or needs another secret.
+pub fn examine_backup(file: &Path, config: Config, understands: Level) -> Result<Restorable, RecoveryError> {
+    let secret = read_secret(&config)?;
+    let dir = raft_dir(&config);
+    make_dir(&config.node.data_dir, 0o755).map_err(RecoveryError::Open)?;
+    make_dir(&dir, 0o700).map_err(RecoveryError::Open)?;
+    let data = Data::open(dir).map_err(RecoveryError::Open)?;
+    if data.kept.as_deref().and_then(Seat::cluster_of).is_some() {
+        return Err(RecoveryError::NotBlank { path: data.dir });
+    }
+    let failed = |source| RecoveryError::Backup { path: file.to_owned(), source };
+    let (mut loading, mut level) = (Loading::default(), Level(0));
+    let read = read_backup(open_backup(file)?, |head| level = head.level, |row| loading.extend([row]));
+    if level > understands {
+        return Err(RecoveryError::Unfit(NodeError::TooOld { level, understands }));
+    }
+    let head = read.map_err(failed)?;
+    let rows = |source| RecoveryError::Rows { path: file.to_owned(), source };
+    let state = loading.finish().map_err(rows)?;
+    let cluster = state.cluster().ok_or(RecoveryError::Begin(BeginError::NoCluster))?;
+    let authority = Authority::unseal(&cluster.sealed_ca_key, &secret).map_err(RecoveryError::Issue)?;
+    Ok(Restorable { config, data, head, state, authority })
+}
+
+/// Reads all of a backup, and says of what it is.
+///
+/// # Errors
+/// When it isn't whole.
+pub fn verify(file: &Path) -> Result<BackupHead, RecoveryError> {
+    let failed = |source| RecoveryError::Backup { path: file.to_owned(), source };
+    read_backup(open_backup(file)?, |_| (), |_| ()).map_err(failed)
+}
+
+fn open_backup(file: &Path) -> Result<io::BufReader<File>, RecoveryError> {
+    let failed = |source| RecoveryError::Backup { path: file.to_owned(), source: BackupError::Read(source) };
+    Ok(io::BufReader::new(File::open(file).map_err(failed)?))
+}
+
+impl Restorable {
+    pub fn head(&self) -> &BackupHead {
+        &self.head
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.authority.cluster()
+    }
+
+    /// This host's name.
+    pub fn name(&self) -> &NodeName {
+        self.config.name()
+    }
+
+    /// Makes a cluster of this host alone of it; which epoch that is. With `replaces`, a member of its name is dead.
+    ///
+    /// # Errors
+    /// When it can't be; then this host is as blank as it was.
+    pub fn restore(mut self, replaces: bool) -> Result<ClusterEpoch, RecoveryError> {
+        let key = NodeKey::generate().map_err(RecoveryError::Identity)?;
+        let request = key.request().map_err(RecoveryError::Identity)?;
+        let own = self.config.own();
+        let host = NewNode {
+            name: own.name.clone(),
+            address: own.address.clone(),
+            key: Authority::key_of(&request).map_err(RecoveryError::Issue)?,
+            understands: Level::NEWEST,
+            role: self.config.role(),
+        };
+        let beginner = Beginner::Newcomer { host: &host, replaces };
+        let ids =
+            self.state.begin_epoch(Renewal::Restored, beginner, draw_tag(), now()).map_err(RecoveryError::Begin)?;
+        let Self { config, data, head, state, authority } = &self;
+        let seat = seat_of(state, authority, &key, ids)?;
+        let recovered = Recovered { base: head.position, ..Recovered::default() }.anew(ids.1);
+        let blank = data.dir.with_extension("blank");
+        let begun = Begun { state, seat: &seat, recovered };
+        take_place(config, &data.dir, &blank, |log, store| begun.write(config, log, store))?;
+        fs::remove_dir_all(&blank).map_err(|source| RecoveryError::Write { path: blank, source })?;
+        Ok(seat.identity.epoch)
+    }
+}
+
+/// What a node begins an epoch with.
+struct Begun<'a> {
+    state: &'a State,
+    seat: &'a Seat,
+    recovered: Recovered,
+}
+
+impl Begun<'_> {
+    fn write(&self, config: &Config, log: &mut Log, store: &mut Store) -> Result<(), RecoveryError> {
+        let Self { state, seat, recovered } = self;
+        log.restart(recovered.base, &recovered.hard_state).map_err(RecoveryError::WriteLog)?;
+        seat.keep(config, store).map_err(RecoveryError::Seat)?;
+        let committed = store.commit(&state.all_rows(), &recovered.checkpoint(), recovered.commit());
+        committed.map_err(RecoveryError::WriteStore)
     }
 }
 
@@ -170,6 +288,10 @@ fn open(config: &Config) -> Result<(Data, Seat), RecoveryError> {
 fn read_secret(config: &Config) -> Result<ClusterSecret, RecoveryError> {
     let path = config.cluster.secret_file.as_deref().ok_or(RecoveryError::NoSecret)?;
     ClusterSecret::read(path).map_err(RecoveryError::Secret)
+}
+
+fn draw_tag() -> u32 {
+    u32::from_be_bytes(identity::random())
 }
 
 /// Of the node that begins the epoch which the state is in.
@@ -228,5 +350,5 @@ fn take_place(
 
 /// Where the data of an epoch is kept that isn't this host's any more.
 fn kept(dir: &Path, epoch: ClusterEpoch) -> PathBuf {
-    dir.with_extension(format!("epoch-{epoch}"))
+    dir.with_extension(format!("epoch-{}", epoch.number))
 }

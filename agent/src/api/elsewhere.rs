@@ -22,7 +22,8 @@ use crate::transport::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeReques
 const PROPOSALS: &[&str] =
     &["Apply", "CreateToken", "PutVm", "RemoveVm", "RevokeToken", "RollBackManifest", "RunTask", "SetVmRunning"];
 /// What changes nothing.
-const READS: &[&str] = &["Explain", "ListManifests", "ListTasks", "ListTokens", "Plan", "Status", "WatchStatus"];
+const READS: &[&str] =
+    &["Backup", "Explain", "ListManifests", "ListTasks", "ListTokens", "Plan", "Status", "WatchStatus"];
 
 fn is_one(verbs: &[&str], question: &WholeRequest) -> bool {
     question.uri().path().rsplit('/').next().is_some_and(|verb| verbs.contains(&verb))

@@ -71,7 +71,7 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         feature_level: state.level().unwrap_or_default().0,
         checked_at: state.check().map_or(0, |check| check.at),
         checked_equal: state.check().map_or(0, |check| count(check.equal())),
-        epoch: state.cluster().map_or(0, |cluster| cluster.epoch.0),
+        epoch: state.cluster().map_or(0, |cluster| cluster.epoch.number),
         renewal: renewal.map_or("", |(how, _)| renewal_word(how)).to_owned(),
         renewed_at: renewal.map_or(0, |(_, at)| at.0),
     }

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use blixard_core::manifest::{MAX_BYTES, Manifest, ManifestError};
 use tokio_stream::StreamExt as _;
 
+use super::backup::BackupError;
 use super::client::{ConnectError, connect};
 use super::show::{self, Look};
 use super::{Reading, json, table};
@@ -35,6 +36,8 @@ pub enum AskError {
     Unknown { kind: &'static str, name: String },
     #[error("label {key} is required twice: a host has one value of it")]
     LabelTwice { key: String },
+    #[error(transparent)]
+    Backup(BackupError),
     #[error(transparent)]
     Recovery(RecoveryError),
     #[error("cannot read what was typed")]

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::io::BufRead as _;
 use std::path::PathBuf;
 
-use blixard_core::types::{ClusterId, Level};
+use blixard_core::state::{Node, State};
+use blixard_core::types::{ClusterId, Level, NodeId};
 use clap::{Args, Subcommand};
 
 use super::ask::{AskError, Asked, print};
@@ -49,7 +50,7 @@ pub struct Offline {
 }
 
 impl Offline {
-    fn config(&self) -> Result<Config, AskError> {
+    pub fn config(&self) -> Result<Config, AskError> {
         let mut config = Config::load(&self.config).map_err(AskError::Config)?;
         config.cluster.secret_file = self.secret_file.clone().or(config.cluster.secret_file);
         Ok(config)
@@ -69,7 +70,11 @@ fn recover(args: &RecoverArgs) -> Asked {
     print(&warning(&survivor))?;
     confirm(cluster, args.confirm.as_deref())?;
     let epoch = survivor.recover().map_err(AskError::Recovery)?;
-    print(&format!("cluster {} is in epoch {epoch}: start the agent, with `systemctl start blixard`\n", short(cluster)))
+    print(&format!(
+        "cluster {} is in epoch {}: start the agent, with `systemctl start blixard`\n",
+        short(cluster),
+        epoch.number
+    ))
 }
 
 fn rejoin(offline: &Offline) -> Asked {
@@ -92,22 +97,29 @@ fn warning(survivor: &Survivor) -> String {
         let _ = write!(text, ", of which a majority may never have had the last {uncommitted}");
     }
     text += ".\nDo it only if a majority of the servers is lost for good: what they acknowledged since is lost with them.\n";
-    let others: Vec<_> = state.nodes().iter().filter(|(id, _)| **id != node).map(|(_, member)| member).collect();
-    if !others.is_empty() {
-        text += "\nWhat these run is not known then, and they are refused:\n";
-        for member in others {
-            let _ = writeln!(text, "  {} at {}", member.name, member.address);
-        }
-        text += "Nothing is started anywhere, until each of them has rejoined, or is removed as dead:\n  \
-                 blixard cluster rejoin            on it; what it runs, and is to run, runs on\n  \
-                 blixard node remove NAME --dead   here, once nothing runs on it any more\n";
-    }
+    text += &absent(state, |id, _| id != node);
     let _ = writeln!(text, "\nWhat runs on {name} runs on. Its data as it is stays in {}.", survivor.kept().display());
     text
 }
 
+/// Who is absent then, and what that means; nothing where nobody is.
+pub fn absent(state: &State, is_other: impl Fn(NodeId, &Node) -> bool) -> String {
+    let mut others = state.nodes().iter().filter(|(id, member)| is_other(**id, member)).peekable();
+    if others.peek().is_none() {
+        return String::new();
+    }
+    let mut text = "\nWhat these run is not known then, and they are refused:\n".to_owned();
+    for (_, member) in others {
+        let _ = writeln!(text, "  {} at {}", member.name, member.address);
+    }
+    text += "Nothing is started anywhere, until each of them has rejoined, or is removed as dead:\n  \
+             blixard cluster rejoin            on it; what it runs, and is to run, runs on\n  \
+             blixard node remove NAME --dead   here, once nothing runs on it any more\n";
+    text
+}
+
 /// Whoever goes on has named the cluster.
-fn confirm(cluster: ClusterId, given: Option<&str>) -> Result<(), AskError> {
+pub fn confirm(cluster: ClusterId, given: Option<&str>) -> Result<(), AskError> {
     let short = short(cluster);
     let mut named = given.unwrap_or_default().to_owned();
     if given.is_none() {
@@ -120,6 +132,6 @@ fn confirm(cluster: ClusterId, given: Option<&str>) -> Result<(), AskError> {
     Err(AskError::NotConfirmed { cluster: short })
 }
 
-fn short(cluster: ClusterId) -> String {
+pub fn short(cluster: ClusterId) -> String {
     cluster.to_string().chars().take(SHORT).collect()
 }

@@ -32,7 +32,7 @@ pub enum TlsError {
 pub enum PeerError {
     #[error("the certificate cannot be read")]
     Read,
-    #[error("the certificate names no node: a URI blixard://CLUSTER/epoch/NUMBER/node/NUMBER is missing in it")]
+    #[error("the certificate names no node: a URI blixard://CLUSTER/epoch/EPOCH/node/NUMBER is missing in it")]
     NoNode,
     #[error("the certificate is of cluster {found}, and this is cluster {own}: check cluster.servers")]
     OtherCluster { found: ClusterId, own: ClusterId },
@@ -163,7 +163,7 @@ pub(super) fn node_uri(cluster: ClusterId, epoch: ClusterEpoch, node: NodeId) ->
 fn parse_node_uri(uri: &str) -> Option<(ClusterId, ClusterEpoch, NodeId)> {
     let (cluster, rest) = uri.strip_prefix("blixard://")?.split_once("/epoch/")?;
     let (epoch, node) = rest.split_once("/node/")?;
-    let (cluster, epoch, node) = (cluster.parse().ok()?, ClusterEpoch(epoch.parse().ok()?), NodeId(node.parse().ok()?));
+    let (cluster, epoch, node) = (cluster.parse().ok()?, epoch.parse().ok()?, NodeId(node.parse().ok()?));
     (node_uri(cluster, epoch, node) == uri).then_some((cluster, epoch, node))
 }
 
@@ -331,7 +331,7 @@ mod tests {
     fn a_certificate_of_another_cluster_or_epoch_names_no_peer() {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let identity = authority.identify(NodeId(7)).unwrap();
-        let (found, first, second) = (authority.cluster(), ClusterEpoch::FIRST, ClusterEpoch(2));
+        let (found, first, second) = (authority.cluster(), ClusterEpoch::FIRST, ClusterEpoch::FIRST.next(7));
         assert_eq!(peer_of(&identity.certificate, found, first), Ok(NodeId(7)));
         let own = draw_cluster_id();
         assert_eq!(peer_of(&identity.certificate, own, first), Err(PeerError::OtherCluster { found, own }));
@@ -345,12 +345,15 @@ mod tests {
     fn members_of_different_epochs_refuse_each_other() {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let of = |epoch, node| {
-            let (key, epoch, node) = (NodeKey::generate().unwrap(), ClusterEpoch(epoch), NodeId(node));
+            let (key, node) = (NodeKey::generate().unwrap(), NodeId(node));
             let certificate = authority.issue(&key.request().unwrap(), epoch, node).unwrap();
             key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate).unwrap()
         };
-        shake(member_client(&of(2, 1), Expected::AnyMember).unwrap(), member_server(&of(2, 2)).unwrap()).unwrap();
-        for (own, found) in [(1, 2), (2, 1)] {
+        let first = ClusterEpoch::FIRST;
+        let (second, another) = (first.next(7), first.next(8));
+        let server = member_server(&of(second, 2)).unwrap();
+        shake(member_client(&of(second, 1), Expected::AnyMember).unwrap(), server).unwrap();
+        for (own, found) in [(first, second), (second, first), (second, another)] {
             let (own, found) = (of(own, 1), of(found, 2));
             let client = member_client(&own, Expected::AnyMember).unwrap();
             let error = shake(client, member_server(&found).unwrap()).unwrap_err();
@@ -366,9 +369,9 @@ mod tests {
 
     #[test]
     fn only_the_exact_form_of_a_name_is_read() {
-        let cluster = draw_cluster_id();
-        let good = node_uri(cluster, ClusterEpoch(34), NodeId(12));
-        assert_eq!(parse_node_uri(&good), Some((cluster, ClusterEpoch(34), NodeId(12))));
+        let (cluster, epoch) = (draw_cluster_id(), ClusterEpoch { number: 34, tag: 7 });
+        let good = node_uri(cluster, epoch, NodeId(12));
+        assert_eq!(parse_node_uri(&good), Some((cluster, epoch, NodeId(12))));
         for bad in [
             format!("{good}/"),
             good.replace("12", "012"),

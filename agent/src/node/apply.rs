@@ -252,6 +252,7 @@ impl Node {
             || self.applied_bytes >= CHECKPOINT_BYTES
             || self.driver.wants_checkpoint()
             || self.keeper.has_cut()
+            || !self.awaited.is_empty()
             || self.closing;
         if self.held() < self.applied && due {
             if self.keeper.is_idle() {
@@ -303,6 +304,7 @@ impl Node {
         let reader = Arc::new(reader);
         self.hash_if_marked(&reader);
         self.snapshots.latest = Some(reader);
+        self.serve_checkpoints();
         Ok(())
     }
 

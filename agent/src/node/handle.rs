@@ -373,7 +373,7 @@ impl Handle {
         let _ = self.inbox.send(Input::Stop).await;
     }
 
-    fn send(&self, input: Input) -> Result<(), ProposeError> {
+    pub(super) fn send(&self, input: Input) -> Result<(), ProposeError> {
         self.inbox.try_send(input).map_err(|error| match error {
             TrySendError::Full(_) => ProposeError::Busy,
             TrySendError::Closed(_) => ProposeError::Stopped,

@@ -1,5 +1,6 @@
 //! What comes into the loop, and who waits for what comes of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use blixard_core::command::{Answer, Command, Request};
@@ -9,6 +10,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
 use super::{disk, snapshot};
+use crate::store::Reader;
 use crate::transport::Member;
 
 /// What others ask of the loop.
@@ -31,6 +33,8 @@ pub(super) enum Input {
     Heard(NodeId),
     Propose(Box<Proposal>),
     Barrier(Waiting<()>),
+    /// Give a checkpoint that has everything applied so far.
+    Checkpoint(oneshot::Sender<Arc<Reader>>),
     /// Says that the loop takes what comes in.
     Respond(oneshot::Sender<()>),
     /// The log is back from its thread.

@@ -1,5 +1,8 @@
 //! What wakes the loop: what comes in, and raft's clock. Neither keeps the other waiting, however much comes.
 
+use std::time::SystemTime;
+
+use blixard_core::types::Timestamp;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -46,6 +49,12 @@ impl Pulse {
         let passed = now.saturating_duration_since(std::mem::replace(&mut self.last, now));
         u32::try_from(passed.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX).clamp(1, self.most)
     }
+}
+
+/// The wall clock, as a leader stamps it into an entry.
+pub fn now() -> Timestamp {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

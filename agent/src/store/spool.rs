@@ -7,8 +7,8 @@
 //! A server needs the rows to be safe before it goes on, and not yet in their tables: filling those takes several times
 //! as long as the rows take to arrive. One that isn't newer than the store is of no use any more.
 //!
-//! The file: [`MAGIC`], the format, then records of a length and a CRC-32C (each four bytes, the least first) and so many
-//! bytes. The first record is the checkpoint, the others are the chunks; the last of them says how many rows there are.
+//! The file: [`MAGIC`], the format, then records. The first is the checkpoint, the others are the chunks; the last of them
+//! says how many rows there are.
 
 use std::io;
 
@@ -16,14 +16,11 @@ use blixard_core::driver::Checkpoint;
 use redb::StorageBackend as _;
 
 use super::home::{Home, Name};
+use super::record::{self, Head};
 use super::snapshot::Chunk;
 use super::{FORMAT, StoreError, encoded};
 
 const MAGIC: &[u8] = b"blixard snapshot\n";
-/// Of a length and a checksum.
-const HEAD_BYTES: usize = 8;
-/// More than any chunk has: a longer record is a damaged one.
-const MAX_RECORD_BYTES: u32 = 64 << 20;
 /// Bytes that may wait for the disk: the last of them are all that the end has to wait for.
 const UNSYNCED_BYTES: usize = 4 << 20;
 
@@ -75,9 +72,8 @@ impl<H: Home> Writer<H> {
     }
 
     fn record(&mut self, record: &[u8]) -> io::Result<()> {
-        let bytes = u32::try_from(record.len()).ok().filter(|bytes| *bytes <= MAX_RECORD_BYTES);
-        let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        self.append(&[bytes.to_le_bytes(), crc32c::crc32c(record).to_le_bytes()].concat())?;
+        let head = record::head(record).ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        self.append(&head)?;
         self.append(record)
     }
 
@@ -174,12 +170,10 @@ impl<H: Home> Records<H> {
 
     /// The next record, where it is what was written.
     fn record(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let Some(head) = self.bytes(HEAD_BYTES)? else { return Ok(None) };
-        let [bytes, checksum] = [0, 4].map(|at| u32::from_le_bytes(std::array::from_fn(|byte| head[at + byte])));
-        if bytes > MAX_RECORD_BYTES {
-            return Ok(None);
-        }
-        Ok(self.bytes(bytes as usize)?.filter(|record| crc32c::crc32c(record) == checksum))
+        let head = self.bytes(record::HEAD_BYTES)?;
+        let head = head.and_then(|head| Head::read(head.try_into().expect("it has so many")));
+        let Some(head) = head else { return Ok(None) };
+        Ok(self.bytes(head.bytes)?.filter(|record| head.is_of(record)))
     }
 }
 

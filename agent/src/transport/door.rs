@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{Address, ClusterEpoch, Hash, InvalidValue, Level, NodeName, NodeRole, Server};
+use blixard_core::types::{Address, Hash, InvalidValue, Level, NodeName, NodeRole, Server};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
@@ -197,7 +197,8 @@ impl Join for Door {
             )));
         }
         self.forgive(&caller);
-        let (name, understands, was_in) = (transcript.joiner, Level(understands), was_in.map(ClusterEpoch));
+        let was_in = was_in.map(|epoch| epoch.parse()).transpose().map_err(|error| invalid(&error))?;
+        let (name, understands) = (transcript.joiner, Level(understands));
         let credential = Credential::Secret;
         let candidate = Candidate { name, address, request, understands, role, was_in, credential };
         Ok(Response::new(AdmitReply { result: Some(self.decide(candidate).await) }))
@@ -242,6 +243,6 @@ fn encode(admission: Admission) -> Admitted {
         node: admission.node.0,
         raft: admission.raft.map_or(0, |raft| raft.0),
         members: members.collect(),
-        epoch: admission.epoch.0,
+        epoch: admission.epoch.to_string(),
     }
 }

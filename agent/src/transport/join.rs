@@ -136,7 +136,7 @@ pub async fn join(
     let request = key.request().map_err(unusable)?;
     let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
     let (name, address) = (own.name.to_string(), own.address.to_string());
-    let (understands, role, was_in) = (understands.0, encode_role(role).into(), was_in.map(|epoch| epoch.0));
+    let (understands, role, was_in) = (understands.0, encode_role(role).into(), was_in.map(|epoch| epoch.to_string()));
     let admit = AdmitRequest { name, address, request, proof, understands, was_in, role };
     // The server has its own, shorter limit, and says more when it is reached.
     let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {
@@ -161,8 +161,9 @@ impl Joined {
             Some(Reply::Refused(reason)) => return Err(JoinError::Refused { server: server(), reason }),
             None => return Err(JoinError::Refused { server: server(), reason: "it gave no reason".to_owned() }),
         };
-        let members = directory_of(&admitted).map_err(|source| JoinError::Values { server: server(), source })?;
-        let (node, epoch) = (NodeId(admitted.node), ClusterEpoch(admitted.epoch));
+        let values = |source| JoinError::Values { server: server(), source };
+        let members = directory_of(&admitted).map_err(values)?;
+        let (node, epoch) = (NodeId(admitted.node), admitted.epoch.parse().map_err(values)?);
         let identity = key.identify(cluster, epoch, node, admitted.authority, admitted.certificate);
         let identity = identity.map_err(|source| JoinError::Identity { server: server(), source })?;
         Ok(Self { identity, raft: directory::raft(admitted.raft), members })

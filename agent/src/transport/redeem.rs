@@ -48,7 +48,7 @@ pub async fn redeem(
         address: own.address.to_string(),
         request: key.request().map_err(|source| JoinError::Identity { server: server(), source })?,
         understands: understands.0,
-        was_in: was_in.map(|epoch| epoch.0),
+        was_in: was_in.map(|epoch| epoch.to_string()),
         role: encode_role(role).into(),
     };
     let call = async {
@@ -73,7 +73,8 @@ impl Door {
             Credential::Token { id: TokenId(token), secret: Hash::of(&secret), expires: Timestamp(expires) };
         let name = name.parse().map_err(|error| invalid(&error))?;
         let address = address.parse().map_err(|error| invalid(&error))?;
-        let (understands, was_in) = (Level(understands), was_in.map(ClusterEpoch));
+        let was_in = was_in.map(|epoch| epoch.parse()).transpose().map_err(|error| invalid(&error))?;
+        let understands = Level(understands);
         let candidate = Candidate { name, address, request, understands, role, was_in, credential };
         let reply = self.decide(candidate).await;
         if matches!(reply, Reply::Admitted(_)) {

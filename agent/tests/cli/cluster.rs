@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use super::ask::Asked;
+use super::support::Host;
 use super::{blixard, refusal, run, told};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,4 +48,40 @@ async fn a_recovery_says_what_it_does_and_is_done_only_where_the_cluster_is_name
     assert!(out.contains("raft.epoch-3") && out.contains("it rejoins"), "{out}");
     let blank = refusal(&["cluster", "rejoin", "--config", &config], 1);
     assert!(blank.contains("there is no cluster's data in"), "{blank}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_written_whole_over_nothing_and_restored_where_the_cluster_is_named() {
+    let asked = Asked::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backup").display().to_string();
+    let told = asked.ok(&["backup", &file]);
+    assert!(
+        told.starts_with(&format!("{file}: all up to log entry ")) && told.contains("read back and whole"),
+        "{told}"
+    );
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let taken = asked.fails(&["backup", &file]);
+    assert!(taken.contains("is there already"), "{taken}");
+    let nowhere = asked.fails(&["backup", &dir.path().join("no/backup").display().to_string()]);
+    assert!(nowhere.contains("see that its directory is there"), "{nowhere}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing unfinished is left");
+
+    let [host] = Host::blank(["delta"]);
+    host.config();
+    let config = host.dir.path().join("config.toml").display().to_string();
+    let status = asked.agent.is_healthy().await;
+    let cluster = &status.cluster.unwrap().id[..8];
+    let restore = |confirm| run(&["restore", &file, "--config", &config, "--confirm", confirm]);
+    let (code, out, err) = restore("");
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains(&format!("of delta alone, of a backup of cluster {cluster} that alpha made")), "{out}");
+    assert!(out.contains("alpha at ") && out.contains("blixard node remove NAME --dead"), "{out}");
+    assert!(err.contains("nothing was changed"), "{err}");
+    let (code, out, err) = restore(cluster);
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    assert!(out.contains("is in epoch 2: start the agent"), "{out}");
+    let again = refusal(&["restore", &file, "--config", &config, "--confirm", cluster], 1);
+    assert!(again.contains("a backup is restored on a host that is in none"), "{again}");
 }

@@ -3,6 +3,7 @@
 #[path = "../log/power.rs"]
 mod power;
 
+mod backup;
 mod failing;
 mod overtaken;
 mod pages;

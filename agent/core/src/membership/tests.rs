@@ -86,7 +86,7 @@ fn who_is_away_since_an_earlier_epoch_is_no_server_before_it_has_rejoined() {
     let (_, own) = fixture.begin_epoch(Beginner::Survivor(NodeId(1))).unwrap();
     let alone = Status { membership: Membership::founded_by(own), ..status(&[], &[], &[]) };
     assert_eq!(next_step(&fixture.state, own, &alone, |_| false), None);
-    fixture.say(Command::Rejoin { host: joiner(2), was_in: ClusterEpoch(1) });
+    fixture.say(Command::Rejoin { host: joiner(2), was_in: ClusterEpoch::FIRST });
     assert_eq!(next_step(&fixture.state, own, &alone, |_| false), Some(added(4)));
 }
 

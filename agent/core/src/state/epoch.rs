@@ -55,7 +55,10 @@ pub enum BeginError {
     NoCluster,
     #[error("node {node} is not a member of the cluster any more")]
     NotAMember { node: NodeId },
-    #[error("the name {name} is taken by a member at {address}")]
+    #[error(
+        "the name {name} is taken by a member at {address}: if nothing of that one runs any more, and this host is to take its \
+         place, say so with --replace"
+    )]
     NameTaken { name: NodeName, address: Address },
     #[error("{0}")]
     Refused(String),
@@ -63,7 +66,7 @@ pub enum BeginError {
 
 impl State {
     /// Begins the cluster anew, with one node that has a fresh Raft id, and is to be its only server. Nobody but the agent
-    /// that makes the node's data anew may call it: no log entry says it.
+    /// that makes the node's data anew may call it: no log entry says it. The `tag` is drawn at random.
     ///
     /// # Errors
     /// Why it can't be.
@@ -71,6 +74,7 @@ impl State {
         &mut self,
         how: Renewal,
         beginner: Beginner,
+        tag: u32,
         at: Timestamp,
     ) -> Result<(NodeId, RaftId), BeginError> {
         if self.cluster.is_none() {
@@ -112,7 +116,7 @@ impl State {
         let raft = self.draw_raft(first);
         self.check = None;
         let cluster = self.cluster.as_mut().expect("it was there just now");
-        cluster.epoch.0 += 1;
+        cluster.epoch = cluster.epoch.next(tag);
         cluster.renewal = Some((how, at));
         cluster.absent = absent;
         self.dirty = Dirty::default();
@@ -135,7 +139,7 @@ impl State {
             return refuse(format!("{name}, with the key of this host, is no member of the cluster any more: {ANEW}"));
         };
         // Of this epoch it may have given its vote already, and it has forgotten to whom.
-        if was_in >= cluster.epoch {
+        if was_in == cluster.epoch {
             return refuse(format!("{name} gave up what it had of this very epoch of the cluster, {was_in}: {ANEW}"));
         }
         if !cluster.absent.contains_key(&node) {
@@ -188,7 +192,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Fixture, id, joiner, vm};
+    use super::super::tests::{Fixture, TAG, id, joiner, vm};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
     use crate::manifest::VmSpec;
@@ -199,8 +203,10 @@ mod tests {
 
     const HERE: NodeId = NodeId(1);
 
-    fn rejoin(node: u64, was_in: u64) -> Command {
-        Command::Rejoin { host: joiner(node), was_in: ClusterEpoch(was_in) }
+    const FIRST: ClusterEpoch = ClusterEpoch::FIRST;
+
+    fn rejoin(node: u64, was_in: ClusterEpoch) -> Command {
+        Command::Rejoin { host: joiner(node), was_in }
     }
 
     fn bury(node: u64) -> Command {
@@ -234,7 +240,7 @@ mod tests {
     fn a_survivor_begins_the_next_epoch_alone_and_the_others_are_away() {
         let fixture = recovered();
         let cluster = fixture.state.cluster().unwrap();
-        assert_eq!((cluster.epoch, cluster.renewal.unwrap().0), (ClusterEpoch(2), Renewal::Recovered));
+        assert_eq!((cluster.epoch, cluster.renewal.unwrap().0), (FIRST.next(TAG), Renewal::Recovered));
         assert_eq!(*fixture.state.absent(), [(NodeId(2), Absence::Away), (NodeId(3), Absence::Away)].into());
         let alive = |node| fixture.state.worker_status(NodeId(node)).unwrap().alive;
         assert_eq!([1, 2, 3].map(alive), [true, false, false]);
@@ -270,10 +276,10 @@ mod tests {
     fn who_rejoins_is_the_node_that_it_was_with_a_fresh_raft_id_and_is_back_once_its_strays_are_gone() {
         let mut fixture = recovered();
         is_refused(&fixture.say(Command::ReturnNode { node: NodeId(2) }), &["has not rejoined"]);
-        assert_eq!(fixture.say(rejoin(2, 1)), Reply::Admitted { node: NodeId(2), raft: Some(RaftId(5)) });
+        assert_eq!(fixture.say(rejoin(2, FIRST)), Reply::Admitted { node: NodeId(2), raft: Some(RaftId(5)) });
         assert_eq!(fixture.state.absent()[&NodeId(2)], Absence::Rejoined);
         assert_eq!(
-            fixture.say(rejoin(2, 1)),
+            fixture.say(rejoin(2, FIRST)),
             Reply::Admitted { node: NodeId(2), raft: Some(RaftId(6)) },
             "asked for again"
         );
@@ -282,17 +288,23 @@ mod tests {
         assert_eq!(fixture.state.absent().keys().collect::<Vec<_>>(), [&NodeId(3)]);
         assert_eq!(fixture.node_of("web-1"), Some(2), "what is placed on it stays there");
         assert_eq!(fixture.say(Command::ReturnNode { node: NodeId(2) }), Reply::Done, "it is said again");
-        is_refused(&fixture.say(rejoin(2, 1)), &["node2 has rejoined the cluster already"]);
+        is_refused(&fixture.say(rejoin(2, FIRST)), &["node2 has rejoined the cluster already"]);
     }
 
     #[test]
     fn who_was_in_this_epoch_has_another_key_or_is_no_member_does_not_rejoin() {
         let mut fixture = recovered();
-        is_refused(&fixture.say(rejoin(2, 2)), &["this very epoch"]);
+        is_refused(&fixture.say(rejoin(2, FIRST.next(TAG))), &["this very epoch"]);
+        let elsewhere = fixture.clone().say(rejoin(2, FIRST.next(TAG + 1)));
+        assert_eq!(
+            elsewhere,
+            Reply::Admitted { node: NodeId(2), raft: Some(RaftId(5)) },
+            "it began anew on another host"
+        );
         let host = NewNode { key: Hash::of(b"another key"), ..joiner(2) };
-        is_refused(&fixture.say(Command::Rejoin { host, was_in: ClusterEpoch(1) }), &["is no member"]);
+        is_refused(&fixture.say(Command::Rejoin { host, was_in: FIRST }), &["is no member"]);
         fixture.say(bury(2));
-        is_refused(&fixture.say(rejoin(2, 1)), &["is no member"]);
+        is_refused(&fixture.say(rejoin(2, FIRST)), &["is no member"]);
     }
 
     #[test]

@@ -163,7 +163,7 @@ fn is_same(member: &super::Node, host: &NewNode) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::Beginner;
-    use super::super::tests::{Fixture, joiner};
+    use super::super::tests::{Fixture, TAG, joiner};
     use super::*;
     use crate::command::Command;
     use crate::types::RaftId;
@@ -228,11 +228,12 @@ mod tests {
         create(&mut fixture, ID, HOUR);
         let secret = Hash::of(&ID.0.to_be_bytes());
         let rejoin = |was_in| {
-            let was_in = Some(ClusterEpoch(was_in));
+            let was_in = Some(was_in);
             Command::Redeem { token: ID, secret, expires: Timestamp(0), host: joiner(2), was_in }
         };
-        refused(fixture.say(rejoin(2)), "this very epoch");
-        let Reply::Admitted { node: NodeId(2), raft } = fixture.say(rejoin(1)) else { panic!("it was refused") };
+        refused(fixture.say(rejoin(ClusterEpoch::FIRST.next(TAG))), "this very epoch");
+        let was_in = ClusterEpoch::FIRST;
+        let Reply::Admitted { node: NodeId(2), raft } = fixture.say(rejoin(was_in)) else { panic!("it was refused") };
         assert!(raft > Some(RaftId(2)));
         assert_eq!(fixture.state.tokens()[&ID].used, TokenUse::By(NodeId(2)));
     }

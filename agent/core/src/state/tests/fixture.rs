@@ -19,6 +19,7 @@ pub struct Fixture {
 }
 
 pub const TERM: Term = Term(1);
+pub const TAG: u32 = 9;
 
 impl Fixture {
     /// A cluster of this many registered nodes, each with 4 CPUs, 4096 MiB memory and 4096 MiB disk; up to five are
@@ -109,7 +110,7 @@ impl Fixture {
     /// As [`State::begin_epoch`].
     pub fn begin_epoch(&mut self, beginner: Beginner) -> Result<(NodeId, RaftId), BeginError> {
         let before = self.state.clone();
-        let begun = self.state.begin_epoch(Renewal::Recovered, beginner, Timestamp(self.index * 1000));
+        let begun = self.state.begin_epoch(Renewal::Recovered, beginner, TAG, Timestamp(0));
         if begun.is_err() {
             assert_eq!(self.state, before, "what is refused leaves the state as it was");
         }

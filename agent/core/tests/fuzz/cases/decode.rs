@@ -137,7 +137,7 @@ fn of_members() -> Vec<Command> {
             was_in: None,
         },
         Command::RevokeToken { token: TokenId(1) },
-        Command::Rejoin { host: joiner(2), was_in: ClusterEpoch(1) },
+        Command::Rejoin { host: joiner(2), was_in: ClusterEpoch::FIRST },
         Command::ReturnNode { node },
         Command::Enlist { node },
         Command::RemoveNode { node, dead: false, abandon_volumes: true },
