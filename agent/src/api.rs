@@ -205,6 +205,9 @@ async fn status(handle: &Handle) -> Result<proto::StatusReply, Status> {
     };
     let first = handle.read(|state, standing| (view::overview(state, standing), page_after(state, None)));
     let (mut reply, mut page) = first.map_err(|error| to_status(&error))?;
+    if reply.cluster.as_ref().is_some_and(|cluster| !cluster.quorum) {
+        reply.problems.extend(handle.way_out());
+    }
     loop {
         reply.instances.extend(page.instances);
         reply.problems.extend(page.problems);

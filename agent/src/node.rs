@@ -31,6 +31,7 @@ mod handle;
 mod input;
 mod known;
 mod lead;
+mod leaderless;
 mod pulse;
 mod snapshot;
 
@@ -429,8 +430,7 @@ impl Node {
             (standing.leader, standing.term)
         };
         if told != (leader, term) {
-            let standing = &mut self.known.change().standing;
-            (standing.leader, standing.term) = (leader, term);
+            self.known.change().standing.set_leader(leader, term);
         }
     }
 

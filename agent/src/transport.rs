@@ -26,6 +26,7 @@ mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -336,6 +337,11 @@ impl Transport {
         for peer in self.shared.links.offer(messages) {
             self.shared.inbound.unreachable(peer);
         }
+    }
+
+    /// Why a member can't be reached, for each that can't.
+    pub fn faults(&self) -> BTreeMap<NodeId, String> {
+        self.shared.links.faults()
     }
 
     /// The outcome of `command`, proposed by node `to`, which is thought to lead.

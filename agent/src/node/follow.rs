@@ -192,7 +192,8 @@ impl Follower {
 
     fn set_leader(&self, leader: Option<RaftId>) {
         if *self.news.leader.borrow() != leader {
-            self.known.change().standing.leader = leader;
+            let standing = &mut self.known.change().standing;
+            standing.set_leader(leader, standing.term);
             self.news.leader.send_replace(leader);
             self.news.revision.send_modify(|revision| *revision += 1);
         }

@@ -1,6 +1,6 @@
 //! What the rest of the agent holds of the node: proposals with an outcome, reads, and news.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,18 +31,20 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 pub enum ProposeError {
     #[error(
         "no leader took it within {seconds} s, so nothing was changed: a majority of the servers has to be up and reach \
-         each other"
+         each other{}",
+        behind(way_out.as_deref())
     )]
-    NoLeader { seconds: u64 },
+    NoLeader { seconds: u64, way_out: Option<String> },
     #[error(
         "no answer came within {seconds} s, or before this agent stopped: the outcome is unknown, so look before you try \
          again"
     )]
     OutcomeUnknown { seconds: u64 },
     #[error(
-        "no quorum confirmed the read within {seconds} s: a majority of the servers has to be up and reach each other"
+        "no quorum confirmed the read within {seconds} s: a majority of the servers has to be up and reach each other{}",
+        behind(way_out.as_deref())
     )]
-    NotConfirmed { seconds: u64 },
+    NotConfirmed { seconds: u64, way_out: Option<String> },
     #[error("the command has {bytes} bytes; at most {max} fit in one log entry", max = command::MAX_BYTES)]
     TooLarge { bytes: usize },
     #[error("this agent has too much to do: try again")]
@@ -51,6 +53,10 @@ pub enum ProposeError {
     Stopped,
     #[error("this host is no server, so it knows only what it has to do itself: ask a server")]
     NoServer,
+}
+
+fn behind(way_out: Option<&str>) -> String {
+    way_out.map_or_else(String::new, |way_out| format!("; {way_out}"))
 }
 
 /// Cheap to clone; all clones reach the same node.
@@ -145,7 +151,11 @@ impl Handle {
             }
             if Instant::now() >= deadline {
                 let unknown = ProposeError::OutcomeUnknown { seconds };
-                return Err(if may_be_done { unknown } else { ProposeError::NoLeader { seconds } });
+                return Err(if may_be_done {
+                    unknown
+                } else {
+                    ProposeError::NoLeader { seconds, way_out: self.way_out() }
+                });
             }
             // Until another leader is known, or the same one has had time to find out that it leads.
             let pause = deadline.min(Instant::now() + Duration::from_millis(50));
@@ -200,6 +210,11 @@ impl Handle {
         }
     }
 
+    /// Why this node can't reach a member, for each that it can't.
+    pub(super) fn faults(&self) -> BTreeMap<NodeId, String> {
+        self.transport.faults()
+    }
+
     /// Reads the state of this node as it is; nothing is applied meanwhile. `read` must not read again.
     ///
     /// # Errors
@@ -224,7 +239,7 @@ impl Handle {
         self.send(Input::Barrier(Waiting { deadline: (Instant::now() + PATIENCE).into_std(), answer }))?;
         match answered.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(ProposeError::NotConfirmed { seconds: PATIENCE.as_secs() }),
+            Ok(Err(_)) => Err(ProposeError::NotConfirmed { seconds: PATIENCE.as_secs(), way_out: self.way_out() }),
             Err(_) => Err(ProposeError::Stopped),
         }
     }

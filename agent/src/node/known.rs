@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use blixard_core::driver::{Driver, Membership};
 use blixard_core::state::State;
@@ -16,6 +17,8 @@ pub struct Standing {
     pub raft: Option<RaftId>,
     /// Nothing where no leader is known.
     pub leader: Option<RaftId>,
+    /// Since when that is so; a start counts as when the last one was lost.
+    pub leaderless_since: Option<Instant>,
     pub term: Term,
     pub voters: BTreeSet<RaftId>,
     pub learners: BTreeSet<RaftId>,
@@ -28,13 +31,20 @@ impl Standing {
         let status = driver.status();
         let Membership { voters, learners } = status.membership;
         let (leader, term) = (status.soft.leader, Term(status.term));
-        Self { node, raft: Some(raft), leader, term, voters, learners, applied: status.applied }
+        let leaderless_since = leader.is_none().then(Instant::now);
+        Self { node, raft: Some(raft), leader, leaderless_since, term, voters, learners, applied: status.applied }
     }
 
     /// Of a node that is no server, before it has heard anything.
     pub(super) fn outside(node: NodeId) -> Self {
-        let (voters, learners) = (BTreeSet::new(), BTreeSet::new());
-        Self { node, raft: None, leader: None, term: Term(0), voters, learners, applied: 0 }
+        let (voters, learners, leaderless_since) = (BTreeSet::new(), BTreeSet::new(), Some(Instant::now()));
+        Self { node, raft: None, leader: None, leaderless_since, term: Term(0), voters, learners, applied: 0 }
+    }
+
+    pub(super) fn set_leader(&mut self, leader: Option<RaftId>, term: Term) {
+        let since = self.leaderless_since.unwrap_or_else(Instant::now);
+        (self.leader, self.term) = (leader, term);
+        self.leaderless_since = leader.is_none().then_some(since);
     }
 
     pub(super) fn set_servers(&mut self, servers: Membership) {

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use blixard_core::driver::wire;
@@ -61,8 +61,23 @@ struct Link {
     side_channel: Channel,
     /// The peer has called this node: it can be called, too.
     called: Arc<Notify>,
+    fault: Fault,
     /// Dropped with the link, which ends its task.
     _alive: watch::Sender<()>,
+}
+
+/// Why the last stream ended, unless the peer was reached since. All clones are of one link.
+#[derive(Clone)]
+struct Fault(Arc<Mutex<Option<String>>>);
+
+impl Fault {
+    fn set(&self, reason: Option<String>) {
+        *self.0.lock().expect("nothing panics while it holds this lock") = reason;
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.lock().expect("nothing panics while it holds this lock").clone()
+    }
 }
 
 struct Queued {
@@ -98,6 +113,12 @@ impl Links {
     pub fn side_channel(&self, node: NodeId) -> Option<Channel> {
         let table = self.0.read().expect("nothing panics while it holds this lock");
         table.links.get(&node).map(|link| link.side_channel.clone())
+    }
+
+    /// Why a member can't be reached, for each that can't.
+    pub fn faults(&self) -> BTreeMap<NodeId, String> {
+        let table = self.0.read().expect("nothing panics while it holds this lock");
+        table.links.iter().filter_map(|(node, link)| Some((*node, link.fault.get()?))).collect()
     }
 
     /// Has the link try now, if it waits until it tries its peer again.
@@ -176,8 +197,9 @@ fn open_link(
 ) -> Result<Link, crate::identity::TlsError> {
     let config = Arc::new(member_client(own, Expected::Node(node))?);
     let connected = Arc::new(AtomicBool::new(false));
-    let channel = lazy_channel(member.clone(), config.clone(), connected.clone(), shared);
-    let side_channel = lazy_channel(member.clone(), config, Arc::new(AtomicBool::new(true)), shared);
+    let fault = Fault(Arc::new(Mutex::new(Some("not reached yet".to_owned()))));
+    let channel = lazy_channel(member.clone(), config.clone(), (connected.clone(), fault.clone()), shared);
+    let side_channel = lazy_channel(member.clone(), config, (Arc::new(AtomicBool::new(true)), fault.clone()), shared);
     let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let (alive, mut gone) = watch::channel(());
@@ -196,6 +218,7 @@ fn open_link(
             queue: waiting,
             waiting_bytes: waiting_bytes.clone(),
             called: called.clone(),
+            fault: fault.clone(),
             inbound: shared.inbound.clone(),
         };
         shared.tasks.spawn(async move {
@@ -205,20 +228,21 @@ fn open_link(
             }
         });
     }
-    Ok(Link { member, queue, waiting_bytes, channel, side_channel, called, _alive: alive })
+    Ok(Link { member, queue, waiting_bytes, channel, side_channel, called, fault, _alive: alive })
 }
 
 fn lazy_channel(
     member: Member,
     config: Arc<rustls::ClientConfig>,
-    connected: Arc<AtomicBool>,
+    (connected, fault): (Arc<AtomicBool>, Fault),
     shared: &Arc<Shared>,
 ) -> Channel {
     let connector = tower::service_fn(move |_| {
         let (address, name) = (member.address.clone(), member.name.clone());
-        let (config, connected) = (config.clone(), connected.clone());
+        let (config, connected, fault) = (config.clone(), connected.clone(), fault.clone());
         async move {
             let stream = connect::connect(&address, config).await?;
+            fault.set(None);
             if !connected.swap(true, Ordering::Relaxed) {
                 info!(peer = %name, %address, "connected to peer");
             }
@@ -240,6 +264,7 @@ struct Carrier {
     queue: mpsc::Receiver<Queued>,
     waiting_bytes: Arc<AtomicUsize>,
     called: Arc<Notify>,
+    fault: Fault,
     inbound: Arc<dyn Inbound>,
 }
 
@@ -250,6 +275,7 @@ impl Carrier {
         loop {
             let begun = Instant::now();
             let reason = self.stream().await;
+            self.fault.set(Some(reason.clone()));
             // A peer that ends each stream at once is said to be away only once.
             let lasted = begun.elapsed() > LAST_BACKOFF * 4;
             if !said || (lasted && self.connected.swap(false, Ordering::Relaxed)) {

@@ -31,6 +31,14 @@ async fn without_a_quorum_a_proposal_and_a_read_end_in_clear_errors_and_status_s
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
     assert!(refused.message().contains("no quorum"), "{refused}");
     assert!(begin.elapsed() < 4 * PATIENCE, "{:?}", begin.elapsed());
+    // After a while, who has to be mended is named, and what to do where that can't be.
+    let way_out = |text: &str| {
+        let lost = ["beta (", "gamma ("].iter().all(|name| text.contains(name));
+        lost && text.contains("of 3 servers alpha answers") && text.contains("`blixard cluster recover`")
+    };
+    alpha.sees("the way out", |status| status.problems.iter().any(|problem| way_out(problem))).await;
+    let refused = apply(&alpha, manifest(&[("web", "")])).await.unwrap_err();
+    assert!(way_out(refused.message()), "{refused}");
     assert!(!cluster(&status).confirmed, "nobody could confirm it");
 
     // What this node knows is answered all the same, for those who want that.

@@ -60,7 +60,10 @@ async fn a_survivor_goes_on_alone_and_starts_nothing_before_each_other_is_dead_o
     // An old member is refused, and what it runs is left alone.
     let old = units(&hosts[2]);
     let gamma = gamma.unwrap();
-    let id = node(&gamma.sees("no quorum", |status| !cluster(status).quorum).await, "gamma").id;
+    let is_told = |status: &blixard::api::proto::StatusReply| {
+        status.problems.iter().any(|problem| problem.contains("epoch 2-") && problem.contains("blixard cluster rejoin"))
+    };
+    let id = node(&gamma.sees("how to rejoin", is_told).await, "gamma").id;
     is_absent(&beta, &["gamma"]).await;
     gamma.stop().await;
     assert_eq!(units(&hosts[2]), old);
