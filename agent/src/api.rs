@@ -173,6 +173,13 @@ impl Api {
         }
     }
 
+    async fn find_node(&self, name: &str) -> Result<NodeId, Status> {
+        let name: NodeName = name.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        self.await_fresh(proto::Freshness::Linearizable).await?;
+        let node = self.read(|state, _| state.node_named(&name).map(|(node, _)| node))?;
+        node.ok_or_else(|| Status::not_found(format!("there is no node {name}: see `blixard node ls`")))
+    }
+
     async fn change(&self, command: Command) -> Result<u64, Status> {
         let Answer { index, reply } = self.propose(command).await?;
         match reply {
@@ -392,10 +399,7 @@ impl proto::api_server::Api for Api {
         request: Request<proto::RemoveNodeRequest>,
     ) -> Result<Response<proto::RemoveNodeReply>, Status> {
         let proto::RemoveNodeRequest { name, dead, abandon_volumes } = request.into_inner();
-        let name: NodeName = name.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
-        self.await_fresh(proto::Freshness::Linearizable).await?;
-        let node = self.read(|state, _| state.node_named(&name).map(|(node, _)| node))?;
-        let node = node.ok_or_else(|| Status::not_found(format!("there is no node {name}: see `blixard node ls`")))?;
+        let node = self.find_node(&name).await?;
         let index = self.change(Command::RemoveNode { node, dead, abandon_volumes }).await?;
         Ok(Response::new(proto::RemoveNodeReply { index, node: node.0 }))
     }
@@ -447,6 +451,21 @@ impl proto::api_server::Api for Api {
         let pieces = ReceiverStream::new(pieces)
             .map(|piece| piece.map(|bytes| proto::BackupPiece { bytes }).map_err(Status::internal));
         Ok(Response::new(Box::pin(pieces)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferLeaderRequest>,
+    ) -> Result<Response<proto::TransferLeaderReply>, Status> {
+        let name = request.into_inner().name;
+        let handle = self.handle()?;
+        let to = if name.is_empty() { None } else { Some(self.find_node(&name).await?) };
+        if !handle.leads() {
+            return Err(elsewhere::not_here("this host does not lead".to_owned()));
+        }
+        let node = handle.transfer(to).await.map_err(Status::failed_precondition)?;
+        let leader = self.read(|state, _| state.nodes().get(&node).map(|member| member.name.to_string()))?;
+        Ok(Response::new(proto::TransferLeaderReply { leader: leader.unwrap_or_default() }))
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

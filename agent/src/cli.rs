@@ -191,7 +191,6 @@ pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Verb::Agent { config } => agent::run(&config, Traits::default(), agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
-        Verb::Cluster(verb) => finish(cluster::run(&verb)),
         Verb::Restore(args) => finish(backup::restore(&args)),
         Verb::CheckConfig { file } => finish(check_config(&file)),
         Verb::CheckManifest { file } => finish(check_manifest(&file)),
@@ -209,6 +208,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Backup(args) => backup::backup(&args).await,
         Verb::Node(verb) => node::ask(verb).await,
         Verb::Token(verb) => token::ask(verb).await,
+        Verb::Cluster(verb) => cluster::ask(&verb).await,
         Verb::Vm(verb) => vm::ask(verb).await,
         Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
         Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,
@@ -224,7 +224,6 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Task(TaskVerb::Ls { reading }) => ask::list_tasks(&reading).await,
         Verb::Agent { .. }
         | Verb::Gate(_)
-        | Verb::Cluster(_)
         | Verb::Restore(_)
         | Verb::CheckConfig { .. }
         | Verb::CheckManifest { .. } => unreachable!("these ask no agent"),

@@ -295,6 +295,8 @@ impl Node {
                 tracing::info!(peer = %by, "this node is no server any more, says another one");
                 self.dismissed = true;
             }
+            // Whoever asked may have gone.
+            Input::Transfer { to, answer } => _ = answer.send(self.transfer(to)),
             Input::Heard(node) => self.liveness.heard(node, self.ticks),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.unasked.push(waiting),

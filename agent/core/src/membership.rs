@@ -143,6 +143,27 @@ pub fn successor<'a>(voters: impl Iterator<Item = &'a Peer>) -> Option<RaftId> {
     voters.filter(|peer| peer.recently_active).max_by_key(|peer| peer.matched).map(|peer| peer.id)
 }
 
+/// To whom a leader hands over at a person's word: to this node, or to the voter that lacks least of the log.
+///
+/// # Errors
+/// Why it can't, for the person to read.
+pub fn heir(state: &State, to: Option<NodeId>, status: &Status) -> Result<RaftId, String> {
+    let voters = || status.peers.iter().filter(|peer| status.membership.voters.contains(&peer.id));
+    let Some(node) = to else {
+        return successor(voters()).ok_or_else(|| "no other server that votes answers: none can lead".to_owned());
+    };
+    let member = state.nodes().get(&node).ok_or_else(|| format!("node {node} is not a member of this cluster"))?;
+    let name = &member.name;
+    let raft = member.raft.filter(|raft| status.membership.voters.contains(raft));
+    let raft =
+        raft.ok_or_else(|| format!("{name} has no vote, so it can't lead: see `blixard node ls` for who has one"))?;
+    match voters().find(|peer| peer.id == raft) {
+        Some(peer) if peer.recently_active => Ok(raft),
+        Some(_) => Err(format!("{name} does not answer, so it can't lead")),
+        None => Err(format!("{name} leads already")),
+    }
+}
+
 /// Why this node can't be removed now: those that are left, and answer, would be no quorum.
 #[must_use]
 pub fn objection(

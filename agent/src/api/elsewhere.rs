@@ -25,6 +25,9 @@ const PROPOSALS: &[&str] =
 const READS: &[&str] =
     &["Backup", "Explain", "ListManifests", "ListTasks", "ListTokens", "Plan", "Status", "WatchStatus"];
 
+/// What only the leader does.
+const OF_LEADERS: &[&str] = &["TransferLeader"];
+
 fn is_one(verbs: &[&str], question: &WholeRequest) -> bool {
     question.uri().path().rsplit('/').next().is_some_and(|verb| verbs.contains(&verb))
 }
@@ -73,6 +76,9 @@ impl Front {
             let question = http::Request::from_parts(head.clone(), body.clone());
             let answered = match &stage {
                 Stage::Follower(handle) if !is_one(PROPOSALS, &question) => pass_on(handle, question).await?,
+                Stage::Member(handle) if is_one(OF_LEADERS, &question) && !handle.leads() => {
+                    pass_on(handle, question).await?
+                }
                 _ => self.here.answer(question.map(whole)).await,
             };
             let may_change = matches!(stage, Stage::Member(_) | Stage::Follower(_) | Stage::Changing);
@@ -107,7 +113,7 @@ async fn pass_on(handle: &Handle, question: WholeRequest) -> Result<ApiResponse,
         }
     }
     let reasons = if reasons.is_empty() { "it knows none".to_owned() } else { reasons.join("; ") };
-    Err(Status::unavailable(format!("this host is no server, and no server answers: {reasons}")))
+    Err(Status::unavailable(format!("this host can't answer that itself, and no server that can does: {reasons}")))
 }
 
 /// What a host says that can't answer; another one may.
@@ -126,7 +132,8 @@ mod tests {
         let proto = include_str!("../../proto/api.proto");
         let verbs = proto.lines().filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next());
         // These look something up first, and propose it then.
-        let others: Vec<_> = verbs.filter(|verb| !PROPOSALS.contains(verb) && !READS.contains(verb)).collect();
+        let known = [PROPOSALS, READS, OF_LEADERS].concat();
+        let others: Vec<_> = verbs.filter(|verb| !known.contains(verb)).collect();
         assert_eq!(others, ["AcceptManifest", "RemoveNode"]);
     }
 }

@@ -5,11 +5,14 @@ use std::io::BufRead as _;
 use std::path::PathBuf;
 
 use blixard_core::state::{Node, State};
-use blixard_core::types::{ClusterId, Level, NodeId};
+use blixard_core::types::{ClusterId, Level, NodeId, NodeName};
 use clap::{Args, Subcommand};
 
+use super::Socket;
 use super::ask::{AskError, Asked, print};
+use super::client::connect;
 use crate::agent::recovery::{self, Survivor};
+use crate::api::proto;
 use crate::config::Config;
 
 /// By so many characters of its id a cluster is named, as status shows it.
@@ -27,6 +30,13 @@ pub enum ClusterVerb {
     /// The agent has to be stopped. What this host has of the cluster as it was is put aside; when the agent starts, it
     /// joins as the node that it was. What runs on this host runs on, but for what the cluster has elsewhere by now.
     Rejoin(Offline),
+    /// Let another server lead, and wait until it does
+    TransferLeader {
+        /// Which one; without a name the one that lacks least
+        name: Option<NodeName>,
+        #[command(flatten)]
+        socket: Socket,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -57,8 +67,15 @@ impl Offline {
     }
 }
 
-pub fn run(verb: &ClusterVerb) -> Asked {
+pub async fn ask(verb: &ClusterVerb) -> Asked {
     match verb {
+        ClusterVerb::TransferLeader { name, socket } => {
+            let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+            let name = name.as_ref().map(ToString::to_string).unwrap_or_default();
+            let request = proto::TransferLeaderRequest { name };
+            let leader = client.transfer_leader(request).await.map_err(AskError::Refused)?.into_inner().leader;
+            print(&format!("{leader} leads now\n"))
+        }
         ClusterVerb::Recover(args) => recover(args),
         ClusterVerb::Rejoin(offline) => rejoin(offline),
     }

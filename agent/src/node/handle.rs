@@ -382,6 +382,32 @@ impl Handle {
         let _ = tokio::time::timeout(PATIENCE, settled).await;
     }
 
+    /// Whether this node leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        let known = self.known.look();
+        known.standing.leader.is_some() && known.standing.leader == known.standing.raft
+    }
+
+    /// Hands leadership to a node, or to the one that lacks least; returns once that one leads.
+    ///
+    /// # Errors
+    /// Why it isn't so, for a person to read.
+    pub async fn transfer(&self, to: Option<NodeId>) -> Result<NodeId, String> {
+        let mut leaders = self.leaders.clone();
+        let (answer, answered) = oneshot::channel();
+        self.send(Input::Transfer { to, answer }).map_err(|error| error.to_string())?;
+        let raft = answered.await.map_err(|_| ProposeError::Stopped.to_string())??;
+        let leads = tokio::time::timeout(PATIENCE, leaders.wait_for(|leader| *leader == Some(raft))).await;
+        let node = self.directory.borrow().node_of(raft);
+        match (leads, node) {
+            (Ok(Ok(_)), Some(node)) => Ok(node),
+            _ => Err(format!(
+                "it has not taken over within {} s, and may yet: see `blixard status` for who leads",
+                PATIENCE.as_secs()
+            )),
+        }
+    }
+
     /// Asks the loop to hand leadership over and end.
     pub async fn stop(&self) {
         // A full inbox is being worked off: this is the one message that waits for its place.

@@ -45,6 +45,11 @@ pub(super) enum Input {
     Fetched(Box<(Message, Result<snapshot::Fetched, snapshot::FetchError>)>),
     /// A follower asks for the rows of a snapshot that was announced to it.
     Serve(snapshot::Serve),
+    /// A person wants another server to lead: this one, or the one that lacks least. Whom it is handed to, or why to nobody.
+    Transfer {
+        to: Option<NodeId>,
+        answer: oneshot::Sender<Result<RaftId, String>>,
+    },
     /// Hand leadership over, make everything durable, end.
     Stop,
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command};
 use blixard_core::driver::{Role, Status};
-use blixard_core::types::{RaftId, Term};
+use blixard_core::types::{NodeId, RaftId, Term};
 use blixard_core::{membership, schedule};
 use tokio::sync::oneshot;
 
@@ -150,6 +150,19 @@ impl Node {
             tracing::info!(%node, "a removed node is forgotten");
             self.decide(Command::ForgetNode { node });
         }
+    }
+
+    /// Begins to hand leadership over at a person's word; to whom, or why to nobody.
+    pub(super) fn transfer(&mut self, to: Option<NodeId>) -> Result<RaftId, String> {
+        let status = self.driver.status();
+        if status.soft.role != Role::Leader {
+            return Err("this node leads no more: try again".to_owned());
+        }
+        let peer = membership::heir(&self.known.look().state, to, &status)?;
+        let handed = self.driver.transfer_leader(peer);
+        handed.map_err(|error| crate::error_chain(&error))?;
+        tracing::info!(%peer, "leadership is handed over, as a person wants it");
+        Ok(peer)
     }
 
     /// Why a leader refuses to do this now; who answers is in its memory alone.

@@ -142,6 +142,36 @@ async fn a_leader_that_is_told_to_stop_hands_leadership_over_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leadership_goes_to_whom_a_person_names_on_whichever_host_they_ask() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let mut agents = start(&hosts).await.map(Some);
+    let transfer = async |asked: &Agent, name: &str| {
+        let request = proto::TransferLeaderRequest { name: name.to_owned() };
+        asked.client().await.transfer_leader(request).await.map(|reply| reply.into_inner().leader)
+    };
+    let at = leader(&sees_whole(agents[0].as_ref().unwrap(), 3).await, &hosts);
+    // Asked of the leader, of whom is to lead, and of neither.
+    for (asks, leads) in [(at, (at + 1) % 3), ((at + 2) % 3, (at + 2) % 3), (at, (at + 1) % 3)] {
+        let agent = agents[asks].as_ref().unwrap();
+        assert_eq!(transfer(agent, hosts[leads].name).await.unwrap(), hosts[leads].name);
+        agent.sees("the new leader", |status| cluster(status).leader == hosts[leads].name).await;
+    }
+    let (leads, stays, stops) = ((at + 1) % 3, at, (at + 2) % 3);
+    let agent = agents[leads].as_ref().unwrap();
+    let refused = transfer(agent, hosts[leads].name).await.unwrap_err();
+    assert!(refused.message().contains("leads already"), "{refused}");
+    assert_eq!(transfer(agent, "delta").await.unwrap_err().code(), Code::NotFound);
+    agents[stops].take().unwrap().stop().await;
+    let agent = agents[leads].as_ref().unwrap();
+    agent
+        .sees("its silence", |status| status.nodes.iter().any(|node| node.name == hosts[stops].name && !node.alive))
+        .await;
+    let refused = transfer(agent, hosts[stops].name).await.unwrap_err();
+    assert!(refused.message().contains("does not answer"), "{refused}");
+    assert_eq!(transfer(agents[stays].as_ref().unwrap(), "").await.unwrap(), hosts[stays].name, "the one that is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_no_unit_is_touched_before_the_cluster_has_answered() {
     let hosts = Host::blank(["alpha", "beta", "gamma"]);
     let [alpha, beta, gamma] = start(&hosts).await;

@@ -215,6 +215,21 @@ fn a_leader_that_is_to_go_hands_over_to_one_that_stays() {
 }
 
 #[test]
+fn leadership_goes_at_a_persons_word_to_a_voter_that_answers_and_to_nobody_else() {
+    let state = auto(4).state;
+    let all = silent(status(&[1, 2, 3], &[], &[]), &[2]);
+    let given = |node: u64| heir(&state, Some(NodeId(node)), &all);
+    assert_eq!(given(3), Ok(RaftId(3)));
+    assert_eq!(heir(&state, None, &all), Ok(RaftId(3)));
+    for (node, why) in
+        [(1, "node1 leads already"), (2, "node2 does not answer"), (4, "node4 has no vote"), (9, "node 9")]
+    {
+        assert!(given(node).unwrap_err().contains(why), "{node}: {:?}", given(node));
+    }
+    assert!(heir(&state, None, &silent(all, &[2, 3])).unwrap_err().contains("none can lead"));
+}
+
+#[test]
 fn a_node_is_forgotten_once_it_runs_nothing_and_is_no_server() {
     let state = without(3);
     let gone_of =
