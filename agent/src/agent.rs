@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::api::{self, ApiError, Stage};
 use crate::config::{Config, ConfigError};
 use crate::gate::files::Account;
-use crate::identity::{ClusterSecret, SecretError};
+use crate::identity::{Clock, ClusterSecret, SecretError};
 use crate::log::LogError;
 use crate::nix::NixCommand;
 use crate::node::{self, End, Handle, NodeError};
@@ -32,6 +32,7 @@ mod data;
 mod inbound;
 mod pause;
 pub mod recovery;
+mod renewal;
 mod role;
 mod servers;
 mod watchdog;
@@ -130,6 +131,8 @@ pub struct Traits {
     /// As [`Settings::election_ticks`].
     pub election_ticks: u16,
     pub heartbeat_ticks: u16,
+    /// By which certificates are issued, judged and renewed.
+    pub clock: Clock,
 }
 
 impl Default for Traits {
@@ -140,6 +143,7 @@ impl Default for Traits {
             check_ticks: 60_000,
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: HEARTBEAT_TICKS,
+            clock: Clock::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Who a node is: its certificate from the cluster's CA, the CA itself, and the secret that admits strangers.
 
 mod authority;
+mod clock;
 mod secret;
 mod tls;
 mod token;
@@ -14,10 +15,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
 pub use authority::{Authority, AuthorityError};
+pub use clock::Clock;
 pub use secret::{ClusterSecret, MIN_SECRET, SecretError};
 pub use tls::{
-    Expected, PeerError, ServerSide, TlsError, key_of, member_client, member_server, peer_of, refusal, stranger_client,
-    stranger_server, token_client,
+    Expected, PeerError, ServerSide, TlsError, key_of, member_client, member_server, peer_of, refusal, renewing_client,
+    stranger_client, stranger_server, token_client,
 };
 pub use token::{JoinToken, TokenError, TokenSecret};
 
@@ -100,11 +102,7 @@ impl NodeKey {
         certificate: Vec<u8>,
     ) -> Result<NodeIdentity, IdentityError> {
         let identity = NodeIdentity { cluster, epoch, node, authority, certificate, key: self.0.serialize_der() };
-        tls::check_own(&identity).map_err(IdentityError::Issued)?;
-        if tls::public_key_of(&identity.certificate).map_err(IdentityError::Issued)? != self.0.subject_public_key_info()
-        {
-            return Err(IdentityError::ForeignKey);
-        }
+        identity.check(self, Clock::default())?;
         Ok(identity)
     }
 }
@@ -141,6 +139,42 @@ impl NodeIdentity {
     /// With the authority's, by whose key a host that holds a token knows the cluster.
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         [&self.certificate, &self.authority].map(|der| CertificateDer::from(der.clone())).to_vec()
+    }
+
+    /// Whether both are of one node, with one key, in one epoch of its cluster.
+    pub fn is_same_node(&self, other: &Self) -> bool {
+        let of = |identity: &Self| (identity.cluster, identity.epoch, identity.node);
+        of(self) == of(other) && self.key == other.key
+    }
+
+    /// What it asks with for the certificate that follows its own.
+    ///
+    /// # Errors
+    /// `ReadKey`, `MakeKey`.
+    pub fn request(&self) -> Result<Vec<u8>, IdentityError> {
+        self.key()?.request()
+    }
+
+    /// Whether two thirds of the time are over for which its certificate holds, or nobody can tell.
+    pub fn is_due(&self, clock: Clock) -> bool {
+        let due = tls::validity(&self.certificate).map(|(from, until)| from + (until.saturating_sub(from)) / 3 * 2);
+        due.map_or(true, |due| due <= clock.unix())
+    }
+
+    /// This one with what was issued to it next.
+    ///
+    /// # Errors
+    /// As [`NodeKey::identify`].
+    pub fn renewed(&self, authority: Vec<u8>, certificate: Vec<u8>, clock: Clock) -> Result<Self, IdentityError> {
+        let renewed = Self { authority, certificate, ..self.clone() };
+        renewed.check(&self.key()?, clock)?;
+        Ok(renewed)
+    }
+
+    fn check(&self, key: &NodeKey, clock: Clock) -> Result<(), IdentityError> {
+        tls::check_own(self, clock).map_err(IdentityError::Issued)?;
+        let certified = tls::public_key_of(&self.certificate).map_err(IdentityError::Issued)?;
+        if certified == key.0.subject_public_key_info() { Ok(()) } else { Err(IdentityError::ForeignKey) }
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {

@@ -21,12 +21,13 @@ mod listener;
 mod passing;
 mod peer;
 mod redeem;
+mod renew;
 mod snapshot;
 mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,7 +41,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::identity::{ClusterSecret, NodeIdentity, ServerSide, TlsError, member_server, stranger_server};
+use crate::identity::{Clock, ClusterSecret, NodeIdentity, ServerSide, TlsError, member_server, stranger_server};
 
 pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
@@ -104,6 +105,12 @@ pub trait Inbound: Send + Sync + 'static {
     ///
     /// A refusal's text is shown to the host's operator.
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal>;
+    /// A certificate for the member whose key this request is about; what this node knows has to do, since a cluster whose
+    /// certificates have all expired has no leader.
+    ///
+    /// # Errors
+    /// There is none such, or this node can't sign.
+    fn renew(&self, request: &[u8]) -> Result<Renewal, Refusal>;
 }
 
 /// The rows of one snapshot, in chunks.
@@ -177,6 +184,15 @@ pub struct Admission {
     pub members: Directory,
 }
 
+/// What a member is given whose certificate is renewed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The CA's certificate, DER.
+    pub authority: Vec<u8>,
+    /// The member's, DER.
+    pub certificate: Vec<u8>,
+}
+
 /// Why a host was not admitted, for its operator to read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -205,6 +221,7 @@ pub struct Settings {
     pub servers: Vec<Server>,
     /// Without one, this node can't vouch for itself to hosts that go by it.
     pub secret: Option<ClusterSecret>,
+    pub clock: Clock,
 }
 
 /// Why the transport could not be started, or take its identity.
@@ -227,6 +244,7 @@ struct Shared {
     own: Server,
     servers: Vec<Server>,
     secret: Option<ClusterSecret>,
+    clock: Clock,
     inbound: Arc<dyn Inbound>,
     directory: watch::Receiver<Arc<Directory>>,
     identity: watch::Sender<Option<Arc<NodeIdentity>>>,
@@ -296,6 +314,7 @@ impl Transport {
             own: settings.own,
             servers: settings.servers,
             secret: settings.secret,
+            clock: settings.clock,
             inbound,
             directory,
             identity: watch::Sender::new(None),
@@ -322,11 +341,38 @@ impl Transport {
     /// # Errors
     /// `Tls` if the identity is damaged; then nothing changed.
     pub fn become_member(&self, identity: &NodeIdentity, raft: Option<RaftId>) -> Result<(), TransportError> {
-        let tls = member_server(identity).map_err(TransportError::Tls)?;
         self.shared.raft.set(raft).expect("a transport becomes a member once");
+        self.present(identity)
+    }
+
+    /// From now on this node shows this certificate; connections that are there stay.
+    ///
+    /// # Errors
+    /// `Tls` if the identity is damaged; then nothing changed.
+    pub fn present(&self, identity: &NodeIdentity) -> Result<(), TransportError> {
+        let tls = member_server(identity).map_err(TransportError::Tls)?.at(self.shared.clock);
         self.shared.side.send_replace(Side { tls, cluster: Some((identity.cluster, identity.epoch)) });
         self.shared.identity.send_replace(Some(Arc::new(identity.clone())));
         Ok(())
+    }
+
+    /// `identity` with its next certificate, by whichever member can sign.
+    ///
+    /// # Errors
+    /// Why each of them can't.
+    pub async fn renew(&self, identity: &NodeIdentity) -> Result<NodeIdentity, String> {
+        let members = self.shared.directory.borrow().clone();
+        let members = members.members.values().map(|member| (&member.name, &member.address));
+        let listed = self.shared.servers.iter().map(|server| (&server.name, &server.address));
+        let others = members.chain(listed).filter(|(name, _)| **name != self.shared.own.name);
+        let mut failures = Vec::new();
+        for address in others.map(|(_, address)| address.clone()).collect::<BTreeSet<_>>() {
+            match renew::renew(&address, identity, self.shared.clock).await {
+                Ok(renewed) => return Ok(renewed),
+                Err(error) => failures.push(crate::error_chain(&error)),
+            }
+        }
+        Err(failures.join("; "))
     }
 
     /// Hands `messages` to the links of their receivers; never blocks, and may be called from any thread.

@@ -5,20 +5,22 @@ use std::time::SystemTime;
 
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Message, Position};
+use blixard_core::state::Cluster;
 use blixard_core::types::{ClusterId, NodeId, RaftId, Timestamp};
 use tokio::time::Instant;
 
 use crate::api;
-use crate::identity::{Authority, ClusterSecret};
+use crate::identity::{Authority, Clock, ClusterSecret};
 use crate::node::{Handle, directory_of};
 use crate::transport::{
     Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Directory, ForwardError, Inbound, Member, Refusal,
-    SnapshotRows, Standing, Told,
+    Renewal, SnapshotRows, Standing, Told,
 };
 
 /// The node behind the transport, once there is one.
 pub struct Inward {
     secret: Option<ClusterSecret>,
+    clock: Clock,
     /// The cluster of a host that was a member before: nobody may take it for blank while it starts.
     kept: Option<ClusterId>,
     node: OnceLock<(Handle, ClusterId)>,
@@ -29,8 +31,33 @@ pub struct Inward {
 
 impl Inward {
     /// Needs a tokio runtime.
-    pub fn new(secret: Option<ClusterSecret>, kept: Option<ClusterId>, api: api::Service) -> Self {
-        Self { secret, kept, node: OnceLock::new(), api, runtime: tokio::runtime::Handle::current() }
+    pub fn new(secret: Option<ClusterSecret>, clock: Clock, kept: Option<ClusterId>, api: api::Service) -> Self {
+        Self { secret, clock, kept, node: OnceLock::new(), api, runtime: tokio::runtime::Handle::current() }
+    }
+
+    /// By which the authority's certificates are issued.
+    fn authority(&self, cluster: &Cluster) -> Result<Authority, String> {
+        let secret =
+            self.secret.as_ref().ok_or("this host has no cluster secret, so it can't sign: ask one that has")?;
+        let authority = Authority::unseal(&cluster.sealed_ca_key, secret);
+        Ok(authority.map_err(|error| crate::error_chain(&error))?.at(self.clock))
+    }
+
+    /// A certificate for the member that has this key.
+    pub fn reissue(&self, request: &[u8]) -> Result<Renewal, String> {
+        let text = |error: &dyn std::error::Error| crate::error_chain(error);
+        let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
+        let key = Authority::key_of(request).map_err(|error| text(&error))?;
+        let read = handle.read(|state, _| {
+            let member = state.nodes().iter().find(|(_, node)| node.key == key).map(|(node, _)| *node);
+            (state.cluster().cloned(), member)
+        });
+        let (cluster, member) = read.map_err(|error| text(&error))?;
+        let cluster = cluster.ok_or("the cluster is being founded: try again")?;
+        let member = member.ok_or("no member of this cluster has this key: it was removed, or has not joined")?;
+        let authority = self.authority(&cluster)?;
+        let certificate = authority.issue(request, cluster.epoch, member).map_err(|error| text(&error))?;
+        Ok(Renewal { authority: authority.certificate().to_vec(), certificate })
     }
 
     /// From now on the others reach this node.
@@ -42,11 +69,9 @@ impl Inward {
         let text = |error: &dyn std::error::Error| crate::error_chain(error);
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         // Before anything is proposed: who could not be given a certificate is not to have used up a token.
-        let secret =
-            self.secret.as_ref().ok_or("this host has no cluster secret, so it can't sign: ask one that has")?;
         let cluster = handle.read(|state, _| state.cluster().cloned()).map_err(|error| text(&error))?;
         let cluster = cluster.ok_or("the cluster is being founded: try again")?;
-        let authority = Authority::unseal(&cluster.sealed_ca_key, secret).map_err(|error| text(&error))?;
+        let authority = self.authority(&cluster)?;
         let key = Authority::key_of(&candidate.request).map_err(|error| text(&error))?;
         let Candidate { name, address, request, understands, role, was_in, credential } = candidate;
         let new = NewNode { name: name.clone(), address: address.clone(), key, understands, role };
@@ -170,5 +195,9 @@ impl Inbound for Inward {
 
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal> {
         self.issue(candidate).await.map_err(Refusal)
+    }
+
+    fn renew(&self, request: &[u8]) -> Result<Renewal, Refusal> {
+        self.reissue(request).map_err(Refusal)
     }
 }

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use super::data::{Data, Replica};
 use super::inbound::Inward;
+use super::renewal::{self, Renewer};
 use super::servers::ServerThread;
 use super::{AgentError, Told, Traits, notify, offer, stop, stopped};
 use crate::api::{self, Stage};
@@ -69,12 +70,13 @@ where
         let Self { config, traits, secret, .. } = &*self;
         let (directory, directories) = watch::channel(Arc::default());
         let kept = data.kept.as_deref().and_then(Seat::cluster_of);
-        let inward = Arc::new(Inward::new(secret.clone(), kept, self.api.clone()));
+        let inward = Arc::new(Inward::new(secret.clone(), traits.clock, kept, self.api.clone()));
         let settings = transport::Settings {
             listen: config.node.listen,
             own: config.own(),
             servers: config.servers().to_vec(),
             secret: secret.clone(),
+            clock: traits.clock,
         };
         let servers = ServerThread::start();
         let transport = servers.run(Transport::start(settings, inward.clone(), directories.clone())).await;
@@ -90,7 +92,14 @@ where
             }
             () = stopped(told) => return Ok(None),
         };
-        transport.become_member(&seat.identity, seat.raft).map_err(AgentError::Transport)?;
+        let identity = renewal::newest(&data.dir, &seat.identity);
+        transport.become_member(&identity, seat.raft).map_err(AgentError::Transport)?;
+        let renewer = Renewer {
+            dir: data.dir.clone(),
+            clock: traits.clock,
+            inward: inward.clone(),
+            transport: transport.clone(),
+        };
         directory.send_replace(Arc::new(seat.members.clone()));
         let common = Common {
             node: seat.identity.node,
@@ -113,9 +122,11 @@ where
         self.watchdog.send_replace(Some(handle.clone()));
         tracing::info!(node = %seat.identity.node, cluster = %seat.identity.cluster, raft = ?seat.raft, "this host is a member");
 
+        let renewing = tokio::spawn(renewer.run(identity));
         let life = Life { handle, ended, seat, store, directories };
         let result = self.attend(life, told).await;
         self.watchdog.send_replace(None);
+        renewing.abort();
         transport.shutdown().await;
         result
     }

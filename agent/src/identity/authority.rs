@@ -1,7 +1,7 @@
 //! The cluster's certificate authority: made once, when the cluster is founded; its key travels only sealed.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
 use rcgen::{
@@ -11,10 +11,12 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterSecret, IdentityError, NodeIdentity, NodeKey, SecretError, tls};
+use super::{Clock, ClusterSecret, IdentityError, NodeIdentity, NodeKey, SecretError, tls};
 
-/// How long a certificate holds: ten years, since nothing renews one yet.
-const VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a node's certificate holds; it is renewed when two thirds of that are over.
+pub(super) const VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How long the authority's own says that it holds: members know it by its key, and replace it when a person says so.
+const AUTHORITY_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far a certificate's start lies in the past, so that a host whose clock is behind accepts it.
 const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 /// What the secret's sealing key is derived for.
@@ -53,6 +55,7 @@ pub struct Authority {
     cluster: ClusterId,
     certificate: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
+    clock: Clock,
 }
 
 impl fmt::Debug for Authority {
@@ -69,11 +72,17 @@ impl Authority {
     pub fn create(cluster: ClusterId) -> Result<Self, AuthorityError> {
         let failed = |source| AuthorityError::Create { cluster, source };
         let key = KeyPair::generate().map_err(failed)?;
-        let mut params = params(&format!("Blixard cluster {cluster}"));
+        let mut params = params(&format!("Blixard cluster {cluster}"), Clock::default(), AUTHORITY_VALIDITY);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(failed)?.der().to_vec();
-        Ok(Self { cluster, certificate, issuer: Issuer::new(params, key) })
+        Ok(Self { cluster, certificate, issuer: Issuer::new(params, key), clock: Clock::default() })
+    }
+
+    /// This one, by another clock than the system's.
+    #[must_use]
+    pub fn at(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     pub fn cluster(&self) -> ClusterId {
@@ -105,7 +114,7 @@ impl Authority {
         let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
             .map_err(|source| AuthorityError::ReadRequest { node, source })?;
         let failed = |source| AuthorityError::Issue { node, source };
-        let mut params = params(&format!("Blixard node {node}"));
+        let mut params = params(&format!("Blixard node {node}"), self.clock, VALIDITY);
         let name = tls::node_uri(self.cluster, epoch, node).try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::URI(name)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -146,19 +155,19 @@ impl Authority {
         let key = KeyPair::try_from(key).map_err(AuthorityError::ReadKey)?;
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(certificate.as_slice()), key)
             .map_err(AuthorityError::ReadKey)?;
-        Ok(Self { cluster, certificate, issuer })
+        Ok(Self { cluster, certificate, issuer, clock: Clock::default() })
     }
 }
 
 /// What every certificate of this product has in common.
-pub(super) fn params(name: &str) -> CertificateParams {
+pub(super) fn params(name: &str, clock: Clock, validity: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = clock.unix();
     let epoch = date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(BACKDATED);
-    params.not_after = epoch + now + VALIDITY;
+    params.not_after = epoch + now + validity;
     params
 }
 

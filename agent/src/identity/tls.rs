@@ -1,6 +1,7 @@
 //! TLS between nodes: version 1.3 only, members checked by the URI in their certificate instead of a DNS name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
 use rcgen::KeyPair;
@@ -12,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
 
 use super::verify::{ClientVerifier, ServerVerifier};
-use super::{JoinToken, NodeIdentity, authority};
+use super::{Clock, JoinToken, NodeIdentity, authority};
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +47,14 @@ pub enum PeerError {
     )]
     OtherNode { found: NodeId, expected: NodeId },
     #[error(
-        "the certificate was not issued by this cluster's authority, or does not hold now: check this host's clock"
+        "the certificate was not issued by this cluster's authority, or does not hold yet: check this host's clock"
     )]
     Chain(#[source] rustls::Error),
+    #[error(
+        "the certificate has expired: if this host's clock is right, the agent that shows it has to reach one that has \
+         the cluster secret, and then renews it by itself; its journal says what keeps it from that"
+    )]
+    Expired,
     #[error("it shows no certificate of the authority whose key the token names")]
     OtherAuthority,
 }
@@ -65,6 +71,27 @@ pub enum Expected {
 pub struct ServerSide {
     pub config: Arc<ServerConfig>,
     pub leaf: Hash,
+}
+
+impl ServerSide {
+    /// This one, by another clock than the system's.
+    #[must_use]
+    pub fn at(self, clock: Clock) -> Self {
+        let mut config = (*self.config).clone();
+        config.time_provider = Arc::new(clock);
+        Self { config: Arc::new(config), ..self }
+    }
+}
+
+impl PeerError {
+    /// Why rustls didn't take a certificate.
+    pub(super) fn of_chain(error: rustls::Error) -> Self {
+        use rustls::CertificateError::{Expired, ExpiredContext};
+        match error {
+            rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => Self::Expired,
+            error => Self::Chain(error),
+        }
+    }
 }
 
 /// A member's client side: shows its own certificate, and accepts only the expected member of its cluster.
@@ -109,6 +136,14 @@ pub fn token_client(token: &JoinToken) -> ClientConfig {
     anonymous_client(ServerVerifier::ByAuthority { cluster: token.cluster, authority: token.authority })
 }
 
+/// The client of a node whose own certificate may have expired: accepts any other member of its cluster.
+///
+/// # Errors
+/// `Root` if the identity is damaged.
+pub fn renewing_client(identity: &NodeIdentity) -> Result<ClientConfig, TlsError> {
+    member_verifier(identity, Expected::AnyMember).map(anonymous_client)
+}
+
 fn anonymous_client(verifier: ServerVerifier) -> ClientConfig {
     let verifier = Arc::new(verifier);
     let mut config = client_builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
@@ -122,7 +157,9 @@ fn anonymous_client(verifier: ServerVerifier) -> ClientConfig {
 /// `Temporary`.
 pub fn stranger_server() -> Result<ServerSide, TlsError> {
     let key = KeyPair::generate().map_err(TlsError::Temporary)?;
-    let certificate = authority::params("Blixard node").self_signed(&key).map_err(TlsError::Temporary)?;
+    let certificate = authority::params("Blixard node", Clock::default(), authority::VALIDITY)
+        .self_signed(&key)
+        .map_err(TlsError::Temporary)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let config = server_builder()
         .with_no_client_auth()
@@ -181,10 +218,21 @@ pub fn key_of(certificate: &[u8]) -> Result<Hash, PeerError> {
     public_key_of(certificate).map(|key| Hash::of(&key))
 }
 
+/// From when until when a certificate holds, since 1970.
+pub(super) fn validity(certificate: &[u8]) -> Result<(Duration, Duration), PeerError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Read)?;
+    let since = |time: x509_parser::time::ASN1Time| Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0));
+    Ok((since(parsed.validity().not_before), since(parsed.validity().not_after)))
+}
+
 /// Whether an identity's certificate is what it says, under the authority that came with it.
-pub(super) fn check_own(identity: &NodeIdentity) -> Result<(), PeerError> {
+pub(super) fn check_own(identity: &NodeIdentity, clock: Clock) -> Result<(), PeerError> {
     let verifier = member_verifier(identity, Expected::Node(identity.node)).map_err(|_| PeerError::Read)?;
-    verifier.check(&CertificateDer::from(identity.certificate.as_slice()), &[], UnixTime::now())
+    verifier.check(
+        &CertificateDer::from(identity.certificate.as_slice()),
+        &[],
+        UnixTime::since_unix_epoch(clock.unix()),
+    )
 }
 
 fn member_verifier(identity: &NodeIdentity, expected: Expected) -> Result<ServerVerifier, TlsError> {
@@ -298,6 +346,31 @@ mod tests {
             shake(config, server()).unwrap_err();
         }
         shake(member_client(&one, Expected::AnyMember).unwrap(), stranger_server().unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn a_certificate_is_due_at_two_thirds_of_ninety_days_and_refused_on_both_sides_after_them() {
+        let day = |days: u64| Clock { ahead: Duration::from_secs(days * 24 * 3600) };
+        let authority = Authority::create(draw_cluster_id()).unwrap();
+        let (one, two) = (authority.identify(NodeId(1)).unwrap(), authority.identify(NodeId(2)).unwrap());
+        let request = one.request().unwrap();
+        assert!(!one.is_due(day(0)) && !one.is_due(day(58)) && one.is_due(day(61)));
+        let meet = |client: &NodeIdentity, server: &NodeIdentity, clock: Clock| {
+            let mut config = member_client(client, Expected::AnyMember).unwrap();
+            config.time_provider = Arc::new(clock);
+            let met = shake(config, member_server(server).unwrap().at(clock));
+            met.map_err(|error| refusal(&std::io::Error::other(error)).unwrap())
+        };
+        assert_eq!(meet(&one, &two, day(89)), Ok(()));
+        let certificate = authority.at(day(80)).issue(&request, ClusterEpoch::FIRST, NodeId(1)).unwrap();
+        let renewed = one.renewed(one.authority.clone(), certificate, day(80)).unwrap();
+        assert!(one.is_same_node(&renewed) && !renewed.is_due(day(91)) && !one.is_same_node(&two));
+        // Only the other one's has expired, whoever calls.
+        assert_eq!(meet(&renewed, &two, day(91)), Err(PeerError::Expired));
+        assert_eq!(meet(&two, &renewed, day(91)), Err(PeerError::Expired));
+        assert!(PeerError::Expired.to_string().contains("cluster secret"));
+        let foreign = two.renewed(one.authority.clone(), renewed.certificate.clone(), day(80));
+        assert!(foreign.is_err(), "it is another node's");
     }
 
     #[test]

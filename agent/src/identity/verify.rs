@@ -64,7 +64,7 @@ fn check_chain(
     let parsed = rustls::server::ParsedCertificate::try_from(certificate).map_err(PeerError::Chain)?;
     let algorithms = provider().signature_verification_algorithms.all;
     rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)
-        .map_err(PeerError::Chain)
+        .map_err(PeerError::of_chain)
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -122,7 +122,8 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         peer_of(end_entity, self.cluster, self.epoch).map_err(refused)?;
-        self.inner.verify_client_cert(end_entity, intermediates, now)
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
+        verified.map_err(|error| refused(PeerError::of_chain(error)))
     }
     fn verify_tls12_signature(
         &self,

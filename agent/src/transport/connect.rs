@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{KEEPALIVE, Tasks};
-use crate::identity::{PeerError, refusal};
+use crate::identity::{PeerError, TlsError, refusal};
 
 /// How long finding the host, TCP's handshake and TLS's may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,6 +23,8 @@ const WINDOW: u32 = 8 << 20;
 /// Why there is no connection to an address.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
+    #[error("cannot connect to anybody")]
+    Own(#[source] TlsError),
     #[error("cannot connect to {address}")]
     Reach { address: Address, source: std::io::Error },
     #[error("cannot connect to {address}: no answer within {} s", CONNECT_TIMEOUT.as_secs())]

@@ -18,7 +18,9 @@ use tracing::{info, warn};
 use super::listener::Caller;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_server::Join;
-use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest};
+use super::proto::{
+    AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest, RenewReply, RenewRequest,
+};
 use super::{Admission, Candidate, Credential, Shared, Standing, proto};
 use crate::identity::{ClusterSecret, random};
 
@@ -94,7 +96,7 @@ pub fn hash_of_names(servers: &[Server]) -> Hash {
 
 /// The Join service.
 pub struct Door {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Door {
@@ -206,6 +208,10 @@ impl Join for Door {
 
     async fn redeem(&self, request: Request<RedeemRequest>) -> Result<Response<AdmitReply>, Status> {
         self.take_token(request).await
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        self.renew_certificate(&request)
     }
 }
 

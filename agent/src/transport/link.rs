@@ -175,31 +175,18 @@ impl Table {
             if *node == own.node || self.links.contains_key(node) {
                 continue;
             }
-            match open_link(*node, member.clone(), own, shared) {
-                Ok(link) => {
-                    self.links.insert(*node, link);
-                }
-                Err(error) => {
-                    error!(peer = %member.name, %error, "cannot open a link: this node's identity is damaged");
-                }
-            }
+            self.links.insert(*node, open_link(*node, member.clone(), own, shared));
         }
         let raft_of = |(node, link): (&NodeId, &Link)| Some((link.member.raft?, *node));
         self.nodes = self.links.iter().filter_map(raft_of).collect();
     }
 }
 
-fn open_link(
-    node: NodeId,
-    member: Member,
-    own: &Arc<NodeIdentity>,
-    shared: &Arc<Shared>,
-) -> Result<Link, crate::identity::TlsError> {
-    let config = Arc::new(member_client(own, Expected::Node(node))?);
+fn open_link(node: NodeId, member: Member, own: &Arc<NodeIdentity>, shared: &Arc<Shared>) -> Link {
     let connected = Arc::new(AtomicBool::new(false));
     let fault = Fault(Arc::new(Mutex::new(Some("not reached yet".to_owned()))));
-    let channel = lazy_channel(member.clone(), config.clone(), (connected.clone(), fault.clone()), shared);
-    let side_channel = lazy_channel(member.clone(), config, (Arc::new(AtomicBool::new(true)), fault.clone()), shared);
+    let channel = lazy_channel(node, member.clone(), (connected.clone(), fault.clone()), shared);
+    let side_channel = lazy_channel(node, member.clone(), (Arc::new(AtomicBool::new(true)), fault.clone()), shared);
     let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let (alive, mut gone) = watch::channel(());
@@ -228,20 +215,25 @@ fn open_link(
             }
         });
     }
-    Ok(Link { member, queue, waiting_bytes, channel, side_channel, called, fault, _alive: alive })
+    Link { member, queue, waiting_bytes, channel, side_channel, called, fault, _alive: alive }
 }
 
+/// Each connection shows the certificate that this node has by then.
 fn lazy_channel(
+    node: NodeId,
     member: Member,
-    config: Arc<rustls::ClientConfig>,
     (connected, fault): (Arc<AtomicBool>, Fault),
     shared: &Arc<Shared>,
 ) -> Channel {
+    let (own, clock) = (shared.identity.subscribe(), shared.clock);
     let connector = tower::service_fn(move |_| {
         let (address, name) = (member.address.clone(), member.name.clone());
-        let (config, connected, fault) = (config.clone(), connected.clone(), fault.clone());
+        let (own, connected, fault) = (own.borrow().clone(), connected.clone(), fault.clone());
         async move {
-            let stream = connect::connect(&address, config).await?;
+            let own = own.expect("a link is opened by a member");
+            let mut config = member_client(&own, Expected::Node(node)).map_err(connect::ConnectError::Own)?;
+            config.time_provider = Arc::new(clock);
+            let stream = connect::connect(&address, Arc::new(config)).await?;
             fault.set(None);
             if !connected.swap(true, Ordering::Relaxed) {
                 info!(peer = %name, %address, "connected to peer");

@@ -3,6 +3,7 @@
 mod joining;
 mod limits;
 mod members;
+mod renewals;
 pub(crate) mod rig;
 mod snapshots;
 mod tokens;

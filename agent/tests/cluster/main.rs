@@ -4,6 +4,7 @@
 mod support;
 
 mod backup;
+mod certificates;
 mod damage;
 mod equality;
 mod forming;

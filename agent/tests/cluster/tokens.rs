@@ -9,13 +9,13 @@ use super::{cluster, sees_servers, sees_whole, waits_for};
 
 const HOUR_MS: u64 = 3_600_000;
 
-async fn create_token(agent: &Api) -> proto::CreateTokenReply {
+pub async fn create_token(agent: &Api) -> proto::CreateTokenReply {
     let request = proto::CreateTokenRequest { ttl_ms: HOUR_MS, role: String::new() };
     agent.client().await.create_token(request).await.unwrap().into_inner()
 }
 
 /// Hosts that have this token, and join by way of `by`.
-fn with_token<const N: usize>(names: [&'static str; N], by: &Host, token: &str) -> [Host; N] {
+pub fn with_token<const N: usize>(names: [&'static str; N], by: &Host, token: &str) -> [Host; N] {
     let mut hosts = Host::blank(names);
     for host in &mut hosts {
         let own = host.servers.iter().find(|server| server.starts_with(host.name)).cloned();

@@ -17,7 +17,7 @@ use super::super::proto::peer_client::PeerClient;
 use super::super::proto::{HelloRequest, RaftFrame, RedeemRequest, admit_reply};
 use super::super::*;
 use super::rig::*;
-use crate::identity::stranger_client;
+use crate::identity::{Clock, stranger_client};
 
 fn append(bytes: usize) -> Message {
     let entry = Entry { index: 1, term: 1, data: vec![7; bytes], ..Entry::default() };
@@ -192,7 +192,8 @@ async fn a_port_in_use_is_an_error_that_names_it() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap();
     let node = Node::blank(0, secret(1)).await;
-    let settings = Settings { listen, own: server(0, listen), servers: list(), secret: Some(secret(1)) };
+    let settings =
+        Settings { listen, own: server(0, listen), servers: list(), secret: Some(secret(1)), clock: Clock::default() };
     let started = Transport::start(settings, node.recorder.clone(), node.directory.subscribe()).await;
     let error = started.err().unwrap().to_string();
     assert!(error.contains(&listen.to_string()) && error.contains("node.listen"), "{error}");

@@ -19,7 +19,9 @@ use tonic::transport::Channel;
 
 use super::super::*;
 use crate::error_chain;
-use crate::identity::{Authority, ClusterSecret, Expected, NodeIdentity, NodeKey, draw_cluster_id, member_client};
+use crate::identity::{
+    Authority, Clock, ClusterSecret, Expected, NodeIdentity, NodeKey, draw_cluster_id, member_client,
+};
 
 /// Longest that anything is waited for.
 pub const MAX_WAIT: Duration = Duration::from_secs(20);
@@ -183,6 +185,9 @@ impl Inbound for Recorder {
             members: Directory::of(BTreeMap::from([(node, member)])),
         })
     }
+    fn renew(&self, _: &[u8]) -> Result<Renewal, Refusal> {
+        Err(Refusal("no authority".to_owned()))
+    }
 }
 
 pub struct Node {
@@ -199,6 +204,18 @@ impl Node {
     }
 
     pub async fn listen(
+        at: usize,
+        listen: SocketAddr,
+        secret: ClusterSecret,
+        authority: Option<Arc<Authority>>,
+        standing: Standing,
+    ) -> Self {
+        Self::listen_at(Clock::default(), at, listen, secret, authority, standing).await
+    }
+
+    /// One whose clock is this.
+    pub async fn listen_at(
+        clock: Clock,
         at: usize,
         listen: SocketAddr,
         secret: ClusterSecret,
@@ -226,7 +243,7 @@ impl Node {
             unreachable: unreachable_sender,
         });
         let directory = watch::Sender::new(Arc::new(Directory::default()));
-        let settings = Settings { listen, own: list()[at].clone(), servers: list(), secret: Some(secret) };
+        let settings = Settings { listen, own: list()[at].clone(), servers: list(), secret: Some(secret), clock };
         let transport = Transport::start(settings, recorder.clone(), directory.subscribe()).await.unwrap();
         Self { transport: Arc::new(transport), recorder, steps, unreachable, directory }
     }
