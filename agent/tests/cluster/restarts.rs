@@ -3,7 +3,7 @@
 use blixard::api::proto::{RunTaskRequest, StatusReply};
 
 use super::support::{Host, manifest};
-use super::{apply, cluster, no_vm_runs_twice, node, sees_running, sees_whole, start};
+use super::{apply, cluster, instance, leader, no_vm_runs_twice, node, sees_running, sees_whole, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_starts_again_with_its_data_is_the_same_node_and_leaves_its_vms_alone() {
@@ -83,4 +83,23 @@ async fn a_changed_capacity_and_changed_labels_are_taken_over_after_a_restart() 
     assert_eq!(worker.labels["zone"], "b");
     let amounts = [worker.cpus, worker.memory_mib, worker.disk_mib].map(|amount| amount.map(|a| (a.free, a.total)));
     assert_eq!(amounts, [Some((8, 9)), Some((4000 - 228, 4000)), Some((1000, 2000))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_starts_again_rejoins_without_an_election_of_its_own() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let mut agents = start(&hosts).await.map(Some);
+    let status = sees_whole(agents[0].as_ref().unwrap(), 3).await;
+    let (at, term) = (leader(&status, &hosts), cluster(&status).term);
+    for back in [(at + 1) % 3, (at + 2) % 3] {
+        agents[back].take().unwrap().stop().await;
+        let name = format!("vm{back}");
+        apply(agents[at].as_ref().unwrap(), manifest(&[(&name, "")])).await.unwrap();
+        let again = hosts[back].start();
+        sees_whole(&again, 3).await;
+        let status = sees_running(&again, 1).await;
+        assert!(instance(&status, &format!("{name}-0")).is_some(), "it has what it missed");
+        assert_eq!((leader(&status, &hosts), cluster(&status).term), (at, term));
+        agents[back] = Some(again);
+    }
 }
