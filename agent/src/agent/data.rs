@@ -39,29 +39,50 @@ impl Data {
     /// # Errors
     /// What can't be read is not gone on from.
     pub fn open(dir: PathBuf) -> Result<Self, AgentError> {
-        let path = dir.join(STORE);
-        // It may be what has filled the disk, and the log wants room to open.
-        Store::remove_unfinished(&Beside::path_of(&path)).map_err(AgentError::OpenStore)?;
+        let (path, log) = (dir.join(STORE), dir.join(LOG));
+        let unfinished = || Store::remove_unfinished(&Beside::path_of(&path)).map_err(AgentError::OpenStore);
+        // Before anything is touched: another agent may have it open. Who is no server has a store, and its lock, alone.
+        let locked = (log.exists() || !path.exists()).then(|| log::Directory::open(&log)).transpose();
+        let locked = locked.map_err(AgentError::OpenLog)?;
+        if locked.is_some() {
+            // It may be what has filled the disk, and the log wants room to open.
+            unfinished()?;
+        }
         let store = Store::open(&path).map_err(AgentError::OpenStore)?;
+        if locked.is_none() {
+            unfinished()?;
+        }
         let kept = store.as_ref().map(Store::identity).transpose().map_err(AgentError::OpenStore)?.flatten();
         let is_server = kept.as_deref().and_then(Seat::of).is_none_or(|seat| seat.raft.is_some());
         match store {
-            Some(store) if !is_server => Self::without_replica(dir, store, kept),
-            store => Self::with_replica(dir, &path, store),
+            Some(store) if !is_server => Self::without_replica(dir, store, kept, locked),
+            store => {
+                let locked = locked.map_or_else(|| log::Directory::open(&log), Ok).map_err(AgentError::OpenLog)?;
+                Self::with_replica(dir, &path, store, locked)
+            }
         }
     }
 
     /// A host that is no server (any more) has nothing but its seat.
-    fn without_replica(dir: PathBuf, mut store: Store, kept: Option<Vec<u8>>) -> Result<Self, AgentError> {
+    fn without_replica(
+        dir: PathBuf,
+        mut store: Store,
+        kept: Option<Vec<u8>>,
+        log: Option<log::Directory>,
+    ) -> Result<Self, AgentError> {
         if let Some(kept) = kept.as_ref().filter(|_| !store.is_blank()) {
             store = store.begin_anew(kept).map_err(AgentError::OpenStore)?;
         }
-        log::Directory::remove(&log_dir(&dir)).map_err(AgentError::OpenLog)?;
+        log.map_or(Ok(()), log::Directory::remove).map_err(AgentError::OpenLog)?;
         Ok(Self { dir, store, kept, replica: None })
     }
 
-    fn with_replica(dir: PathBuf, path: &Path, store: Option<Store>) -> Result<Self, AgentError> {
-        let locked = log::Directory::open(&log_dir(&dir)).map_err(AgentError::OpenLog)?;
+    fn with_replica(
+        dir: PathBuf,
+        path: &Path,
+        store: Option<Store>,
+        locked: log::Directory,
+    ) -> Result<Self, AgentError> {
         let read = |store: Store| {
             let loaded = store.load::<Loading>()?;
             Ok((store, loaded))
@@ -101,8 +122,11 @@ impl Data {
     /// # Errors
     /// When the log can't be removed.
     pub fn give_up_replica(&mut self) -> Result<(), AgentError> {
-        self.replica = None;
-        log::Directory::remove(&log_dir(&self.dir)).map_err(AgentError::OpenLog)
+        if self.replica.take().is_some() {
+            let log = log::Directory::open(&self.dir.join(LOG));
+            log.and_then(log::Directory::remove).map_err(AgentError::OpenLog)?;
+        }
+        Ok(())
     }
 
     /// What a host begins with that has another role than before: its seat and nothing else.
@@ -123,8 +147,4 @@ impl Data {
         drop(store.begin_anew(seat).map_err(AgentError::OpenStore)?);
         Self::open(dir)
     }
-}
-
-fn log_dir(dir: &Path) -> PathBuf {
-    dir.join(LOG)
 }

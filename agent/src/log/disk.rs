@@ -88,20 +88,14 @@ impl Directory {
 }
 
 impl Directory {
-    /// Removes a log for good, if there is one there.
+    /// Removes the log for good.
     ///
     /// # Errors
-    /// As [`Directory::open`].
-    pub fn remove(path: &Path) -> Result<(), LogError> {
-        if !path.exists() {
-            return Ok(());
-        }
-        let held = Self::open(path)?;
-        let failed = |source| LogError::OpenDirectory { path: path.to_owned(), source };
-        fs::remove_dir_all(path).map_err(failed)?;
-        drop(held);
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+    /// When the directory can't be changed.
+    pub fn remove(self) -> Result<(), LogError> {
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let removed = fs::remove_dir_all(&self.path).and_then(|()| File::open(parent)?.sync_all());
+        removed.map_err(|source| LogError::OpenDirectory { path: self.path.clone(), source })
     }
 }
 

@@ -78,6 +78,8 @@ async fn a_fourth_host_is_a_worker_that_holds_no_log_runs_vms_and_answers_questi
     apply(delta, declared("", &[of_zone("more", "delta")])).await.unwrap();
     delta.sees("one VM", |status| status.instances.len() == 1).await;
     assert_eq!(asked_of(&hosts[3]), ["start own-0", "start more-0", "stop own-0"]);
+    let second = hosts[3].start().ended().await.unwrap_err();
+    assert!(second.contains("another agent has it open"), "{second}");
     no_vm_runs_twice(&hosts);
 }
 
