@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, Entry, Reply, Request};
-use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, Role, Soft};
+use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, RefusedMessage, Role, Soft};
 use blixard_core::lease::Liveness;
 use blixard_core::state::State;
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term};
@@ -324,6 +324,9 @@ impl Node {
             return self.fetch_snapshot(message);
         }
         if let Err(error) = self.driver.step(message) {
+            if let RefusedMessage::LostLog(lost) = error {
+                return Err(NodeError::LostLog(lost));
+            }
             let (late, error) = (error.may_be_late(), crate::error_chain(&error));
             if late {
                 tracing::debug!(peer = %from, error, "a message came too late");

@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::HardState;
 use raft::{Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 
-pub use gate::RefusedMessage;
+pub use gate::{LostLog, RefusedMessage};
 pub use membership::{Membership, MembershipChange, RefusedChange};
 pub use proposals::{Fate, Proposals};
 pub use raft::eraftpb::Message;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use blixard_core::command::{Answer, DecodeError, Entry, Reply};
 use blixard_core::driver::{
-    Checkpoint, Committed, Content, Durable, Fate, MembershipChange, Message, Position, ProposeError,
+    Checkpoint, Committed, Content, Durable, Fate, LostLog, MembershipChange, Message, Position, ProposeError,
 };
 use blixard_core::state::{Change, Diverged, RowError, State, Table};
 use blixard_core::types::{Level, NodeId, Term};
@@ -41,6 +41,8 @@ pub enum NodeError {
     TooOld { level: Level, understands: Level },
     #[error("cannot go on")]
     Diverged(#[source] Diverged),
+    #[error("cannot go on")]
+    LostLog(#[source] LostLog),
     #[error(
         "this host, node {own}, was removed from the cluster, as node {by} says; to let it join again, as a new node, \
          move its data directory away"

@@ -8,6 +8,7 @@ use raft::eraftpb::{Message, MessageType};
 use raft::{INVALID_ID, INVALID_INDEX, Raft, StateRole, Storage};
 
 use super::membership::{self, UnreadableEntry};
+use crate::ANEW;
 
 /// Highest term and index that is believed; what is above can only be an attempt to make a sum overflow.
 pub(super) const MAX_NUMBER: u64 = u64::MAX / 2;
@@ -29,6 +30,8 @@ pub enum RefusedMessage {
     Malformed { from: u64, kind: MessageType, reason: &'static str },
     #[error("dropped a {kind:?} from server {from}: {reason}")]
     Unfit { from: u64, kind: MessageType, reason: &'static str },
+    #[error(transparent)]
+    LostLog(#[from] LostLog),
     #[error("dropped a message from server {from}: it carries an entry that this agent cannot read")]
     Entry {
         from: u64,
@@ -41,6 +44,21 @@ pub enum RefusedMessage {
         #[source]
         source: raft::Error,
     },
+}
+
+/// What this server has acknowledged isn't in its log any more; it has forgotten votes, too, and must not give any.
+///
+/// With a heartbeat a leader tells each server of commits only as far as that one has acknowledged the log to it in its term,
+/// which it does once both are on disk; and within a term nothing that was acknowledged is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "server {leader} has this server's word for the log up to {acknowledged}, and what is here is older and ends at {last}: its disk was \
+     replaced, or put back to an earlier time, and what it promised the others is forgotten; {anew}", anew = ANEW
+)]
+pub struct LostLog {
+    pub leader: u64,
+    pub acknowledged: u64,
+    pub last: u64,
 }
 
 impl RefusedMessage {
@@ -59,7 +77,7 @@ impl RefusedMessage {
                     | T::MsgRequestVoteResponse
                     | T::MsgTimeoutNow
             ),
-            Self::Kind { .. } | Self::Malformed { .. } | Self::Entry { .. } => false,
+            Self::Kind { .. } | Self::Malformed { .. } | Self::LostLog(_) | Self::Entry { .. } => false,
         }
     }
 }
@@ -74,6 +92,11 @@ pub(super) fn admit<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(),
     let fetched = check(kind != MessageType::MsgSnapshot, "its snapshot was not fetched");
     let fits = fetched.and_then(|()| fit(kind, message, raft));
     fits.map_err(|reason| RefusedMessage::Unfit { from, kind, reason })?;
+    let last = raft.raft_log.last_index();
+    let is_lost = message.commit > if message.term > raft.term { 0 } else { last };
+    if kind == MessageType::MsgHeartbeat && message.term >= raft.term && is_lost {
+        return Err(LostLog { leader: from, acknowledged: message.commit, last }.into());
+    }
     for entry in &message.entries {
         membership::of_entry(entry).map_err(|source| RefusedMessage::Entry { from, source })?;
     }
@@ -235,10 +258,7 @@ fn fits_log<S: Storage>(kind: MessageType, message: &Message, raft: &Raft<S>) ->
             let mut told = entries.chain([(message.index, message.log_term)]);
             check(told.all(|(index, term)| agrees(index, term)), "it contradicts what is committed here")
         }
-        MessageType::MsgHeartbeat => check(
-            message.commit <= log.last_index(),
-            "it commits what this server does not hold; was its disk replaced?",
-        ),
+        MessageType::MsgHeartbeat => Ok(()),
         _ => {
             let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
             let metadata = metadata.expect("its shape was checked");

@@ -14,6 +14,8 @@ pub enum Failed {
     Log,
     Checkpoint,
     Install,
+    /// No write: a leader said that the log lost what it held.
+    LostLog,
 }
 
 /// What a disk does wrong on purpose.
@@ -115,6 +117,11 @@ pub struct StoreDisk {
 }
 
 impl StoreDisk {
+    /// What it holds, on a disk that doesn't fail.
+    pub fn image(&self) -> Self {
+        Self { writes_left: None, ..self.clone() }
+    }
+
     /// Nothing but what the group began with.
     pub fn founded(cluster: &state::State) -> Self {
         let state = State { applied: BTreeMap::new(), cluster: cluster.clone() };
@@ -140,5 +147,26 @@ impl StoreDisk {
             *self = *before;
         }
         self.writes_left = None;
+    }
+}
+
+/// What a log is told later than it was promised.
+pub enum Late {
+    Write(Vec<Entry>, Option<HardState>),
+    Restart(Position, HardState),
+}
+
+/// Takes writes for done, and lets the log hear of them later.
+pub struct Promise<'a>(pub &'a mut Vec<Late>);
+
+impl LogStore for Promise<'_> {
+    type Error = Failed;
+    fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
+        self.0.push(Late::Write(entries.to_vec(), hard_state.cloned()));
+        Ok(())
+    }
+    fn restart(&mut self, base: Position, hard_state: &HardState) -> Result<(), Failed> {
+        self.0.push(Late::Restart(base, hard_state.clone()));
+        Ok(())
     }
 }

@@ -83,6 +83,11 @@ impl Facts {
         *self.deeds.entry(deed).or_default() += 1;
     }
 
+    /// This server's disks were put back: what it said before, the others remember.
+    pub fn put_back(&mut self, id: RaftId) {
+        self.terms.remove(&id);
+    }
+
     pub fn last_acknowledged(&self) -> u64 {
         self.acknowledged.values().map(|position| position.index).max().unwrap_or(0)
     }

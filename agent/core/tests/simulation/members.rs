@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use blixard_core::command::Command;
+use blixard_core::driver::Status;
 use blixard_core::membership;
 use blixard_core::types::{NodeId, RaftId};
 use raft::eraftpb::{Entry, EntryType};
 
 use super::cluster;
+use super::image::Image;
 use super::server::Server;
-use super::world::World;
+use super::world::{MILLISECOND, World};
 
 /// Most members: more than may be servers.
 const MAX_MEMBERS: usize = 6;
@@ -25,15 +27,24 @@ pub enum Deed {
     Replace,
     /// Another number of servers is wanted.
     Resize,
+    /// A server starts from what was on its disks once.
+    RollBack,
+    /// A server starts from nothing.
+    Wipe,
 }
 
 impl Deed {
-    pub const ALL: [Self; 5] = [Self::Join, Self::Remove, Self::RemoveLeader, Self::Replace, Self::Resize];
+    pub const ALL: [Self; 7] =
+        [Self::Join, Self::Remove, Self::RemoveLeader, Self::Replace, Self::Resize, Self::RollBack, Self::Wipe];
 }
 
 /// Lets something be done about the members, where somebody leads.
 pub fn change(world: &mut World) {
     let Some(leader) = world.leader() else { return };
+    if nodes(world, leader).iter().any(|node| world.dead.contains(node)) {
+        // One thing at a time: of two servers that are left, none may go.
+        return bury(world, leader);
+    }
     match world.random.below(10) {
         0..3 => join(world, leader),
         3..5 => {
@@ -110,15 +121,55 @@ fn replace(world: &mut World, leader: RaftId) {
     }
 }
 
-/// Whether no change of the servers is under way, in anybody's log.
+/// Starts a follower with other disks than it had, while all others are there and follow one leader: one that does this
+/// may be lost, as any one may. It has to be stopped, or to be told all that it forgot.
+pub fn change_disks(world: &mut World) {
+    if world.facts.deeds.contains_key(&Deed::RollBack) || world.facts.deeds.contains_key(&Deed::Wipe) {
+        return;
+    }
+    world.heal();
+    world.run_for(500 * MILLISECOND);
+    let Some(leader) = world.leader() else { return };
+    let Status { membership, term, .. } = world.status(leader);
+    let follows = |id: &RaftId| {
+        let status = world.servers.get(id).filter(|server| server.is_up()).map(Server::status);
+        status.is_some_and(|status| status.term == term && status.soft.leader == Some(leader))
+    };
+    if !is_settled(world, leader) || membership.voters.len() < 3 || !membership.voters.iter().all(follows) {
+        return;
+    }
+    let others: Vec<RaftId> = membership.voters.into_iter().filter(|id| *id != leader).collect();
+    let Some(id) = world.random.one_of(&others) else { return };
+    let (deed, disks) = match world.images.remove(&id) {
+        Some(image) if is_from_another_term(&image.0, &world.servers[&leader]) => (Deed::RollBack, image),
+        _ => (Deed::Wipe, world.blank()),
+    };
+    world.crash(id);
+    world.servers.get_mut(&id).expect("it is one of them").put(disks);
+    world.facts.put_back(id);
+    world.facts.count(deed);
+    world.start(id);
+    let all = world.facts.last_committed();
+    world.until("end of a server that has lost its log, or of what it lacks", |world| {
+        world.retired.contains(&id) || world.status(id).applied >= all
+    });
+}
+
+/// Of what is from the leader's own term and from before it was first heard, nobody can tell that it was heard since.
+fn is_from_another_term(image: &Image, leader: &Server) -> bool {
+    let last = image.last();
+    image.hard_state.term < leader.status().term || image.term_at(last) == leader.log.live.term_at(last)
+}
+
+/// Whether no change of the servers is under way, in anybody's log, or about to be.
 fn is_settled(world: &World, leader: RaftId) -> bool {
     let server = &world.servers[&leader];
     let (status, written) = (server.status(), server.log.live.last());
     let is_old = |entry: &Entry| entry.entry_type() == EntryType::EntryNormal || entry.index <= status.applied;
     let is_done = |server: &Server| server.log.live.entries.iter().all(is_old);
-    status.last_index == written
-        && status.applied >= world.facts.last_committed()
-        && world.servers.values().all(is_done)
+    let step = membership::next_step(server.cluster(), leader, &status, |_| false);
+    let is_quiet = status.last_index == written && status.applied == written && step.is_none();
+    is_quiet && server.cluster().emptied_nodes().next().is_none() && world.servers.values().all(is_done)
 }
 
 /// Says of every dead host that is a member still that it is dead, and lets one made anew take its name.

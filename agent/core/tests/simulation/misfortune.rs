@@ -36,6 +36,14 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
         if world.random.percent(4) {
             members::change(&mut world);
         }
+        if world.random.percent(2) {
+            let ids = world.ids();
+            let id = world.random.one_of(&ids).expect("there are servers");
+            world.images.insert(id, world.servers[&id].disks());
+        }
+        if world.random.below(250) == 0 {
+            members::change_disks(&mut world);
+        }
         let overtaken = world.running().into_iter().find(|id| world.servers[id].store.installed);
         if let Some(id) = overtaken.filter(|_| world.random.percent(12)) {
             ask_too_early(&mut world, id);

@@ -64,7 +64,7 @@ fn a_snapshot_that_is_offered_before_it_can_be_read_is_caught() {
 
 #[test]
 fn a_checkpoint_that_failed_and_is_taken_for_done_is_caught() {
-    is_caught(Mutation::PassesOverFailures, "lacks what is between");
+    is_caught(Mutation::PassesOverFailures, "lacks");
 }
 
 #[test]
@@ -80,6 +80,11 @@ fn who_takes_another_terms_entry_for_its_own_is_caught() {
 #[test]
 fn who_acknowledges_what_is_only_appended_is_caught() {
     is_caught(Mutation::AcknowledgesAtAppend, "acknowledged at");
+}
+
+#[test]
+fn who_goes_on_without_the_log_that_it_lost_is_caught() {
+    is_caught(Mutation::GoesOnWithoutItsLog, "end of a server that has lost its log");
 }
 
 #[test]

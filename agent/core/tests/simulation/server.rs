@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use blixard_core::driver::{
     Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, MembershipChange, Message, Position,
-    Proposals, ReadId, Recovered, Role, Settings, Soft, Status, Write, behind_snapshot,
+    Proposals, ReadId, Recovered, RefusedMessage, Role, Settings, Soft, Status, Write, behind_snapshot,
 };
 use blixard_core::state;
 use blixard_core::types::{NodeId, RaftId};
-use raft::eraftpb::{Entry, HardState};
 
 use super::cluster::{self, Watch};
-use super::disk::{Failed, Flaw, LogDisk, State, StoreDisk};
+use super::disk::{Failed, Flaw, Late, LogDisk, Promise, State, StoreDisk};
+use super::image::Image;
 use super::world::{MILLISECOND, Mutation, TICK, Time};
 
 /// Entries between two checkpoints.
@@ -89,26 +89,6 @@ pub struct Told {
     pub enlisted: Vec<(NodeId, RaftId)>,
 }
 
-enum Late {
-    Write(Vec<Entry>, Option<HardState>),
-    Restart(Position, HardState),
-}
-
-/// Takes writes for done, and lets the log hear of them later.
-struct Promise<'a>(&'a mut Vec<Late>);
-
-impl LogStore for Promise<'_> {
-    type Error = Failed;
-    fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
-        self.0.push(Late::Write(entries.to_vec(), hard_state.cloned()));
-        Ok(())
-    }
-    fn restart(&mut self, base: Position, hard_state: &HardState) -> Result<(), Failed> {
-        self.0.push(Late::Restart(base, hard_state.clone()));
-        Ok(())
-    }
-}
-
 impl Server {
     /// Of a group that began with these servers and this state.
     pub fn blank(
@@ -184,6 +164,16 @@ impl Server {
             members_at: at.index,
             held: (!installed).then_some(at.index),
         });
+    }
+
+    /// What its disks hold.
+    pub fn disks(&self) -> (Image, StoreDisk) {
+        (self.log.durable.clone(), self.store.image())
+    }
+
+    /// Puts something else onto its disks while it is down.
+    pub fn put(&mut self, (log, store): (Image, StoreDisk)) {
+        (self.log.live, self.log.durable, self.store) = (log.clone(), log, store);
     }
 
     /// Everything in memory goes; of a write that is under way, all is kept or nothing.
@@ -265,13 +255,19 @@ impl Server {
     }
 
     pub fn step(&mut self, message: Message) {
-        let honest = self.mutation == Mutation::None;
+        let mutation = self.mutation;
         let node = self.node();
         if let Some((member, _)) = node.state.cluster.node_of_raft(RaftId(message.from)) {
             node.watch.heard(member);
         }
-        if let Err(error) = node.driver.step(message) {
-            assert!(!honest || error.may_be_late(), "what an honest server sent was not taken: {error}");
+        let stepped = node.driver.step(message);
+        if matches!(stepped, Err(RefusedMessage::LostLog(_))) {
+            node.failed = (mutation != Mutation::GoesOnWithoutItsLog).then_some(Failed::LostLog);
+        } else if let Err(error) = stepped {
+            assert!(
+                mutation != Mutation::None || error.may_be_late(),
+                "what an honest server sent was not taken: {error}"
+            );
         }
     }
 

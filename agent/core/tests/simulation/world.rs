@@ -9,8 +9,9 @@ use blixard_core::types::{NodeId, RaftId};
 use raft::eraftpb::MessageType;
 
 use super::cluster;
-use super::disk::State;
+use super::disk::{Failed, State, StoreDisk};
 use super::facts::Facts;
+use super::image::Image;
 use super::random::Random;
 use super::server::{Server, Told};
 
@@ -51,6 +52,8 @@ pub enum Mutation {
     AcknowledgesAtAppend,
     /// A proposal is taken for done by whatever entry stands where it was appended.
     SkipsTheTerm,
+    /// A server goes on though a leader says that its log lost what it held.
+    GoesOnWithoutItsLog,
     /// A leader answers reads by its own word.
     ReadsWithoutQuorum,
 }
@@ -118,6 +121,8 @@ pub struct World {
     /// Those that never start again: they were told that they are no servers any more, or their host is dead.
     pub retired: BTreeSet<RaftId>,
     pub dead: BTreeSet<NodeId>,
+    /// What was on somebody's disks once.
+    pub images: BTreeMap<RaftId, (Image, StoreDisk)>,
     /// How many hosts there were.
     pub hosts: u64,
     /// Whether leaders see to it that the servers are those that the cluster wants.
@@ -163,6 +168,7 @@ impl World {
             servers: BTreeMap::new(),
             retired: BTreeSet::new(),
             dead: BTreeSet::new(),
+            images: BTreeMap::new(),
             hosts: size,
             is_managed: false,
             founding: (membership, cluster::founded(size)),
@@ -253,6 +259,11 @@ impl World {
         }
     }
 
+    /// Nothing, as the group's beginning has it.
+    pub fn blank(&self) -> (Image, StoreDisk) {
+        (Image::default(), StoreDisk::founded(&self.founding.1))
+    }
+
     /// Proposes a command that nobody proposed before.
     pub fn propose(&mut self, id: RaftId) -> Option<Vec<u8>> {
         self.commands += 1;
@@ -284,6 +295,11 @@ impl World {
             Err(failed) => {
                 *self.facts.failed.entry(failed).or_default() += 1;
                 self.crash(id);
+                if failed == Failed::LostLog {
+                    // A person gives its place to a host that is made anew.
+                    self.retired.insert(id);
+                    self.dead.insert(self.servers[&id].member);
+                }
             }
         }
         done
@@ -347,7 +363,9 @@ impl World {
         let (from, to) = (RaftId(message.from), RaftId(message.to));
         let server = &self.servers[&from];
         let (state, from_boot) = (Box::new(server.store.state.clone()), server.boot);
-        assert_eq!(blixard_core::driver::announced(&message).as_ref(), Some(&server.store.checkpoint));
+        let held = &server.store.checkpoint;
+        let is_held = blixard_core::driver::announced(&message).as_ref() == Some(held);
+        assert!(is_held, "seed {}: server {from} offers what its store lacks, as it is at {held:?}", self.seed);
         assert!(!server.store.installed, "seed {}: server {from} offers what it cannot read yet", self.seed);
         let arrived = !self.network.cut.contains(&(from, to)) && !self.random.percent(self.network.drop_percent * 2);
         let takes = self.random.between(MILLISECOND, 40 * MILLISECOND + self.network.latency * 2);

@@ -385,10 +385,10 @@ fn who_contradicts_what_is_committed_is_refused_in_any_term_that_raft_listens_to
 }
 
 #[test]
-fn a_heartbeat_does_not_commit_beyond_the_log() {
-    let beyond = Message { commit: 10, ..message(MessageType::MsgHeartbeat) };
-    assert!(unfit(&mut follower(), beyond.clone()).contains("was its disk replaced?"));
-    follower().step(Message { term: 4, ..beyond }).unwrap();
+fn a_heartbeat_beyond_what_is_on_disk_says_that_it_was_lost() {
+    let step = |term, commit| follower().step(Message { term, commit, ..message(MessageType::MsgHeartbeat) });
+    let is_lost = |term, commit| matches!(step(term, commit), Err(RefusedMessage::LostLog(_)));
+    assert!(is_lost(5, 10) && is_lost(6, 1) && !is_lost(6, 0) && !is_lost(4, 10));
 }
 
 #[test]
