@@ -284,7 +284,7 @@ impl State {
             Command::StateHash { node, at, hash } => self.enter_hash(*node, *at, *hash),
             Command::RemoveNode { node, dead, abandon_volumes } => self.remove_node(*node, *dead, *abandon_volumes, at),
             Command::ForgetNode { node } => self.forget_node(*node),
-            Command::Rejoin { host, was_in } => self.rejoin(host, *was_in),
+            Command::Rejoin { host, was_in } => self.rejoin(host, *was_in, |bound| bound),
             Command::ReturnNode { node } => self.return_node(*node),
             Command::CreateToken { token, secret, ttl_ms, role } => {
                 self.create_token(*token, *secret, (*ttl_ms, *role), at)

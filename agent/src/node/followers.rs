@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use blixard_core::types::NodeId;
+use blixard_core::types::{NodeId, RaftId};
 use tokio::sync::watch;
+
+/// Without a leader for this long a server tells nobody what to do: it may be cut off from the others. No election that
+/// succeeds takes as long.
+pub(super) const LEADERLESS: Duration = Duration::from_secs(3);
 
 /// One number a node that grows with every change; all clones are the same.
 #[derive(Clone, Default)]
@@ -35,6 +40,18 @@ impl Followers {
     }
 }
 
+/// Returns once no leader has been known for so long.
+pub(super) async fn is_leaderless(mut leaders: watch::Receiver<Option<RaftId>>, time: Duration) {
+    loop {
+        // Who told of leaders is gone where it ends.
+        let is_gone = leaders.wait_for(Option::is_none).await.is_err();
+        let is_back = tokio::time::timeout(time, leaders.wait_for(Option::is_some)).await;
+        if is_gone || !matches!(is_back, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
 fn tell(follower: &watch::Sender<u64>) {
     follower.send_modify(|changes| *changes += 1);
 }
@@ -59,5 +76,24 @@ mod tests {
         drop((one, again));
         let _ = followers.watch(NodeId(4));
         assert_eq!(followers.lock().keys().copied().collect::<Vec<_>>(), [NodeId(2), NodeId(4)]);
+    }
+
+    #[tokio::test]
+    async fn a_server_is_leaderless_only_where_none_is_known_for_long() {
+        let leaders = watch::Sender::new(Some(RaftId(1)));
+        let (short, long) = (Duration::from_millis(1), Duration::from_secs(3600));
+        let mut patient = tokio::spawn(is_leaderless(leaders.subscribe(), long));
+        let mut known = Box::pin(is_leaderless(leaders.subscribe(), short));
+        tokio::select! {
+            biased;
+            () = &mut known => panic!("there is one"),
+            () = std::future::ready(()) => {}
+        }
+        leaders.send_replace(None);
+        known.await;
+        leaders.send_replace(Some(RaftId(2)));
+        assert!(!patient.is_finished(), "an election is no loss");
+        drop(leaders);
+        (&mut patient).await.unwrap();
     }
 }

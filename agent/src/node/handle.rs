@@ -16,6 +16,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use super::followers::{LEADERLESS, is_leaderless};
 use super::known::{Shared, Standing};
 use super::snapshot::Serve;
 use super::{Attempt, BY_NO_ENTRY, Common, Followers, Input, Introduced, News, Proposal, Waiting};
@@ -321,7 +322,11 @@ impl Handle {
                 if last.as_ref().is_none_or(|last: &Assignment| !last.is_same(&now)) {
                     return Some((now.encode(), (handle, changes, Some(now))));
                 }
-                changes.changed().await.ok()?;
+                tokio::select! {
+                    news = changes.changed() => news.ok()?,
+                    // It hears of nothing new: another server may.
+                    () = is_leaderless(handle.leaders.clone(), LEADERLESS) => return None,
+                }
             }
         })
         .boxed())
@@ -455,7 +460,10 @@ impl Client {
         let sequence = open.last;
         open.waiting.insert(sequence);
         let answered = *open.waiting.first().expect("it was put there just now");
-        Asked { client: self, request: Request { client: self.id, sequence, answered, until: applied + WINDOW } }
+        Asked {
+            client: self,
+            request: Request { client: self.id, sequence, answered, until: applied.saturating_add(WINDOW) },
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::rows::Dirty;
 use super::{Refusal, State, WorkerStatus, refuse};
 use crate::ANEW;
 use crate::command::{NewNode, Reply};
-use crate::types::{Address, ClusterEpoch, NodeId, NodeName, RaftId, Timestamp};
+use crate::types::{Address, ClusterEpoch, NodeId, NodeName, NodeRole, RaftId, Timestamp};
 
 /// How an epoch of a cluster began that isn't its first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -131,7 +131,13 @@ impl State {
     }
 
     /// A member of an earlier epoch has given up what it had of it, and wants in again: the same host, with the same key.
-    pub(super) fn rejoin(&mut self, host: &NewNode, was_in: ClusterEpoch) -> Result<Reply, Refusal> {
+    /// `bound` says to which role, given to which it was.
+    pub(super) fn rejoin(
+        &mut self,
+        host: &NewNode,
+        was_in: ClusterEpoch,
+        bound: impl FnOnce(Option<NodeRole>) -> Option<NodeRole>,
+    ) -> Result<Reply, Refusal> {
         self.check_level(&host.name, host.understands)?;
         let cluster = self.cluster.as_ref().expect("nothing else is carried out before there is one");
         let name = &host.name;
@@ -147,8 +153,10 @@ impl State {
         }
         let member = self.node_mut(node)?;
         member.address.clone_from(&host.address);
-        (member.understands, member.role, member.raft) = (host.understands, host.role, None);
-        let raft = self.lacks_server(host.role).then(|| self.draw_raft(node));
+        member.bound = bound(member.bound);
+        let role = member.bound.unwrap_or(host.role);
+        (member.understands, member.role, member.raft) = (host.understands, role, None);
+        let raft = self.lacks_server(role).then(|| self.draw_raft(node));
         self.set_absence(node, Some(Absence::Rejoined));
         Ok(Reply::Admitted { node, raft })
     }
@@ -198,7 +206,7 @@ mod tests {
     use crate::manifest::VmSpec;
     use crate::reconcile::{Attempts, reconcile};
     use crate::schedule::schedule;
-    use crate::types::{Generation, Hash, Resources, TaskId};
+    use crate::types::{Generation, Hash, Resources, TaskId, TokenId};
     use crate::unit::Observed;
 
     const HERE: NodeId = NodeId(1);
@@ -289,6 +297,17 @@ mod tests {
         assert_eq!(fixture.node_of("web-1"), Some(2), "what is placed on it stays there");
         assert_eq!(fixture.say(Command::ReturnNode { node: NodeId(2) }), Reply::Done, "it is said again");
         is_refused(&fixture.say(rejoin(2, FIRST)), &["node2 has rejoined the cluster already"]);
+    }
+
+    #[test]
+    fn who_was_bound_to_a_role_by_a_token_rejoins_in_it() {
+        let mut fixture = Fixture::of_nodes(1);
+        let (token, secret) = (TokenId(7), Hash::of(b"secret"));
+        fixture.say(Command::CreateToken { token, secret, ttl_ms: 3_600_000, role: Some(NodeRole::Worker) });
+        let (expires, host) = (fixture.state.tokens()[&token].expires, joiner(2));
+        fixture.say(Command::Redeem { token, secret, expires, host, was_in: None });
+        fixture.begin_epoch(Beginner::Survivor(HERE)).unwrap();
+        assert_eq!(fixture.say(rejoin(2, FIRST)), Reply::Admitted { node: NodeId(2), raft: None });
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl State {
         let host = &NewNode { role: role.unwrap_or(host.role), ..host.clone() };
         let enter = |state: &mut Self| {
             let reply = match was_in {
-                Some(was_in) => state.rejoin(host, was_in)?,
+                Some(was_in) => state.rejoin(host, was_in, |_| role)?,
                 None => state.admit(host, at)?,
             };
             if let Reply::Admitted { node, .. } = reply {
