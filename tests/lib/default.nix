@@ -9,8 +9,13 @@
 }:
 let
   inherit (builtins) pathExists readDir readFile;
-  # Whose clients ask all hosts by their sockets, with one clock, and whose misfortunes only the rig can make.
-  onlyOnTheRig = [ "what_was_answered_is_linearizable" ];
+  onlyOnTheRig = [
+    # They switch hosts between two builds of the agent.
+    "a_rolling_upgrade_stops_no_vm"
+    "an_offline_host_blocks_no_upgrade"
+    # Its clients ask all hosts by their sockets, with one clock, and its misfortunes only the rig can make.
+    "what_was_answered_is_linearizable"
+  ];
   hasScenario = name: pathExists ../${name}/scenario.py && pathExists ../${name}/nodes.nix;
   claims = lib.subtractLists onlyOnTheRig (
     lib.filter hasScenario (

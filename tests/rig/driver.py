@@ -13,7 +13,7 @@ from typing import Any
 from cache import CACHE, tell
 from host import RUN
 from image import image
-from install import TESTS, example, hosts, install, instances
+from install import TESTS, downgrade, example, hosts, install, instances, upgrade
 from isolation import cgroups
 from journal import save_journal
 from machine import Failure, Machine
@@ -63,6 +63,7 @@ class Rig:
             "machines": self.machines, "network": self.network, "os": os, "subtest": subtest, "retry": retry,
             "start_all": self.start_all, "join_all": lambda: [machine.wait_for_shutdown() for machine in self.machines],
             "example": example, "keep": lambda file: keep(claim, file), "scratch": RUN, "time_limit": signal.alarm,
+            "upgrade": upgrade, "downgrade": downgrade,
         }
 
 @contextlib.contextmanager

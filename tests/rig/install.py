@@ -17,6 +17,7 @@ RENDERED = TESTS / "rendered"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", TESTS.parent / "target"))
 STAND_IN_RUNNER = re.compile(r"/nix/store/[^/\s\"]*microvm-qemu-([a-z0-9-]+)")
 AGENT = "/opt/blixard/bin/blixard"
+NEXT_AGENT = "/opt/blixard-next/bin/blixard"
 SECRET = "only-for-tests-" + "0123456789abcdef" * 2 + "\n"
 
 # A NixOS unit finds programs by store paths; here they are where Debian has them.
@@ -36,6 +37,28 @@ def example(name: str) -> Path:
     """A program of agent/examples/, the newest that cargo built."""
     candidates = [TARGET / profile / "examples" / name for profile in ("release", "debug")]
     return _newest(candidates, f"cargo build --example {name}")
+
+
+def upgrade(machine: Machine) -> None:
+    """Switch the host to the build that understands one level more."""
+    build = _newest([TARGET / "release/blixard-next"], "tests/build")
+    machine.copy_from_host(str(build), NEXT_AGENT)
+    _switch(machine, AGENT, NEXT_AGENT)
+
+
+def downgrade(machine: Machine) -> None:
+    """Switch the host back to the build that it had first."""
+    _switch(machine, NEXT_AGENT, AGENT)
+
+
+def _switch(machine: Machine, old: str, new: str) -> None:
+    """As on NixOS: every unit names another package, and only the agent is restarted."""
+    machine.succeed(
+        f"sed -i 's,{old},{new},' /etc/systemd/system/blixard*.service",
+        f"ln -sf {new} /usr/local/bin/blixard",
+        "systemctl daemon-reload",
+    )
+    machine.systemctl("restart blixard.service")  # what it has to do may be to stop
 
 
 def _newest(candidates: list[Path], build: str) -> Path:

@@ -129,7 +129,7 @@ number_newtype!(
 
 impl Level {
     /// The newest that this agent understands.
-    pub const NEWEST: Self = Self(1);
+    pub const NEWEST: Self = Self(if cfg!(feature = "next-level") { 2 } else { 1 });
 }
 number_newtype!(
     /// Raft's term: who decides in it is one leader at most.
