@@ -260,17 +260,18 @@ struct Shared {
 impl Shared {
     /// Returns once this node isn't a member any more.
     async fn removal(&self, node: NodeId) {
-        let mut directory = self.directory.clone();
-        if directory.wait_for(|directory| directory.is_removed(node)).await.is_err() {
-            // Who ends says nothing of others: its directory goes with it.
-            std::future::pending::<()>().await;
-        }
+        self.directory_says(|directory| directory.is_removed(node)).await;
     }
 
     /// Returns once this node is no server by this raft id any more.
     async fn dismissal(&self, node: NodeId, raft: RaftId) {
+        self.directory_says(|directory| directory.is_dismissed(node, raft)).await;
+    }
+
+    async fn directory_says(&self, what: impl Fn(&Directory) -> bool) {
         let mut directory = self.directory.clone();
-        if directory.wait_for(|directory| directory.is_dismissed(node, raft)).await.is_err() {
+        if directory.wait_for(|directory| what(directory)).await.is_err() {
+            // Who ends says nothing of others: its directory goes with it.
             std::future::pending::<()>().await;
         }
     }

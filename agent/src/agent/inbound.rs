@@ -1,17 +1,16 @@
 //! What this node answers to the others.
 
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Message, Position};
 use blixard_core::state::Cluster;
-use blixard_core::types::{ClusterId, NodeId, RaftId, Timestamp};
+use blixard_core::types::{ClusterId, NodeId, RaftId};
 use tokio::time::Instant;
 
 use crate::api;
 use crate::identity::{Authority, Clock, ClusterSecret};
-use crate::node::{Handle, directory_of};
+use crate::node::{Handle, directory_of, now};
 use crate::transport::{
     Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Directory, ForwardError, Inbound, Member, Refusal,
     Renewal, SnapshotRows, Standing, Told,
@@ -102,12 +101,6 @@ impl Inward {
         members.members.insert(node, Member { name, address, raft });
         Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, authority, certificate, node, raft, members })
     }
-}
-
-/// By this host's clock, for what is only said.
-fn now() -> Timestamp {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[tonic::async_trait]

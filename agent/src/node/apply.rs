@@ -163,20 +163,16 @@ impl Node {
         if let Some(servers) = servers {
             known.standing.set_servers(servers);
         }
-        if changed.members {
-            self.lead.look_at = self.ticks;
-        }
         drop(known);
-        if changed.members {
-            self.followers.tell_all();
-        } else {
-            self.followers.tell(&changed.nodes);
-        }
         self.driver.applied(self.applied);
         if changed.members {
+            self.lead.look_at = self.ticks;
             self.unpublished = Some(self.applied);
             let record = self.driver.record_commit();
             self.writer.add(record);
+            self.followers.tell_all();
+        } else {
+            self.followers.tell(&changed.nodes);
         }
         if changed.assignment {
             self.news.assignment.send_modify(|revision| *revision += 1);

@@ -120,10 +120,7 @@ impl Follower {
     }
 
     fn take(&self, applied: u64, state: State) {
-        let directory = Directory::of(directory_of(&state).members);
-        if **self.directory.borrow() != directory {
-            self.directory.send_replace(Arc::new(directory));
-        }
+        self.publish(directory_of(&state).members);
         {
             let mut known = self.known.change();
             known.state = state;
@@ -174,16 +171,11 @@ impl Follower {
 
     /// Servers that are newer than those that it knows: it may not reach any of these any more.
     fn meet(&self, servers: Directory) {
-        let own: BTreeMap<NodeId, Member> = self
-            .directory
-            .borrow()
-            .members
-            .iter()
-            .filter(|(id, _)| **id == self.own)
-            .map(|(id, of)| (*id, of.clone()))
-            .collect();
-        let mut members = servers.members;
-        members.extend(own);
+        let own = self.directory.borrow().members.get(&self.own).cloned();
+        self.publish(servers.members.into_iter().chain(own.map(|own| (self.own, own))).collect());
+    }
+
+    fn publish(&self, members: BTreeMap<NodeId, Member>) {
         let directory = Directory::of(members);
         if **self.directory.borrow() != directory {
             self.directory.send_replace(Arc::new(directory));

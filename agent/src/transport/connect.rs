@@ -70,6 +70,12 @@ pub fn endpoint(tasks: &Tasks) -> Endpoint {
         .http2_max_header_list_size(16 * 1024)
 }
 
+/// Whether what failed so had a connection, and may have reached the other side.
+pub fn had_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    !causes.any(<dyn std::error::Error>::is::<ConnectError>)
+}
+
 /// HTTP/2 over this one connection: what was checked of it, or proved for it, holds on no other.
 pub async fn over(stream: TlsStream<TcpStream>, tasks: &Tasks) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(TokioIo::new(stream));

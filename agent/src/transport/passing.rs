@@ -7,7 +7,7 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
-use super::connect::ConnectError;
+use super::connect;
 use crate::error_chain;
 
 /// What the paths of the local API's calls begin with.
@@ -44,18 +44,7 @@ pub(super) async fn pass_on(
             Err(not_asked(status.map_or_else(String::new, |status| status.message().to_owned())))
         }
         Ok(answer) => Ok(answer),
-        Err(error) if was_reached(&error) => Err(PassError::NoAnswer { to, reason: error_chain(&error) }),
+        Err(error) if connect::had_connection(&error) => Err(PassError::NoAnswer { to, reason: error_chain(&error) }),
         Err(error) => Err(not_asked(error_chain(&error))),
     }
-}
-
-fn was_reached(error: &tonic::transport::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if error.is::<ConnectError>() {
-            return false;
-        }
-        cause = error.source();
-    }
-    true
 }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::connect::ConnectError;
+use super::connect;
 use super::link::describe;
 use super::listener::Caller;
 use super::proto::forward_reply::Result as Reply;
@@ -222,15 +222,9 @@ pub async fn call_forward(
 
 /// Whether the command may have reached the node that was to propose it.
 fn was_sent(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<ConnectError>() {
-            return false;
-        }
-        cause = error.source();
-    }
     // What the other side says before it looks at the command.
-    !matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented)
+    let is_refused = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
+    connect::had_connection(status) && !is_refused
 }
 
 fn not_sent(to: NodeId, status: &Status) -> ForwardError {
