@@ -13,7 +13,9 @@ use crate::identity::{
     self, Authority, AuthorityError, ClusterSecret, IdentityError, JoinToken, NodeIdentity, NodeKey,
 };
 use crate::store::{Store, StoreError};
-use crate::transport::{Answer, Decision, Directory, Joined, Member, TwoClusters, ask_all, decide, join, redeem};
+use crate::transport::{
+    Answer, Asking, Decision, Directory, Joined, Member, TwoClusters, ask_all, decide, join, redeem,
+};
 
 /// The founder's id; every blank server starts from a group of it alone and learns the rest from the log.
 pub const FOUNDER: RaftId = RaftId(1);
@@ -120,7 +122,8 @@ impl Seat {
                 (key, None)
             }
         };
-        let seat = Self::ask(config, secret, (&key, was_in), understands, tell).await?;
+        let asking = Asking { own: config.own(), key, was_in, understands, role: config.role() };
+        let seat = Self::ask(config, secret, &asking, tell).await?;
         seat.keep(config, store)?;
         Ok(seat)
     }
@@ -191,15 +194,14 @@ impl Seat {
     async fn ask(
         config: &Config,
         secret: Option<&ClusterSecret>,
-        (key, was_in): (&NodeKey, Option<ClusterEpoch>),
-        understands: Level,
+        asking: &Asking,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
         let mut told = String::new();
         loop {
             let (asked, again) = match secret {
-                Some(secret) => (Self::ask_by_secret(config, secret, (key, was_in), understands).await?, ASK_AGAIN),
-                None => (Self::ask_by_token(config, (key, was_in), understands).await, REDEEM_AGAIN),
+                Some(secret) => (Self::ask_by_secret(config, secret, asking).await?, ASK_AGAIN),
+                None => (Self::ask_by_token(config, asking).await, REDEEM_AGAIN),
             };
             let waiting = match asked {
                 ControlFlow::Break(seat) => return Ok(seat),
@@ -218,22 +220,21 @@ impl Seat {
     async fn ask_by_secret(
         config: &Config,
         secret: &ClusterSecret,
-        (key, was_in): (&NodeKey, Option<ClusterEpoch>),
-        understands: Level,
+        asking: &Asking,
     ) -> Result<ControlFlow<Self, String>, SeatError> {
         let answers = ask_all(config.servers(), secret, config.name()).await;
         let servers = match decide(&answers).map_err(SeatError::TwoClusters)? {
-            Decision::Found if was_in.is_some() => {
+            Decision::Found if asking.was_in.is_some() => {
                 let reason = "this host rejoins a cluster, and no server that answers is in one";
                 return Ok(ControlFlow::Continue(reason.to_owned()));
             }
-            Decision::Found => return Self::found(config, secret, key, understands).map(ControlFlow::Break),
+            Decision::Found => return Self::found(secret, asking).map(ControlFlow::Break),
             Decision::Wait(reason) => return Ok(ControlFlow::Continue(reason)),
             Decision::Join(servers) => servers,
         };
         let mut failures = Vec::new();
         for server in servers {
-            match join(&server, secret, &config.own(), (key, was_in), understands, config.role()).await {
+            match join(&server, secret, asking).await {
                 Ok(joined) => return Ok(ControlFlow::Break(joined.into())),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
@@ -242,11 +243,7 @@ impl Seat {
     }
 
     /// As [`Self::ask_by_secret`]; the token is read each time, since a person may have put another one in its place.
-    async fn ask_by_token(
-        config: &Config,
-        asking: (&NodeKey, Option<ClusterEpoch>),
-        understands: Level,
-    ) -> ControlFlow<Self, String> {
+    async fn ask_by_token(config: &Config, asking: &Asking) -> ControlFlow<Self, String> {
         let path = config.cluster.token_file.as_deref().expect("a configuration without a secret has a token");
         let token = match JoinToken::read(path) {
             Ok(token) => token,
@@ -254,7 +251,7 @@ impl Seat {
         };
         let mut failures = Vec::new();
         for server in config.servers().iter().filter(|server| server.name != *config.name()) {
-            match redeem(server, &token, &config.own(), asking, understands, config.role()).await {
+            match redeem(server, &token, asking).await {
                 Ok(joined) => return ControlFlow::Break(joined.into()),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
@@ -265,22 +262,22 @@ impl Seat {
         ControlFlow::Continue(failures.join("; "))
     }
 
-    fn found(config: &Config, secret: &ClusterSecret, key: &NodeKey, understands: Level) -> Result<Self, SeatError> {
+    fn found(secret: &ClusterSecret, asking: &Asking) -> Result<Self, SeatError> {
+        let Asking { own, key, understands, role, .. } = asking;
         let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
         let (cluster, epoch, node, raft) = (authority.cluster(), ClusterEpoch::FIRST, NodeId(1), FOUNDER);
         let request = key.request().map_err(SeatError::Identity)?;
         let certificate = authority.issue(&request, epoch, node).map_err(SeatError::Found)?;
         let identity = key.identify(cluster, epoch, node, authority.certificate().to_vec(), certificate);
-        let own = config.own();
         let first = NewNode {
             name: own.name.clone(),
             address: own.address.clone(),
             key: Authority::key_of(&request).map_err(SeatError::Found)?,
-            understands,
-            role: config.role(),
+            understands: *understands,
+            role: *role,
         };
         let raft = Some(raft);
-        let member = Member { name: own.name, address: own.address, raft };
+        let member = Member { name: own.name.clone(), address: own.address.clone(), raft };
         tracing::info!(%cluster, "this host founds the cluster");
         Ok(Self {
             identity: identity.map_err(SeatError::Identity)?,

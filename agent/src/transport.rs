@@ -48,7 +48,7 @@ pub use connect::ConnectError;
 pub use directory::{Directory, Member};
 pub use follow::{Assignments, Beat, FollowError, Told};
 pub use gate::Refused;
-pub use join::{Answer, AskError, JoinError, Joined, ask_all, join};
+pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join};
 pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 pub use redeem::redeem;
 pub use snapshot::Chunks;

@@ -82,6 +82,19 @@ pub enum JoinError {
     Identity { server: Server, source: IdentityError },
 }
 
+/// A host that asks to become a member.
+#[derive(Debug)]
+pub struct Asking {
+    /// Its name, and where the others will reach it.
+    pub own: Server,
+    pub key: NodeKey,
+    /// The epoch in which it was a member, if it was one.
+    pub was_in: Option<ClusterEpoch>,
+    /// The newest level that its agent understands.
+    pub understands: Level,
+    pub role: NodeRole,
+}
+
 /// What a host is after it joined.
 #[derive(Debug)]
 pub struct Joined {
@@ -114,20 +127,13 @@ pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName)
     join_all(questions).await
 }
 
-/// Becomes a member of the cluster that `server` is in; `own` is this host's name and address. Who was a member in an
-/// earlier epoch says in which.
+/// Becomes a member of the cluster that `server` is in.
 ///
 /// # Errors
 /// Nothing is left half-done on this side after any of them. After `TimedOut` the cluster may know this host already;
 /// asking again with the same `key` gets the same node id.
-pub async fn join(
-    server: &Server,
-    secret: &ClusterSecret,
-    own: &Server,
-    (key, was_in): (&NodeKey, Option<ClusterEpoch>),
-    understands: Level,
-    role: NodeRole,
-) -> Result<Joined, JoinError> {
+pub async fn join(server: &Server, secret: &ClusterSecret, asking: &Asking) -> Result<Joined, JoinError> {
+    let Asking { own, key, was_in, understands, role } = asking;
     let asked = |source| JoinError::Ask { server: server.clone(), source: Box::new(source) };
     let unusable = |source| JoinError::Identity { server: server.clone(), source };
     let Greeted { mut client, transcript, standing, tasks: _tasks } =
@@ -136,7 +142,7 @@ pub async fn join(
     let request = key.request().map_err(unusable)?;
     let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
     let (name, address) = (own.name.to_string(), own.address.to_string());
-    let (understands, role, was_in) = (understands.0, encode_role(role).into(), was_in.map(|epoch| epoch.to_string()));
+    let (understands, role, was_in) = (understands.0, encode_role(*role).into(), was_in.map(|epoch| epoch.to_string()));
     let admit = AdmitRequest { name, address, request, proof, understands, was_in, role };
     // The server has its own, shorter limit, and says more when it is reached.
     let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {

@@ -2,33 +2,27 @@
 
 use std::sync::Arc;
 
-use blixard_core::types::{ClusterEpoch, Hash, Level, NodeRole, Server, Timestamp, TokenId};
+use blixard_core::types::{Hash, Level, Server, Timestamp, TokenId};
 use tonic::{Request, Response, Status};
 
 use super::connect::{self, ConnectError};
 use super::door::{ADMIT_TIMEOUT, Door, caller, encode_role, invalid, role_of};
-use super::join::{AskError, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED};
+use super::join::{AskError, Asking, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED};
 use super::link::describe;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_client::JoinClient;
 use super::proto::{AdmitReply, RedeemRequest};
 use super::{Candidate, Credential, Tasks};
 use crate::error_chain;
-use crate::identity::{JoinToken, NodeKey, PeerError, token_client};
+use crate::identity::{JoinToken, PeerError, token_client};
 
-/// Becomes a member of the token's cluster by way of `server`; `own` is this host's name and address.
+/// Becomes a member of the token's cluster by way of `server`.
 ///
 /// # Errors
 /// Nothing is left half-done on this side after any of them. After `TimedOut` the token may be used up; asking again with
 /// the same `key` gets the same node id.
-pub async fn redeem(
-    server: &Server,
-    token: &JoinToken,
-    own: &Server,
-    (key, was_in): (&NodeKey, Option<ClusterEpoch>),
-    understands: Level,
-    role: NodeRole,
-) -> Result<Joined, JoinError> {
+pub async fn redeem(server: &Server, token: &JoinToken, asking: &Asking) -> Result<Joined, JoinError> {
+    let Asking { own, key, was_in, understands, role } = asking;
     let server = || server.clone();
     let asked = |source| JoinError::Ask { server: server(), source: Box::new(source) };
     let stream = connect::connect(&server().address, Arc::new(token_client(token))).await;
@@ -49,7 +43,7 @@ pub async fn redeem(
         request: key.request().map_err(|source| JoinError::Identity { server: server(), source })?,
         understands: understands.0,
         was_in: was_in.map(|epoch| epoch.to_string()),
-        role: encode_role(role).into(),
+        role: encode_role(*role).into(),
     };
     let call = async {
         let channel = connect::over(stream, &tasks.0).await.map_err(|error| error_chain(&error))?;

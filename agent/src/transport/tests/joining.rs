@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blixard_core::types::{Hash, Level, NodeId, RaftId};
+use blixard_core::types::{Hash, NodeId, RaftId};
 use tokio::net::TcpListener;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -79,8 +79,7 @@ async fn a_blank_host_finds_the_cluster_joins_and_is_a_member() {
 
     let mut joiner = Node::blank(2, secret(1)).await;
     let own = server(2, joiner.address());
-    let Joined { identity, raft, members } =
-        join(&by[0], &secret(1), &own, (&key(), None), Level::NEWEST, NodeRole::Auto).await.unwrap();
+    let Joined { identity, raft, members } = join(&by[0], &secret(1), &asking(own.clone())).await.unwrap();
     assert_eq!((identity.cluster, identity.node, raft), (cluster.authority.cluster(), NodeId(9), Some(RaftId(19))));
     assert_eq!(members.members[&NodeId(9)], Member { name: own.name, address: own.address, raft });
 
@@ -122,8 +121,7 @@ async fn blank_hosts_find_each_other_and_only_the_first_listed_founds() {
     let Ok(Decision::Wait(reason)) = decide(&answers) else { panic!("{answers:?}") };
     assert!(reason.contains("alpha, first in cluster.servers") && reason.contains("gamma: cannot connect"), "{reason}");
     // A blank host admits nobody.
-    let error =
-        join(&servers[0], &secret(1), &servers[1], (&key(), None), Level::NEWEST, NodeRole::Auto).await.unwrap_err();
+    let error = join(&servers[0], &secret(1), &asking(servers[1].clone())).await.unwrap_err();
     assert!(matches!(error, JoinError::Blank { .. }), "{error}");
 }
 
@@ -152,8 +150,7 @@ async fn a_joiner_believes_nothing_of_a_server_with_another_secret() {
         let answers = ask_all(&[alpha.clone(), own_server()], &secret(2), &own_server().name).await;
         let Answer::Failed(error @ AskError::Secret { .. }) = &answers[0].1 else { panic!("{answers:?}") };
         assert!(error.to_string().contains("cluster.secret_file"), "{error}");
-        let error =
-            join(&alpha, &secret(2), &own_server(), (&key(), None), Level::NEWEST, NodeRole::Auto).await.unwrap_err();
+        let error = join(&alpha, &secret(2), &asking(own_server())).await.unwrap_err();
         assert!(matches!(error, JoinError::Ask { source, .. } if matches!(*source, AskError::Secret { .. })));
         assert_eq!(node.recorder.admits.load(Ordering::Relaxed), 0);
     }
@@ -227,9 +224,7 @@ async fn man_in_the_middle(to: SocketAddr) -> SocketAddr {
 async fn a_man_in_the_middle_with_his_own_certificate_is_noticed_by_both_sides() {
     let cluster = Cluster::start(1).await;
     let middle = man_in_the_middle(cluster.nodes[0].address()).await;
-    let error = join(&server(0, middle), &secret(1), &own_server(), (&key(), None), Level::NEWEST, NodeRole::Auto)
-        .await
-        .unwrap_err();
+    let error = join(&server(0, middle), &secret(1), &asking(own_server())).await.unwrap_err();
     assert!(matches!(error, JoinError::Ask { source, .. } if matches!(*source, AskError::Secret { .. })));
     // A joiner that doesn't check the server's proof still can't be passed on: its own proof names the wrong channel.
     let client = JoinClient::new(channel(middle, stranger_client()).await.unwrap());
@@ -250,10 +245,7 @@ async fn a_refusal_reaches_the_joiner_in_the_words_of_the_cluster() {
         Standing::Member(crate::identity::draw_cluster_id()),
     )
     .await;
-    let error =
-        join(&server(0, node.address()), &secret(1), &own_server(), (&key(), None), Level::NEWEST, NodeRole::Auto)
-            .await
-            .unwrap_err();
+    let error = join(&server(0, node.address()), &secret(1), &asking(own_server())).await.unwrap_err();
     let JoinError::Refused { reason, .. } = &error else { panic!("{error}") };
     assert_eq!(reason, "no authority");
 }

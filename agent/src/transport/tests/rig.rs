@@ -33,6 +33,11 @@ pub fn key() -> NodeKey {
     NodeKey::generate().unwrap()
 }
 
+/// A new host with this name and address.
+pub fn asking(own: Server) -> Asking {
+    Asking { own, key: key(), was_in: None, understands: Level::NEWEST, role: NodeRole::Auto }
+}
+
 pub fn secret(byte: u8) -> ClusterSecret {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("secret"), [byte; 32]).unwrap();

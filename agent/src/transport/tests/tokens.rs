@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use blixard_core::types::{ClusterId, Level, NodeId, Timestamp, TokenId};
+use blixard_core::types::{ClusterId, NodeId, Timestamp, TokenId};
 
 use super::super::*;
 use super::rig::*;
@@ -21,7 +21,7 @@ fn token(cluster: ClusterId, authority: &Authority) -> JoinToken {
 
 async fn redeem_at(node: &Node, token: &JoinToken) -> Result<Joined, JoinError> {
     let own = server(2, "127.0.0.1:7420".parse().unwrap());
-    redeem(&server(0, node.address()), token, &own, (&key(), None), Level::NEWEST, NodeRole::Auto).await
+    redeem(&server(0, node.address()), token, &asking(own)).await
 }
 
 #[tokio::test]
