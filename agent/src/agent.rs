@@ -20,16 +20,17 @@ use crate::identity::{Clock, ClusterSecret, SecretError};
 use crate::log::LogError;
 use crate::nix::NixCommand;
 use crate::node::{self, End, Handle, NodeError};
-use crate::probe::ProbeError;
+use crate::probe::{MachineId, ProbeError};
 use crate::seat::SeatError;
 use crate::store::StoreError;
 use crate::transport::TransportError;
 use crate::units::{self, Systemd, Units, UnitsError};
 use crate::worker::offer::Occasion;
-use crate::{telemetry, worker};
+use crate::{probe, telemetry, worker};
 
 mod data;
 mod inbound;
+mod machine;
 mod pause;
 pub mod recovery;
 mod renewal;
@@ -38,6 +39,7 @@ mod servers;
 mod watchdog;
 
 use data::Data;
+use machine::MachineError;
 use role::Host;
 
 /// The exit status of an agent that can't go on from its disk: `EX_IOERR` of `sysexits.h`.
@@ -60,6 +62,8 @@ pub enum AgentError {
     OpenLog(#[source] LogError),
     #[error("cannot open the store")]
     OpenStore(#[source] StoreError),
+    #[error("cannot use this host's data")]
+    Machine(#[source] MachineError),
     #[error(
         "the store {path} is missing, and the raft log beside it is not: put it back if it was moved, or {anew}", anew = ANEW
     )]
@@ -93,6 +97,7 @@ impl AgentError {
             Self::MakeDir { .. }
             | Self::OpenLog(_)
             | Self::OpenStore(_)
+            | Self::Machine(_)
             | Self::StoreMissing { .. }
             | Self::Load { .. }
             | Self::Resume { .. }
@@ -122,7 +127,7 @@ where
 }
 
 /// What an agent does that is not a person's to configure; tests run others.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Traits {
     /// The newest level of `apply` that it understands.
     pub understands: Level,
@@ -133,10 +138,19 @@ pub struct Traits {
     pub heartbeat_ticks: u16,
     /// By which certificates are issued, judged and renewed.
     pub clock: Clock,
+    /// The machine that it runs on, if that tells which one it is.
+    pub machine: Option<MachineId>,
+}
+
+impl Traits {
+    /// Those of this build on this machine.
+    pub fn of_this_machine() -> Self {
+        Self { machine: probe::machine_id(), ..Self::default() }
+    }
 }
 
 impl Default for Traits {
-    /// Those of this build.
+    /// Those of this build, on a machine that doesn't tell which one it is.
     fn default() -> Self {
         Self {
             understands: Level::NEWEST,
@@ -144,6 +158,7 @@ impl Default for Traits {
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: HEARTBEAT_TICKS,
             clock: Clock::default(),
+            machine: None,
         }
     }
 }
@@ -252,6 +267,7 @@ where
     synced.map_err(|source| AgentError::MakeDir { path: config.node.data_dir.clone(), source })?;
 
     let data = Data::open(raft_dir)?;
+    machine::check(&data.dir, traits.machine.as_ref()).map_err(AgentError::Machine)?;
     let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));
     let socket = api::listen(&config.node.run_dir.join("api.sock")).map_err(AgentError::Api)?;
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();

@@ -189,7 +189,7 @@ enum TaskVerb {
 /// Carries out one command line; the exit status is part of each verb's description.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Verb::Agent { config } => agent::run(&config, Traits::default(), agent::systemd),
+        Verb::Agent { config } => agent::run(&config, Traits::of_this_machine(), agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
         Verb::Restore(args) => finish(backup::restore(&args)),
         Verb::CheckConfig { file } => finish(check_config(&file)),

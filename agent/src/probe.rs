@@ -1,11 +1,17 @@
 //! What this machine is: what it offers to instances before anything is reserved.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use blixard_core::types::{Hypervisor, Resources};
+
+/// Where firmware says which machine it is: DMI, and the device tree.
+const MACHINE_IDS: [&str; 2] = ["/sys/class/dmi/id/product_uuid", "/sys/firmware/devicetree/base/serial-number"];
+/// What many boards have whose maker has set nothing.
+const GENERIC_IDS: [&str; 2] = ["03000200-0400-0500-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc"];
 
 /// What was found of this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,6 +37,36 @@ pub enum ProbeError {
     Cpus { source: io::Error },
     #[error("cannot size the file system of {}: does the directory exist?", path.display())]
     Disk { path: PathBuf, source: io::Error },
+}
+
+/// By which a machine is known, whatever disk is in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MachineId(String);
+
+impl MachineId {
+    /// What firmware says, unless it says that to everybody.
+    pub fn of(text: &str) -> Option<Self> {
+        let id = text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_ascii_lowercase();
+        let is_of_one = |filler: char| id.chars().all(|c| c == filler || c == '-');
+        let is_printable = id.chars().all(|c| c.is_ascii_graphic());
+        (is_printable && !is_of_one('0') && !is_of_one('f') && !GENERIC_IDS.contains(&id.as_str())).then_some(Self(id))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which machine this is, if it tells.
+pub fn machine_id() -> Option<MachineId> {
+    // Who can't be read is no different from who doesn't tell.
+    MACHINE_IDS.iter().find_map(|path| MachineId::of(&fs::read_to_string(path).ok()?))
 }
 
 /// Find out what this machine is; `data_dir` must exist.
@@ -102,6 +138,22 @@ mod tests {
     fn memory_is_read_as_the_kernel_writes_it() {
         assert_eq!(memory_mib("MemTotal:       16384000 kB\nMemFree: 1 kB\n"), Some(16000));
         assert_eq!(memory_mib("MemFree: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_machine_is_known_by_what_its_firmware_says_to_nobody_else() {
+        let id = |text: &str| MachineId::of(text).map(|id| id.to_string());
+        let uuid = "4c4c4544-0042-4a10-8056-b3c04f4e3532";
+        assert_eq!(id(&format!("{}\n", uuid.to_uppercase())).as_deref(), Some(uuid));
+        assert_eq!(id("10000000a1b2c3d4\0").as_deref(), Some("10000000a1b2c3d4"));
+        let said_to_all = [
+            "",
+            "00000000-0000-0000-0000-000000000000\n",
+            "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+            "03000200-0400-0500-0006-000700080009",
+            "Not Specified",
+        ];
+        assert_eq!(said_to_all.map(id), [const { None }; 5]);
     }
 
     #[test]

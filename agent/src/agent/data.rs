@@ -1,5 +1,7 @@
 //! What lies on a host's disk, opened and checked: of a server its log and its store, of others the seat alone.
 
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -147,4 +149,17 @@ impl Data {
         drop(store.begin_anew(seat).map_err(AgentError::OpenStore)?);
         Self::open(dir)
     }
+}
+
+/// Makes a small file of this name in the data's directory, or makes it anew: after a crash it is as it was, or whole.
+///
+/// # Errors
+/// When the disk fails.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let (path, unfinished) = (dir.join(name), dir.join(format!("{name}.unfinished")));
+    let mut file = File::create(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, &path)?;
+    File::open(dir)?.sync_all()
 }

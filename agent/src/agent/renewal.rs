@@ -1,12 +1,12 @@
 //! Keeps this node's certificate valid: asks for the next one when two thirds of its time are over, shows it from then on,
 //! and keeps it beside the store, for the next start.
 
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::data;
 use super::inbound::Inward;
 use crate::identity::{Clock, NodeIdentity};
 use crate::transport::{Renewal, Transport};
@@ -87,11 +87,6 @@ impl Renewer {
 
     fn keep(&self, identity: &NodeIdentity) -> io::Result<()> {
         let bytes = postcard::to_stdvec(identity).expect("it is plain data");
-        let (path, unfinished) = (self.dir.join(FILE), self.dir.join("certificate.unfinished"));
-        let mut file = File::create(&unfinished)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, &path)?;
-        File::open(&self.dir)?.sync_all()
+        data::write_whole(&self.dir, FILE, &bytes)
     }
 }

@@ -9,7 +9,7 @@ use super::{apply, cluster, sees_running, start};
 /// Hosts whose servers compare their states every second.
 fn watchful() -> [Host; 3] {
     let traits = Traits { check_ticks: 100, ..Traits::default() };
-    Host::blank(["alpha", "beta", "gamma"]).map(|host| Host { traits, ..host })
+    Host::blank(["alpha", "beta", "gamma"]).map(|host| Host { traits: traits.clone(), ..host })
 }
 
 /// Another number of the last task than the log's entries have made, in a store that is whole otherwise.

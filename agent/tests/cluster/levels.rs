@@ -29,7 +29,7 @@ async fn is_told_to_upgrade(host: &Host) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_stop() {
     let mut hosts = Host::blank(["alpha", "beta", "gamma"]);
-    let older = hosts[0].traits;
+    let older = hosts[0].traits.clone();
     let [alpha, beta, gamma] = start(&hosts).await;
     sees_level(&alpha, 1).await;
 
@@ -51,7 +51,7 @@ async fn the_level_rises_with_the_last_agent_that_is_upgraded_and_older_ones_sto
     }
 
     // First its log brings what it doesn't understand, later its store holds it.
-    hosts[2].traits = older;
+    hosts[2].traits = older.clone();
     is_told_to_upgrade(&hosts[2]).await;
     hosts[2].traits = next();
     let gamma = hosts[2].start();

@@ -5,6 +5,7 @@ mod support;
 
 mod backup;
 mod certificates;
+mod copies;
 mod damage;
 mod equality;
 mod forming;

@@ -81,7 +81,7 @@ pub type Change = JoinHandle<Result<tonic::Response<proto::ApplyReply>, tonic::S
 /// longer than a change waits.
 pub async fn left_alone() -> ([Host; 3], usize, Agent, Change) {
     let traits = Traits { election_ticks: 3000, ..Traits::default() };
-    let hosts = Host::blank(["alpha", "beta", "gamma"]).map(|host| Host { traits, ..host });
+    let hosts = Host::blank(["alpha", "beta", "gamma"]).map(|host| Host { traits: traits.clone(), ..host });
     let mut agents = start(&hosts).await.map(Some);
     let at = leader(&sees_whole(agents[0].as_ref().unwrap(), 3).await, &hosts);
     let [alone, first, second] = [at, (at + 1) % 3, (at + 2) % 3].map(|at| agents[at].take().unwrap());

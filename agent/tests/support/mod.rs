@@ -116,7 +116,7 @@ impl Host {
 
     pub fn start(&self) -> Agent {
         let (tell, mut told) = mpsc::channel(4);
-        let (config, traits, units) = (self.config(), self.traits, self.units.clone());
+        let (config, traits, units) = (self.config(), self.traits.clone(), self.units.clone());
         let connect = move |_| std::future::ready(Ok(units.clone()));
         let running = tokio::spawn(async move { blixard::agent::serve(config, traits, connect, &mut told).await });
         Agent { tell, running, api: self.api(), data: self.dir.path().join("data/raft") }

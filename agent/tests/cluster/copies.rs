@@ -1,0 +1,69 @@
+//! What a host has of its cluster is copied, and started beside it.
+
+use std::process::Command;
+
+use blixard::agent::recovery;
+use blixard::probe::MachineId;
+use blixard_core::types::Level;
+
+use super::cluster;
+use super::support::Host;
+
+fn machine(last: char) -> Option<MachineId> {
+    MachineId::of(&format!("4c4c4544-0042-4a10-8056-b3c04f4e353{last}"))
+}
+
+/// A host of this one's name and configuration, with a copy of its data.
+fn copy_of(host: &Host) -> Host {
+    let [copied] = Host::blank([host.name]);
+    let [from, to] = [host, &copied].map(|host| host.dir.path().join("data"));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    Host { servers: host.servers.clone(), ..copied }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_that_was_made_on_another_machine_is_refused_with_both_named() {
+    let [mut alpha] = Host::blank(["alpha"]);
+    alpha.traits.machine = machine('1');
+    let agent = alpha.start();
+    let id = cluster(&agent.is_healthy().await).id.clone();
+    agent.stop().await;
+    let mut copied = copy_of(&alpha);
+    copied.traits.machine = machine('2');
+    let refused = copied.start().ended().await.unwrap_err();
+    let path = copied.dir.path().join("data/raft").display().to_string();
+    let [made_on, this] = [&alpha, &copied].map(|host| host.traits.machine.clone().unwrap().to_string());
+    for word in [&*made_on, &this, &path, "move that directory away", "remove"] {
+        assert!(refused.contains(word), "{word}: {refused}");
+    }
+    assert_eq!(cluster(&alpha.start().is_healthy().await).id, id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_moved_goes_on_where_a_person_has_said_so() {
+    let [mut alpha] = Host::blank(["alpha"]);
+    alpha.traits.machine = machine('1');
+    let agent = alpha.start();
+    let id = cluster(&agent.is_healthy().await).id.clone();
+    agent.stop().await;
+    alpha.traits.machine = machine('2');
+    alpha.start().ended().await.unwrap_err();
+    std::fs::remove_file(alpha.dir.path().join("data/raft/machine")).unwrap();
+    let agent = alpha.start();
+    assert_eq!(cluster(&agent.is_healthy().await).id, id);
+    agent.stop().await;
+    alpha.traits.machine = machine('1');
+    alpha.start().ended().await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survivors_disk_begins_a_cluster_anew_in_whichever_machine_it_is() {
+    let [mut alpha] = Host::blank(["alpha"]);
+    alpha.traits.machine = machine('1');
+    let agent = alpha.start();
+    agent.is_healthy().await;
+    agent.stop().await;
+    alpha.traits.machine = machine('2');
+    recovery::examine(alpha.config(), Level::NEWEST).unwrap().recover().unwrap();
+    alpha.start().is_healthy().await;
+}
