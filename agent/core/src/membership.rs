@@ -31,8 +31,8 @@ pub struct Wanted {
 /// Who votes stays, as long as it isn't lost and there aren't too many; a lost one stays until there is another.
 #[must_use]
 pub fn wanted(state: &State, servers: &Membership, is_lost: impl Fn(NodeId) -> bool) -> Wanted {
-    let gone: BTreeSet<NodeId> = state.emptied_nodes().collect();
-    let nodes = state.nodes().iter().filter(|(id, node)| node.role != NodeRole::Worker && !gone.contains(id));
+    let nodes =
+        state.nodes().iter().filter(|(id, node)| node.role != NodeRole::Worker && !is_emptied(state, **id, node));
     let candidates = nodes.map(|(id, node)| Candidate::of(*id, node, state, servers, is_lost(*id)));
     // One that isn't there is made no server, but may be one still.
     let mut candidates: Vec<_> = candidates.filter(|of| !(of.is_poor && of.is_no_server)).collect();
@@ -114,13 +114,18 @@ pub fn next_step(state: &State, own: RaftId, status: &Status, is_lost: impl Fn(N
         }
     }
     // Also where it isn't wanted any more: only who is in the group can be removed from it, and so hears that it is none.
-    let gone: BTreeSet<NodeId> = state.emptied_nodes().collect();
-    let mut named = state.servers().filter(|(id, _)| !gone.contains(id)).filter_map(|(_, node)| node.raft);
+    let mut named =
+        state.servers().filter(|(id, node)| !is_emptied(state, **id, node)).filter_map(|(_, node)| node.raft);
     if let Some(raft) = named.find(|raft| !is_in(raft)) {
         return Some(Step::Change(MembershipChange::AddLearner(raft)));
     }
     let lacks_id = |id: &&NodeId| state.nodes()[*id].raft.is_none();
     wanted.enlisted.iter().find(lacks_id).map(|node| Step::Enlist(*node))
+}
+
+/// Whether it is to go, and runs nothing any more.
+fn is_emptied(state: &State, id: NodeId, node: &Node) -> bool {
+    node.leaving && state.is_empty(id)
 }
 
 fn answers(status: &Status, own: RaftId, raft: RaftId) -> bool {

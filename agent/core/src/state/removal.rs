@@ -33,7 +33,8 @@ impl State {
         leaving.filter(|node| self.is_empty(*node))
     }
 
-    fn is_empty(&self, node: NodeId) -> bool {
+    /// Whether it has nothing to run.
+    pub fn is_empty(&self, node: NodeId) -> bool {
         self.placed_on(node).next().is_none() && self.tasks_on(node).next().is_none()
     }
 
