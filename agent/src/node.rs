@@ -130,8 +130,9 @@ pub fn directory_of(state: &State) -> Directory {
         address: node.address.clone(),
         raft: node.raft,
     };
-    let members = state.nodes().iter().map(|(id, node)| (*id, member(node))).collect();
-    Directory { members, newest: state.newest_node(), newest_raft: state.newest_raft() }
+    let mut directory = Directory::of(state.nodes().iter().map(|(id, node)| (*id, member(node))));
+    (directory.newest, directory.newest_raft) = (state.newest_node(), state.newest_raft());
+    directory
 }
 
 struct Node {
@@ -355,7 +356,7 @@ impl Node {
     fn publish_directory(&mut self, state: &State) {
         let mut directory = directory_of(state);
         self.introduced.retain(|node, member| directory.is_news(*node, member));
-        directory.members.extend(self.introduced.clone());
+        self.introduced.iter().for_each(|(node, member)| directory.enter(*node, member.clone()));
         self.directory.send_replace(Arc::new(directory));
     }
 

@@ -283,7 +283,7 @@ impl Seat {
             identity: identity.map_err(SeatError::Identity)?,
             raft,
             spent: FOUNDER,
-            members: Directory::of([(node, member)].into()),
+            members: Directory::of([(node, member)]),
             founding: Some(Command::Found {
                 cluster,
                 ca_certificate: authority.certificate().to_vec(),
@@ -334,13 +334,13 @@ impl Seated {
             identity: seat.identity.clone(),
             raft: seat.raft,
             spent: seat.spent,
-            members: seat.members.members.clone().into_iter().collect(),
+            members: seat.members.members().map(|(node, member)| (node, member.clone())).collect(),
             founding: seat.founding.clone(),
         }
     }
 
     fn into_seat(self) -> Seat {
-        let members = Directory::of(self.members.into_iter().collect());
+        let members = Directory::of(self.members);
         Seat { identity: self.identity, raft: self.raft, spent: self.spent, members, founding: self.founding }
     }
 }

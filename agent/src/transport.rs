@@ -363,7 +363,7 @@ impl Transport {
     /// Why each of them can't.
     pub async fn renew(&self, identity: &NodeIdentity) -> Result<NodeIdentity, String> {
         let members = self.shared.directory.borrow().clone();
-        let members = members.members.values().map(|member| (&member.name, &member.address));
+        let members = members.members().map(|(_, member)| (&member.name, &member.address));
         let listed = self.shared.servers.iter().map(|server| (&server.name, &server.address));
         let others = members.chain(listed).filter(|(name, _)| **name != self.shared.own.name);
         let mut failures = Vec::new();

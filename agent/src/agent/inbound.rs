@@ -98,7 +98,7 @@ impl Inward {
         let certificate = authority.issue(&request, cluster.epoch, node).map_err(|error| text(&error))?;
         let authority = authority.certificate().to_vec();
         let mut members = members.servers_and(node);
-        members.members.insert(node, Member { name, address, raft });
+        members.enter(node, Member { name, address, raft });
         Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, authority, certificate, node, raft, members })
     }
 }

@@ -8,7 +8,6 @@
 //!                 │ the stream ends, or says something older: the next server is asked
 //! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use super::input;
 use super::known::{self, Standing};
 use super::{Attempt, Common, End, Ended, Handle, INBOX, Input, News, NodeError, Waiting, directory_of};
-use crate::transport::{Assignments, Beat, Directory, Member, Transport};
+use crate::transport::{Assignments, Beat, Directory, Transport};
 
 /// How often the leader is told that this node is there; a worker that isn't heard for three seconds does not answer.
 const BEAT: Duration = Duration::from_secs(1);
@@ -120,7 +119,7 @@ impl Follower {
     }
 
     fn take(&self, applied: u64, state: State) {
-        self.publish(directory_of(&state).members);
+        self.publish(directory_of(&state).servers_and(self.own));
         {
             let mut known = self.known.change();
             known.state = state;
@@ -135,8 +134,7 @@ impl Follower {
     /// Which server's turn it is.
     fn server(&self, turn: usize) -> Option<NodeId> {
         let directory = self.directory.borrow();
-        let servers: Vec<NodeId> =
-            directory.servers().map(|(node, _)| *node).filter(|node| *node != self.own).collect();
+        let servers: Vec<NodeId> = directory.servers().map(|(node, _)| node).filter(|node| *node != self.own).collect();
         // Not all begin with the same one.
         let at = turn.wrapping_add(usize::try_from(self.own.0).unwrap_or_default());
         servers.get(at.checked_rem(servers.len())?).copied()
@@ -163,20 +161,21 @@ impl Follower {
     fn note(&self, beat: Option<Beat>) {
         let Some(Beat { leader, servers, applied }) = beat else { return self.set_leader(None) };
         self.applied.fetch_max(applied, Ordering::Relaxed);
-        if applied > self.known.look().standing.applied && !servers.members.is_empty() {
+        if applied > self.known.look().standing.applied && servers.servers().next().is_some() {
             self.meet(servers);
         }
-        self.set_leader(leader.and_then(|node| self.directory.borrow().members.get(&node)?.raft));
+        self.set_leader(leader.and_then(|node| self.directory.borrow().get(node)?.raft));
     }
 
     /// Servers that are newer than those that it knows: it may not reach any of these any more.
-    fn meet(&self, servers: Directory) {
-        let own = self.directory.borrow().members.get(&self.own).cloned();
-        self.publish(servers.members.into_iter().chain(own.map(|own| (self.own, own))).collect());
+    fn meet(&self, mut servers: Directory) {
+        if let Some(own) = self.directory.borrow().get(self.own) {
+            servers.enter(self.own, own.clone());
+        }
+        self.publish(servers);
     }
 
-    fn publish(&self, members: BTreeMap<NodeId, Member>) {
-        let directory = Directory::of(members);
+    fn publish(&self, directory: Directory) {
         if **self.directory.borrow() != directory {
             self.directory.send_replace(Arc::new(directory));
         }

@@ -339,19 +339,15 @@ impl Handle {
         let leader = *self.leaders.borrow();
         let directory = self.directory.borrow();
         let applied = self.known.look().standing.applied;
-        Beat {
-            leader: leader.and_then(|raft| directory.node_of(raft)),
-            servers: Directory::of(directory.servers().map(|(id, member)| (*id, member.clone())).collect()),
-            applied,
-        }
+        Beat { leader: leader.and_then(|raft| directory.node_of(raft)), servers: directory.only_servers(), applied }
     }
 
     /// The servers that this node knows, in the order in which they are to be asked: the leader first.
     pub fn servers(&self) -> Vec<NodeId> {
         let leader = *self.leaders.borrow();
         let directory = self.directory.borrow();
-        let servers = directory.servers().filter(|(id, _)| **id != self.node);
-        let mut servers: Vec<_> = servers.map(|(id, member)| (member.raft != leader, *id)).collect();
+        let servers = directory.servers().filter(|(id, _)| *id != self.node);
+        let mut servers: Vec<_> = servers.map(|(id, member)| (member.raft != leader, id)).collect();
         servers.sort_unstable();
         servers.into_iter().map(|(_, id)| id).collect()
     }
@@ -366,7 +362,7 @@ impl Handle {
 
     /// The rows of the snapshot at this position, if it was announced to node `from`.
     pub async fn snapshot(&self, from: NodeId, position: Position) -> Option<Arc<dyn SnapshotRows>> {
-        let peer = self.directory.borrow().members.get(&from)?.raft?;
+        let peer = self.directory.borrow().get(from)?.raft?;
         let (answer, answered) = oneshot::channel();
         self.send(Input::Serve(Serve { peer, position, answer })).ok()?;
         answered.await.ok()?

@@ -92,12 +92,12 @@ impl Node {
                 self.decide(decision);
             }
             self.change_servers();
-        }
-        let level = self.known.look().state.next_level();
-        if let Some(level) = level {
-            tracing::info!(%level, "every node understands a newer feature level");
-            self.decide(Command::RaiseLevel { level });
-            return;
+            let level = self.known.look().state.next_level();
+            if let Some(level) = level {
+                tracing::info!(%level, "every node understands a newer feature level");
+                self.decide(Command::RaiseLevel { level });
+                return;
+            }
         }
         if self.ticks >= self.lead.check_at {
             self.lead.check_at = self.ticks + self.check_ticks;

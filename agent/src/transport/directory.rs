@@ -40,7 +40,9 @@ pub(super) fn raft(id: u64) -> Option<RaftId> {
 /// those of others only the servers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Directory {
-    pub members: BTreeMap<NodeId, Member>,
+    /// Apart from the others, which may be ten thousand.
+    servers: BTreeMap<NodeId, Member>,
+    others: BTreeMap<NodeId, Member>,
     /// The last id that was given out: up to it, who is no member was removed. 0 where not all members are in it.
     pub newest: NodeId,
     /// The last raft id that was given out: up to it, one that is no member's was given up.
@@ -49,9 +51,50 @@ pub struct Directory {
 
 impl Directory {
     /// Of some members, all servers among them.
-    pub fn of(members: BTreeMap<NodeId, Member>) -> Self {
-        let newest_raft = members.values().filter_map(|member| member.raft).max().unwrap_or_default();
-        Self { members, newest: NodeId(0), newest_raft }
+    pub fn of(members: impl IntoIterator<Item = (NodeId, Member)>) -> Self {
+        let mut directory = Self::default();
+        members.into_iter().for_each(|(node, member)| directory.enter(node, member));
+        directory.newest_raft = directory.servers().filter_map(|(_, member)| member.raft).max().unwrap_or_default();
+        directory
+    }
+
+    /// In the place of what was known of this node.
+    pub fn enter(&mut self, node: NodeId, member: Member) {
+        self.servers.remove(&node);
+        self.others.remove(&node);
+        let members = if member.raft.is_some() { &mut self.servers } else { &mut self.others };
+        members.insert(node, member);
+    }
+
+    pub fn get(&self, node: NodeId) -> Option<&Member> {
+        self.servers.get(&node).or_else(|| self.others.get(&node))
+    }
+
+    /// The servers first.
+    pub fn members(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.servers().chain(self.others.iter().map(|(node, member)| (*node, member)))
+    }
+
+    pub fn servers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.servers.iter().map(|(node, member)| (*node, member))
+    }
+
+    /// The node of this server.
+    pub fn node_of(&self, raft: RaftId) -> Option<NodeId> {
+        self.servers().find(|(_, member)| member.raft == Some(raft)).map(|(node, _)| node)
+    }
+
+    /// Of its members only the servers.
+    #[must_use]
+    pub fn only_servers(&self) -> Self {
+        Self::of(self.servers().map(|(node, member)| (node, member.clone())))
+    }
+
+    /// Of its members only the servers, and one more.
+    #[must_use]
+    pub fn servers_and(&self, node: NodeId) -> Self {
+        let one = self.others.get(&node).map(|member| (node, member.clone()));
+        Self::of(self.servers().map(|(node, member)| (node, member.clone())).chain(one))
     }
 
     /// # Errors
@@ -59,7 +102,7 @@ impl Directory {
     pub(super) fn member(&self, node: NodeId) -> Result<&Member, Refused> {
         let absent =
             if node <= self.newest { Refused::Removed { peer: node } } else { Refused::Stranger { peer: node } };
-        self.members.get(&node).ok_or(absent)
+        self.get(node).ok_or(absent)
     }
 
     pub(super) fn is_removed(&self, node: NodeId) -> bool {
@@ -68,28 +111,12 @@ impl Directory {
 
     /// Whether this member is no server by this raft id any more.
     pub(super) fn is_dismissed(&self, node: NodeId, raft: RaftId) -> bool {
-        raft <= self.newest_raft && self.members.get(&node).is_some_and(|member| member.raft != Some(raft))
+        raft <= self.newest_raft && self.get(node).is_some_and(|member| member.raft != Some(raft))
     }
 
     /// Whether what a member says of itself is newer than what is known of it.
     pub fn is_news(&self, node: NodeId, member: &Member) -> bool {
         node > self.newest || member.raft.is_some_and(|raft| raft > self.newest_raft)
-    }
-
-    pub fn servers(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
-        self.members.iter().filter(|(_, member)| member.raft.is_some())
-    }
-
-    /// Of its members only the servers, and one more.
-    #[must_use]
-    pub fn servers_and(&self, node: NodeId) -> Self {
-        let is_kept = |(id, member): &(&NodeId, &Member)| member.raft.is_some() || **id == node;
-        Self::of(self.members.iter().filter(is_kept).map(|(id, member)| (*id, member.clone())).collect())
-    }
-
-    /// The node of this server.
-    pub fn node_of(&self, raft: RaftId) -> Option<NodeId> {
-        self.servers().find(|(_, member)| member.raft == Some(raft)).map(|(node, _)| *node)
     }
 }
 
@@ -103,7 +130,7 @@ mod tests {
 
     fn directory() -> Directory {
         let members = [(1, 1), (2, 5), (4, 0)].map(|(node, raft)| (NodeId(node), member(raft)));
-        Directory { newest: NodeId(4), ..Directory::of(members.into()) }
+        Directory { newest: NodeId(4), ..Directory::of(members) }
     }
 
     #[test]
@@ -121,10 +148,20 @@ mod tests {
     }
 
     #[test]
+    fn who_becomes_a_server_or_none_is_in_it_once() {
+        let mut directory = directory();
+        directory.enter(NodeId(4), member(6));
+        directory.enter(NodeId(2), member(0));
+        let of = |members: &mut dyn Iterator<Item = (NodeId, &Member)>| members.map(|(id, _)| id.0).collect::<Vec<_>>();
+        assert_eq!((of(&mut directory.servers()), of(&mut directory.members())), (vec![1, 4], vec![1, 4, 2]));
+        assert_eq!((directory.node_of(RaftId(6)), directory.node_of(RaftId(5))), (Some(NodeId(4)), None));
+    }
+
+    #[test]
     fn who_is_no_server_is_told_of_the_servers_and_itself() {
         let few = directory().servers_and(NodeId(4));
-        assert_eq!(few.members.len(), 3);
-        assert_eq!(directory().servers_and(NodeId(2)).members.len(), 2);
+        assert_eq!(few.members().count(), 3);
+        assert_eq!(directory().servers_and(NodeId(2)), directory().only_servers());
         assert!(!few.is_removed(NodeId(3)), "who isn't in it may be a worker");
     }
 

@@ -241,7 +241,7 @@ pub(super) fn invalid(error: &InvalidValue) -> Status {
 }
 
 fn encode(admission: Admission) -> Admitted {
-    let members = admission.members.members.iter().map(|(node, member)| member.encode(*node));
+    let members = admission.members.members().map(|(node, member)| member.encode(node));
     Admitted {
         cluster: admission.cluster.to_string(),
         authority: admission.authority,

@@ -72,7 +72,7 @@ pub(super) async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Be
         Err(_) => return Err(FollowError::Unreachable { to, reason: "no answer in time".to_owned() }),
     };
     let BeatReply { leader, servers, applied } = reply;
-    let servers = servers.iter().map(Member::decode).collect::<Result<_, _>>();
+    let servers = servers.iter().map(Member::decode).collect::<Result<Vec<_>, _>>();
     let servers = servers.map_err(|error| FollowError::Refused { to, reason: error.to_string() })?;
     let leader = (leader != 0).then_some(NodeId(leader));
     Ok(Beat { leader, servers: Directory::of(servers), applied })
@@ -80,7 +80,7 @@ pub(super) async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Be
 
 impl From<Beat> for BeatReply {
     fn from(Beat { leader, servers, applied }: Beat) -> Self {
-        let servers = servers.servers().map(|(node, member)| member.encode(*node)).collect();
+        let servers = servers.servers().map(|(node, member)| member.encode(node)).collect();
         Self { leader: leader.map_or(0, |leader| leader.0), servers, applied }
     }
 }

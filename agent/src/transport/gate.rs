@@ -89,7 +89,7 @@ mod tests {
             address: format!("127.0.0.1:{n}").parse().unwrap(),
             raft: Some(RaftId(10 + n)),
         };
-        Directory::of((1..=3).map(|n| (NodeId(n), member(n))).collect())
+        Directory::of((1..=3).map(|n| (NodeId(n), member(n))))
     }
 
     fn message() -> Message {

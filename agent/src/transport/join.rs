@@ -237,5 +237,5 @@ async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<
 }
 
 fn directory_of(admitted: &Admitted) -> Result<Directory, InvalidValue> {
-    admitted.members.iter().map(Member::decode).collect::<Result<_, _>>().map(Directory::of)
+    admitted.members.iter().map(Member::decode).collect::<Result<Vec<_>, _>>().map(Directory::of)
 }

@@ -170,12 +170,12 @@ pub async fn follow_directory(shared: Arc<Shared>) {
 
 impl Table {
     fn match_members(&mut self, members: &Directory, own: &Arc<NodeIdentity>, shared: &Arc<Shared>) {
-        self.links.retain(|node, link| members.members.get(node) == Some(&link.member));
+        self.links.retain(|node, link| members.get(*node) == Some(&link.member));
         for (node, member) in members.servers() {
-            if *node == own.node || self.links.contains_key(node) {
+            if node == own.node || self.links.contains_key(&node) {
                 continue;
             }
-            self.links.insert(*node, open_link(*node, member.clone(), own, shared));
+            self.links.insert(node, open_link(node, member.clone(), own, shared));
         }
         let raft_of = |(node, link): (&NodeId, &Link)| Some((link.member.raft?, *node));
         self.nodes = self.links.iter().filter_map(raft_of).collect();

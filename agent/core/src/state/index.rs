@@ -8,13 +8,14 @@ use super::vms::Head;
 use super::{Placement, State, Task, Vm};
 use crate::types::{InstanceId, NodeId, Resources, TaskId, VmName};
 
-/// Follows from VMs, instances and tasks; brought up to date with every entry.
+/// Follows from nodes, VMs, instances and tasks; brought up to date with every entry.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Index {
     instances: Ledger<InstanceId>,
     tasks: Ledger<TaskId>,
     unsettled: BTreeSet<InstanceId>,
     waiting: BTreeSet<TaskId>,
+    pub servers: BTreeSet<NodeId>,
 }
 
 /// Who takes what of which node.
@@ -129,6 +130,7 @@ impl State {
             index.set_instance(id, instance.placement.as_deref(), vm, self.has_to_go(instance));
         }
         self.tasks.iter().for_each(|(id, task)| index.set_task(*id, Some(task)));
+        self.nodes.iter().for_each(|(id, node)| index.set_node(*id, Some(node)));
         self.index = index.full();
     }
 
@@ -141,6 +143,7 @@ impl State {
             self.index_instance(&id);
         }
         dirty.tasks.iter().for_each(|id| self.index.set_task(*id, self.tasks.get(id)));
+        dirty.nodes.iter().for_each(|id| self.index.set_node(*id, self.nodes.get(id)));
         before.into_iter().chain(self.nodes_of(dirty)).collect()
     }
 
@@ -166,12 +169,13 @@ impl State {
 impl Index {
     /// The same, in trees that are full: one that grew by one key after the other is half empty.
     fn full(self) -> Self {
-        let Self { instances, tasks, unsettled, waiting } = self;
+        let Self { instances, tasks, unsettled, waiting, servers } = self;
         Self {
             instances: instances.full(),
             tasks: tasks.full(),
             unsettled: unsettled.into_iter().collect(),
             waiting: waiting.into_iter().collect(),
+            servers,
         }
     }
 
@@ -195,6 +199,10 @@ impl Index {
         let held = open.and_then(|task| Some((task.node?, task.spec.request)));
         set(&mut self.waiting, &id, open.is_some() && held.is_none());
         self.tasks.set(&id, held);
+    }
+
+    fn set_node(&mut self, id: NodeId, node: Option<&super::Node>) {
+        set(&mut self.servers, &id, node.is_some_and(|node| node.raft.is_some()));
     }
 }
 

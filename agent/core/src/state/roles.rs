@@ -9,7 +9,9 @@ use crate::types::{NodeId, NodeRole, RaftId};
 impl State {
     /// The nodes that are servers or are to be.
     pub fn servers(&self) -> impl Iterator<Item = (&NodeId, &Node)> {
-        self.nodes.iter().filter(|(_, node)| node.raft.is_some())
+        let known = self.index.servers.iter().filter_map(|id| self.nodes.get_key_value(id));
+        // The entry that is carried out may have taken one's id.
+        known.filter(|(_, node)| node.raft.is_some())
     }
 
     pub fn node_of_raft(&self, raft: RaftId) -> Option<(NodeId, &Node)> {

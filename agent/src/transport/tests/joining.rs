@@ -81,12 +81,12 @@ async fn a_blank_host_finds_the_cluster_joins_and_is_a_member() {
     let own = server(2, joiner.address());
     let Joined { identity, raft, members } = join(&by[0], &secret(1), &asking(own.clone())).await.unwrap();
     assert_eq!((identity.cluster, identity.node, raft), (cluster.authority.cluster(), NodeId(9), Some(RaftId(19))));
-    assert_eq!(members.members[&NodeId(9)], Member { name: own.name, address: own.address, raft });
+    assert_eq!(members.get(NodeId(9)), Some(&Member { name: own.name, address: own.address, raft }));
 
     joiner.transport.become_member(&identity, raft).unwrap();
     let raft = raft.unwrap();
     let mut directory = cluster.directory();
-    directory.members.extend(members.members);
+    members.members().for_each(|(node, member)| directory.enter(node, member.clone()));
     directory.newest = NodeId(9);
     let directory = Arc::new(directory);
     joiner.directory.send_replace(directory.clone());

@@ -1,6 +1,5 @@
 //! Too much, too big, or no sense at all.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -160,7 +159,7 @@ async fn a_full_queue_drops_and_reports_and_does_not_block() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut directory = cluster.directory();
     let Server { name, address } = server(1, silent.local_addr().unwrap());
-    directory.members.extend(BTreeMap::from([(node(1), Member { name, address, raft: Some(raft(1)) })]));
+    directory.enter(node(1), Member { name, address, raft: Some(raft(1)) });
     let alone = &mut cluster.nodes[0];
     alone.directory.send_replace(Arc::new(directory));
     wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;
@@ -179,7 +178,7 @@ async fn a_queue_is_bounded_in_bytes_too() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut directory = cluster.directory();
     let Server { name, address } = server(1, silent.local_addr().unwrap());
-    directory.members.insert(node(1), Member { name, address, raft: Some(raft(1)) });
+    directory.enter(node(1), Member { name, address, raft: Some(raft(1)) });
     let alone = &mut cluster.nodes[0];
     alone.directory.send_replace(Arc::new(directory));
     wait_for("a link", || (), || alone.transport.shared.links.channel(node(1)).is_some()).await;

@@ -124,10 +124,22 @@ async fn a_member_of_another_cluster_is_refused_on_both_sides() {
     assert!(error.contains("node 2's, and node 3 was called"), "{error}");
 }
 
+/// The directory of one that knows nobody else.
+fn only(all: &Directory, at: usize) -> Directory {
+    Directory::of([(node(at), all.get(node(at)).unwrap().clone())])
+}
+
+/// The directory in which all but this one were removed.
+fn left(cluster: &Cluster, at: usize) -> Directory {
+    let mut directory = only(&cluster.directory(), at);
+    directory.newest = cluster.directory().newest;
+    directory
+}
+
 #[tokio::test]
 async fn who_is_not_in_the_directory_is_refused() {
     let cluster = Cluster::start(2).await;
-    let known = Directory::of([(node(0), cluster.directory().members[&node(0)].clone())].into());
+    let known = only(&cluster.directory(), 0);
     cluster.nodes[0].directory.send_replace(Arc::new(known));
     let mut client = PeerClient::new(cluster.call(1, 0).await);
     let status = stream(&mut client, frame(&cluster, 1, &[heartbeat(1, 0, 1)])).await;
@@ -141,24 +153,24 @@ async fn who_is_not_in_the_directory_is_refused() {
 async fn who_is_new_to_a_member_says_who_it_is_and_nobody_else_is_asked() {
     let cluster = Cluster::start(2).await;
     let all = cluster.directory();
-    let own = all.members[&node(1)].encode(node(1));
+    let own = all.get(node(1)).unwrap().encode(node(1));
     let introduced = || cluster.nodes[0].recorder.introduced.lock().unwrap().clone();
     let mut client = PeerClient::new(cluster.call(1, 0).await);
     let says = |introduction| RaftFrame { introduction: Some(introduction), ..frame(&cluster, 1, &[]) };
     // It is known, or speaks for another.
     client.raft(tokio_stream::iter([says(own.clone())])).await.unwrap();
-    let known = Directory::of([(node(0), all.members[&node(0)].clone())].into());
+    let known = only(&all, 0);
     cluster.nodes[0].directory.send_replace(Arc::new(known));
-    stream(&mut client, says(all.members[&node(1)].encode(node(2)))).await;
+    stream(&mut client, says(all.get(node(1)).unwrap().encode(node(2)))).await;
     assert_eq!(introduced(), []);
     stream(&mut client, says(own)).await;
-    assert_eq!(introduced(), [(node(1), all.members[&node(1)].clone())]);
+    assert_eq!(introduced(), [(node(1), all.get(node(1)).unwrap().clone())]);
 }
 
 #[tokio::test]
 async fn a_member_that_became_a_server_after_what_is_known_says_so_by_its_newer_raft_id() {
     let cluster = Cluster::start(2).await;
-    let member = Member { raft: Some(RaftId(20)), ..cluster.directory().members[&node(1)].clone() };
+    let member = Member { raft: Some(RaftId(20)), ..cluster.directory().get(node(1)).unwrap().clone() };
     let mut client = PeerClient::new(cluster.call(1, 0).await);
     let hello = RaftFrame { introduction: Some(member.encode(node(1))), ..frame(&cluster, 1, &[]) };
     client.raft(tokio_stream::iter([hello])).await.unwrap();
@@ -168,7 +180,8 @@ async fn a_member_that_became_a_server_after_what_is_known_says_so_by_its_newer_
 /// The directory in which a member is no server any more.
 fn without_server(cluster: &Cluster, at: usize) -> Arc<Directory> {
     let mut directory = cluster.directory();
-    directory.members.get_mut(&node(at)).unwrap().raft = None;
+    let member = Member { raft: None, ..directory.get(node(at)).unwrap().clone() };
+    directory.enter(node(at), member);
     Arc::new(directory)
 }
 
@@ -197,7 +210,7 @@ async fn a_member_that_is_no_server_takes_no_streams_and_opens_none() {
     follower.transport.become_member(&identity, None).unwrap();
     cluster.identities.push(identity);
     cluster.nodes.push(follower);
-    cluster.nodes[1].directory.send_replace(Arc::new(Directory::of(cluster.directory().members)));
+    cluster.nodes[1].directory.send_replace(Arc::new(cluster.directory().only_servers()));
     let mut client = PeerClient::new(cluster.call(0, 1).await);
     let status = stream(&mut client, frame(&cluster, 0, &[heartbeat(0, 1, 1)])).await;
     assert_eq!(status.code(), Code::Unavailable, "{status}");
@@ -218,10 +231,10 @@ async fn who_follows_is_told_what_it_has_to_do_and_where_the_servers_are() {
     let mut assignments = follower.follow(node(0)).await.unwrap();
     assert_eq!(assignments.next().await.unwrap(), [1]);
     assert_eq!(assignments.next().await.unwrap().len(), 1000);
-    *server.servers.lock().unwrap() = cluster.directory().members;
+    *server.servers.lock().unwrap() = cluster.directory();
     let beat = follower.beat(node(0)).await.unwrap();
     assert_eq!((beat.leader, beat.applied), (Some(node(1)), 7));
-    assert_eq!(beat.servers.members, cluster.directory().members);
+    assert_eq!(beat.servers, cluster.directory().only_servers());
     let unknown = follower.beat(node(5)).await.unwrap_err();
     assert!(unknown.to_string().contains("not in the directory"), "{unknown}");
     cluster.nodes[0].transport.shutdown().await;
@@ -244,9 +257,7 @@ async fn a_question_that_is_passed_on_is_answered_or_may_be_asked_elsewhere() {
     assert!(matches!(elsewhere, PassError::NotAsked { .. }), "{elsewhere}");
     assert_eq!(cluster.nodes[0].recorder.questions.load(Ordering::Relaxed), 2);
     // Who was removed asks nothing any more, and neither does a stranger.
-    let mut directory = cluster.directory();
-    directory.members.remove(&node(1));
-    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    cluster.nodes[0].directory.send_replace(Arc::new(left(&cluster, 0)));
     let answer = asking.pass_on(node(0), question("Echo")).await;
     let refused = answer.map(|answer| tonic::Status::from_header_map(answer.headers()).unwrap().code());
     assert!(matches!(refused, Ok(Code::PermissionDenied) | Err(_)), "{refused:?}");
@@ -273,9 +284,7 @@ async fn who_was_removed_is_told_so_and_its_connections_are_cut() {
     let stays_open = tokio_stream::once(frame(&cluster, 1, &[heartbeat(1, 0, 1)])).chain(tokio_stream::pending());
     let streaming = tokio::spawn(async move { connected.raft(stays_open).await.map(|end| end.into_inner().removed) });
     next("heartbeat", &mut cluster.nodes[0].steps, |_| true).await;
-    let mut directory = cluster.directory();
-    directory.members.remove(&node(1));
-    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    cluster.nodes[0].directory.send_replace(Arc::new(left(&cluster, 0)));
     assert!(streaming.await.unwrap().unwrap(), "also on a stream on which nothing comes");
     let recorder = &cluster.nodes[1].recorder;
     wait_for("its link to hear it", || {}, || recorder.removals.load(Ordering::Relaxed) > 0).await;
@@ -397,7 +406,8 @@ async fn a_connection_that_falls_silent_is_given_up_and_made_anew() {
     let silence = watch::Sender::new(());
     let (address, accepted) = cable(cluster.nodes[1].address(), silence.subscribe()).await;
     let mut directory = cluster.directory();
-    directory.members.get_mut(&node(1)).unwrap().address = address.to_string().parse().unwrap();
+    let address = address.to_string().parse().unwrap();
+    directory.enter(node(1), Member { address, ..cluster.directory().get(node(1)).unwrap().clone() });
     cluster.nodes[0].directory.send_replace(Arc::new(directory));
     let sender = cluster.nodes[0].transport.clone();
     wait_for("a connection over the cable", || (), || accepted.load(Ordering::Relaxed) >= 1).await;

@@ -1,6 +1,5 @@
 //! Nodes whose inbound side records what reaches it.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -109,7 +108,7 @@ pub struct Recorder {
     /// What whoever follows is told.
     pub assignments: Mutex<Option<Vec<Vec<u8>>>>,
     /// What whoever beats is told.
-    pub servers: Mutex<BTreeMap<NodeId, Member>>,
+    pub servers: Mutex<Directory>,
     /// How often its API was asked.
     pub questions: AtomicUsize,
     /// What whoever asks for a snapshot is given.
@@ -146,7 +145,7 @@ impl Inbound for Recorder {
         Ok(tokio_stream::iter(assignments).chain(tokio_stream::pending()).boxed())
     }
     fn beat(&self, from: NodeId) -> Beat {
-        Beat { leader: Some(from), servers: Directory::of(self.servers.lock().unwrap().clone()), applied: 7 }
+        Beat { leader: Some(from), servers: self.servers.lock().unwrap().clone(), applied: 7 }
     }
     async fn api(&self, question: ApiRequest) -> ApiResponse {
         self.questions.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +186,7 @@ impl Inbound for Recorder {
             certificate,
             node,
             raft: Some(RaftId(19)),
-            members: Directory::of(BTreeMap::from([(node, member)])),
+            members: Directory::of([(node, member)]),
         })
     }
     fn renew(&self, _: &[u8]) -> Result<Renewal, Refusal> {
@@ -298,7 +297,9 @@ impl Cluster {
             (node(at), Member { name, address, raft: Some(raft(at)) })
         };
         let newest = NodeId(self.nodes.len() as u64);
-        Directory { newest, ..Directory::of(self.nodes.iter().enumerate().map(member).collect()) }
+        let mut directory = Directory::of(self.nodes.iter().enumerate().map(member));
+        directory.newest = newest;
+        directory
     }
 
     pub fn publish(&self) {

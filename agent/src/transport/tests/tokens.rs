@@ -30,7 +30,7 @@ async fn a_host_with_a_token_is_given_its_certificate_and_the_cluster_no_more_th
     let token = token(cluster.authority.cluster(), &cluster.authority);
     let Joined { identity, members, .. } = redeem_at(&cluster.nodes[0], &token).await.unwrap();
     assert_eq!((identity.cluster, identity.node), (token.cluster, NodeId(9)));
-    assert!(members.members.contains_key(&NodeId(9)));
+    assert!(members.get(NodeId(9)).is_some());
     let shown = *cluster.nodes[0].recorder.credential.lock().unwrap();
     let JoinToken { id, secret, expires, .. } = &token;
     assert_eq!(shown, Some(Credential::Token { id: *id, secret: secret.hash(), expires: *expires }));

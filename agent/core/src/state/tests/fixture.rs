@@ -233,6 +233,7 @@ fn check(fixture: &Fixture, before: &State, command: &Command) {
     vms::only_the_command_line_changes_its_own(&fixture.state, before, command);
     index::what_is_used_is_the_sum_of_what_is_placed(&fixture.state);
     index::the_scheduler_sees_whatever_is_not_as_declared(&fixture.state);
+    index::the_servers_are_the_nodes_that_have_a_raft_id(&fixture.state);
     the_rows_are_the_state(fixture);
 }
 

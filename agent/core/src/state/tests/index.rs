@@ -28,6 +28,11 @@ pub fn the_scheduler_sees_whatever_is_not_as_declared(state: &State) {
     assert_eq!(state.waiting_tasks().collect::<Vec<_>>(), waiting);
 }
 
+pub fn the_servers_are_the_nodes_that_have_a_raft_id(state: &State) {
+    let servers: Vec<_> = state.nodes.iter().filter(|(_, node)| node.raft.is_some()).collect();
+    assert_eq!(state.servers().collect::<Vec<_>>(), servers);
+}
+
 /// The nodes that an entry is about.
 fn nodes(fixture: &mut Fixture, decided_in: Option<Term>, command: Command) -> Vec<u64> {
     let entry = Entry { at: Timestamp(0), decided_in, request: None, command };
