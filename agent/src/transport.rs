@@ -81,7 +81,7 @@ pub trait Inbound: Send + Sync + 'static {
     fn called(&self);
     /// A member that this node hasn't heard of yet says who it is; returns once the directory has it.
     ///
-    /// Its certificate says that it is one, and no name or server that is known is taken by it.
+    /// Its certificate says that it is one, and no raft id that this node has heard of is claimed by it.
     async fn introduce(&self, node: NodeId, member: Member);
     /// A member says that this node was removed from the cluster. Must not block.
     fn removed(&self, by: NodeId);

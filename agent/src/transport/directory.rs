@@ -114,9 +114,13 @@ impl Directory {
         raft <= self.newest_raft && self.get(node).is_some_and(|member| member.raft != Some(raft))
     }
 
-    /// Whether what a member says of itself is newer than what is known of it.
+    /// Whether what a member says of itself is newer than what is known of it: it has joined since, or became a server. A raft
+    /// id that was given out by then is nobody's news.
     pub fn is_news(&self, node: NodeId, member: &Member) -> bool {
-        node > self.newest || member.raft.is_some_and(|raft| raft > self.newest_raft)
+        match member.raft {
+            Some(raft) => raft > self.newest_raft,
+            None => node > self.newest,
+        }
     }
 }
 
@@ -145,6 +149,7 @@ mod tests {
         assert!(!dismissed(3, 2) && !dismissed(9, 2), "who is no member hears that");
         let news = |node, raft| directory.is_news(NodeId(node), &member(raft));
         assert!(news(5, 0) && news(4, 6) && !news(4, 3) && !news(2, 5) && !news(4, 0));
+        assert!(!news(5, 1), "nobody comes by a server's id");
     }
 
     #[test]
