@@ -6,7 +6,7 @@ use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
-    NodeName, NodeRole, RaftId, Resources, TaskId, Term, Timestamp, TokenId, VmName,
+    NodeName, NodeRole, PublicKey, RaftId, Resources, TaskId, Term, Timestamp, TokenId, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -177,6 +177,13 @@ pub enum Command {
     /// Decision: this node is to be a server, by a fresh raft id.
     Enlist {
         node: NodeId,
+    },
+    /// As [`Command::Admit`] or [`Command::Rejoin`], of a host that has proved that it has the private part of this key.
+    AdmitDeclared {
+        key: PublicKey,
+        host: NewNode,
+        /// Where it rejoins: as in [`Command::Rejoin`].
+        was_in: Option<ClusterEpoch>,
     },
 }
 

@@ -7,12 +7,16 @@ use std::marker::PhantomData;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::types::{Generation, Hash, Hypervisor, InstanceId, Labels, Resources, RestartPolicy, StorePath, VmName};
+use crate::types::{
+    Generation, Hash, Hypervisor, InstanceId, Labels, NodeName, Resources, RestartPolicy, StorePath, VmName,
+};
 use crate::unit::VmUnit;
 
 mod cluster;
+pub mod nodes;
 
 pub use cluster::{ClusterSettings, MAX_SERVERS};
+pub use nodes::DeclaredNode;
 
 /// The one version of the format that this agent reads.
 pub const VERSION: u32 = 1;
@@ -30,6 +34,8 @@ pub struct Manifest {
     pub cluster: ClusterSettings,
     #[serde(deserialize_with = "unique_keys")]
     pub vms: BTreeMap<VmName, VmSpec>,
+    #[serde(default, deserialize_with = "unique_keys")]
+    pub nodes: BTreeMap<NodeName, DeclaredNode>,
 }
 
 /// One declared VM. Its fields are documented in docs/formats.md.
@@ -120,7 +126,7 @@ impl Manifest {
     /// # Errors
     /// As [`Manifest::parse`].
     pub fn new(vms: BTreeMap<VmName, VmSpec>) -> Result<Self, ManifestError> {
-        let manifest = Self { version: VERSION, cluster: ClusterSettings::default(), vms };
+        let manifest = Self { version: VERSION, vms, ..Self::default() };
         manifest.validate()?;
         Ok(manifest)
     }
@@ -140,6 +146,7 @@ impl Manifest {
     /// [`ManifestError::Invalid`] with the path of the first wrong value.
     pub fn validate(&self) -> Result<(), ManifestError> {
         self.cluster.validate()?;
+        nodes::validate(&self.nodes)?;
         let mut total = Resources::default();
         let mut owners: BTreeMap<&StorePath, String> = BTreeMap::new();
         for (vm, spec) in &self.vms {

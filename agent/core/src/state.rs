@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
-use crate::manifest::{ClusterSettings, Constraints, Manifest, VmSpec};
+use crate::manifest::{ClusterSettings, Constraints, DeclaredNode, Manifest, VmSpec};
 use crate::types::{
     Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole, RaftId,
     Resources, TaskId, Term, Timestamp, TokenId, VmName,
@@ -18,6 +18,7 @@ use sessions::Known;
 
 mod assignment;
 mod check;
+mod declared;
 mod epoch;
 mod index;
 mod level;
@@ -263,7 +264,7 @@ impl State {
             Command::Found { cluster, ca_certificate, sealed_ca_key, first } => {
                 self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
             }
-            Command::Admit(node) => self.admit(node, at),
+            Command::Admit(host) => self.check_undeclared(&host.name).and_then(|()| self.admit(host, at)),
             Command::RegisterWorker { node, address, understands, role, worker } => {
                 self.register_worker(*node, address, *understands, *role, worker, at)
             }
@@ -284,7 +285,9 @@ impl State {
             Command::StateHash { node, at, hash } => self.enter_hash(*node, *at, *hash),
             Command::RemoveNode { node, dead, abandon_volumes } => self.remove_node(*node, *dead, *abandon_volumes, at),
             Command::ForgetNode { node } => self.forget_node(*node),
-            Command::Rejoin { host, was_in } => self.rejoin(host, *was_in, |bound| bound),
+            Command::Rejoin { host, was_in } => {
+                self.check_undeclared(&host.name).and_then(|()| self.rejoin(host, *was_in, |bound| bound))
+            }
             Command::ReturnNode { node } => self.return_node(*node),
             Command::CreateToken { token, secret, ttl_ms, role } => {
                 self.create_token(*token, *secret, (*ttl_ms, *role), at)
@@ -294,6 +297,7 @@ impl State {
                 self.redeem(*token, (*secret, *expires), (host, *was_in), at)
             }
             Command::Enlist { node } => self.enlist(*node),
+            Command::AdmitDeclared { key, host, was_in } => self.admit_declared(key, host, *was_in, at),
         }
     }
 
@@ -354,6 +358,12 @@ impl State {
     pub fn settings(&self) -> ClusterSettings {
         let manifest = self.head().and_then(|head| head.manifest.as_ref());
         manifest.map(|manifest| manifest.cluster).unwrap_or_default()
+    }
+    /// What the head says of hosts.
+    pub fn declared_nodes(&self) -> &BTreeMap<NodeName, DeclaredNode> {
+        const NONE: &BTreeMap<NodeName, DeclaredNode> = &BTreeMap::new();
+        let manifest = self.head().and_then(|head| head.manifest.as_ref());
+        manifest.map_or(NONE, |manifest| &manifest.nodes)
     }
     pub fn held(&self) -> &BTreeMap<NodeId, Held> {
         &self.held

@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 mod epoch;
 mod exit;
+mod public_key;
 mod resources;
 mod role;
 mod token;
 
 pub use epoch::ClusterEpoch;
 pub use exit::{Exit, RestartPolicy};
+pub use public_key::PublicKey;
 pub use resources::{Hypervisor, Labels, Resources};
 pub use role::NodeRole;
 pub use token::TokenId;
@@ -38,6 +40,11 @@ pub enum InvalidValue {
     Derivation { text: String },
     #[error("{text:?} is not a hash: write 64 hexadecimal digits")]
     Hash { text: String },
+    #[error(
+        "{text:?} is not an Ed25519 public key: write the line that `openssl pkey -pubout` prints between BEGIN and END, like \
+         MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
+    )]
+    PublicKey { text: String },
     #[error("{text:?} is not a token's id: write 16 hexadecimal digits, as `blixard token ls` shows them")]
     Token { text: String },
     #[error("{text:?} is not a cluster's id: write 32 hexadecimal digits")]
@@ -88,6 +95,8 @@ macro_rules! text_newtype {
         }
     };
 }
+
+use text_newtype;
 
 /// A number that counts one thing, and is never reused.
 macro_rules! number_newtype {

@@ -101,6 +101,7 @@ const SHELL_DEPENDENCIES: Table = &[
 
 /// Each dependency of `blixard-core`: raft is the driver's alone.
 const CORE_DEPENDENCIES: Table = &[
+    ("data-encoding", &["types"]),
     ("litemap", &["types"]),
     ("nix-derivation", &["types"]),
     ("postcard", &["command", "manifest", "state"]),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::nodes::not_a_member;
 use super::{HeadRecord, Held, Owner, Refusal, State, Vm, refuse};
 use crate::command::{ManifestReply, Origin, Reply};
-use crate::manifest::{Manifest, VmSpec, differences};
+use crate::manifest::{Manifest, VmSpec, differences, nodes};
 use crate::types::{NodeId, Timestamp};
 
 /// Heads that are remembered, and so known when a host offers one again.
@@ -76,6 +76,7 @@ impl State {
         let hash = manifest.hash();
         let before = self.of_manifest().map(|(name, vm)| (name.clone(), vm.value().spec)).collect();
         let mut diff = self.settings().differences(&manifest.cluster);
+        diff.extend(nodes::differences(self.declared_nodes(), &manifest.nodes));
         diff.extend(differences(&before, &manifest.vms));
         diff.truncate(MAX_DIFF_LINES);
         self.replace_vms(manifest, at);

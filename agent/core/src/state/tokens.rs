@@ -94,6 +94,7 @@ impl State {
         let role = token.role;
         let host = &NewNode { role: role.unwrap_or(host.role), ..host.clone() };
         let enter = |state: &mut Self| {
+            state.check_undeclared(&host.name)?;
             let reply = match was_in {
                 Some(was_in) => state.rejoin(host, was_in, |_| role)?,
                 None => state.admit(host, at)?,

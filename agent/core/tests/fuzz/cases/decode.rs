@@ -9,8 +9,8 @@ use blixard_core::command::{
 use blixard_core::manifest::Manifest;
 use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
-    ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, Resources,
-    TaskId, Term, Timestamp, TokenId,
+    ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, PublicKey,
+    Resources, TaskId, Term, Timestamp, TokenId,
 };
 
 use super::bytes::Bytes;
@@ -22,7 +22,8 @@ const MANIFEST: &str = r#"{ "version": 1, "vms": {
         "system": "x86_64-linux", "hypervisor": "qemu", "vcpus": 1, "memoryMiB": 96, "restart": "always" },
     "db": { "runners": ["/nix/store/bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-db"], "system": "x86_64-linux", "hypervisor": "firecracker",
         "vcpus": 2, "memoryMiB": 512, "memoryOverheadMiB": 12, "diskMiB": 100, "kvm": false, "requires": { "disk": "ssd" },
-        "notifies": true } } }"#;
+        "notifies": true } },
+    "nodes": { "node3": { "publicKey": "MCowBQYDK2VwAyEAAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=" } } }"#;
 
 /// A log whose entries are damaged on their way: what can be read at all does no harm.
 ///
@@ -140,6 +141,7 @@ fn of_members() -> Vec<Command> {
         Command::Rejoin { host: joiner(2), was_in: ClusterEpoch::FIRST },
         Command::ReturnNode { node },
         Command::Enlist { node },
+        Command::AdmitDeclared { key: PublicKey::from_bytes([3; 32]), host: joiner(3), was_in: None },
         Command::RemoveNode { node, dead: false, abandon_volumes: true },
         Command::ForgetNode { node },
     ]
