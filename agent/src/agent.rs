@@ -266,7 +266,7 @@ where
     let synced = std::fs::File::open(&config.node.data_dir).and_then(|dir| dir.sync_all());
     synced.map_err(|source| AgentError::MakeDir { path: config.node.data_dir.clone(), source })?;
 
-    let data = Data::open(raft_dir)?;
+    let data = Data::open(raft_dir.clone())?;
     machine::check(&data.dir, traits.machine.as_ref()).map_err(AgentError::Machine)?;
     let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));
     let socket = api::listen(&config.node.run_dir.join("api.sock")).map_err(AgentError::Api)?;
@@ -277,7 +277,11 @@ where
     let service = api::Service::new(stages);
     let watchdog = watchdog::start();
     let mut host = Host { config, traits, secret, stage, api: service, connect, units: None, watchdog };
-    let result = host.run(data, told).await;
+    let mut result = host.run(data, told).await;
+    if matches!(result, Err(AgentError::Node(NodeError::Superseded { .. }))) {
+        // Started again, it would supersede the other in turn.
+        result = machine::forbid(&raft_dir).map_err(AgentError::Machine).and(result);
+    }
     let _ = stop_api.send(());
     drop(host);
     // Streams that people watch end with the agent.

@@ -292,6 +292,7 @@ impl Node {
             Input::Called => self.driver.call(),
             Input::Introduced(introduced) => self.introduced(*introduced),
             Input::Removed { by } => return Err(NodeError::Removed { own: self.own, by }),
+            Input::Superseded { by } => return Err(NodeError::Superseded { own: self.own, by }),
             Input::Dismissed { by } => {
                 tracing::info!(peer = %by, "this node is no server any more, says another one");
                 self.dismissed = true;

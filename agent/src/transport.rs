@@ -15,6 +15,7 @@ mod directory;
 mod door;
 mod follow;
 mod gate;
+mod incarnations;
 mod join;
 mod link;
 mod listener;
@@ -87,6 +88,8 @@ pub trait Inbound: Send + Sync + 'static {
     fn removed(&self, by: NodeId);
     /// A member says that this node is no server any more. Must not block.
     fn dismissed(&self, by: NodeId);
+    /// A member says that another process speaks for this node, and that both run. Must not block.
+    fn superseded(&self, by: NodeId);
     /// What `from` has to do, encoded; as of no earlier than this call, and again whenever it changes.
     ///
     /// A refusal's text is for the journal of `from`.
@@ -250,6 +253,9 @@ struct Shared {
     identity: watch::Sender<Option<Arc<NodeIdentity>>>,
     /// By which this member is a server, if it is one; known before its identity is.
     raft: OnceLock<Option<RaftId>>,
+    /// Of this process, and of those of the other members.
+    incarnation: u64,
+    incarnations: incarnations::Incarnations,
     side: watch::Sender<Side>,
     links: link::Links,
     noise: listener::Noise,
@@ -320,6 +326,8 @@ impl Transport {
             directory,
             identity: watch::Sender::new(None),
             raft: OnceLock::new(),
+            incarnation: incarnations::draw(),
+            incarnations: incarnations::Incarnations::default(),
             side: watch::Sender::new(Side { tls, cluster: None }),
             links: link::Links::default(),
             noise: listener::Noise::default(),

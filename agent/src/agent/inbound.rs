@@ -141,6 +141,12 @@ impl Inbound for Inward {
         }
     }
 
+    fn superseded(&self, by: NodeId) {
+        if let Some((handle, _)) = self.node.get() {
+            handle.superseded(by);
+        }
+    }
+
     async fn follow(&self, from: NodeId) -> Result<Told, Refusal> {
         let (handle, _) = self.node.get().ok_or_else(|| Refusal("this host is starting: try again".to_owned()))?;
         handle.assignments_of(from).await.map_err(|error| Refusal(crate::error_chain(&error)))

@@ -1,4 +1,4 @@
-//! On which machine a host's data was made: started on another one, a copy of it would be the same node a second time.
+//! Where a host's data may be used: a copy of it that is started elsewhere is the same node a second time.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use super::data;
 use crate::probe::MachineId;
 
-/// In the data's directory: the machine, as one line.
+/// In the data's directory: the machine that the data was made on, as one line.
 const FILE: &str = "machine";
+/// What it says instead where the other members have heard two agents of this host at once.
+const NONE: &str = "none, as there is a copy";
 
 /// Why a host's data isn't used.
 #[derive(Debug, thiserror::Error)]
@@ -18,32 +20,50 @@ pub enum MachineError {
          here, and the other machine is off for good, remove {file}"
     )]
     Elsewhere { dir: PathBuf, file: PathBuf, made_on: String, this: MachineId },
+    #[error(
+        "the data in {dir} is in two places, and an agent ran in both: at one of them, move it away, and that host joins \
+         as a new node; at the other, remove {file}, and it goes on as it was"
+    )]
+    Copied { dir: PathBuf, file: PathBuf },
     #[error("cannot read {path}, which says on which machine the data beside it was made: see that its disk works")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {path}: see that its disk works and has room")]
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Refuses data that was made on another machine; what says nothing of that, says from now on that it was made here. Where
-/// a machine doesn't tell which one it is, anything goes.
+/// Refuses data that was made on another machine, or is known to be in two places; what says nothing of that, says from
+/// now on that it was made here. A machine that doesn't tell which one it is may be any.
 ///
 /// # Errors
-/// When the data was made elsewhere, or the disk fails.
+/// When the data isn't to be used here, or the disk fails.
 pub fn check(dir: &Path, machine: Option<&MachineId>) -> Result<(), MachineError> {
-    let Some(this) = machine else { return Ok(()) };
     let file = dir.join(FILE);
-    match std::fs::read_to_string(&file) {
-        Ok(kept) if kept.trim_end() == this.as_str() => Ok(()),
-        Ok(kept) => {
-            let made_on = kept.trim_end().to_owned();
+    let kept = match std::fs::read_to_string(&file) {
+        Ok(kept) => Some(kept.trim_end().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(MachineError::Read { path: file, source }),
+    };
+    match (kept, machine) {
+        (Some(kept), _) if kept == NONE => Err(MachineError::Copied { dir: dir.to_owned(), file }),
+        (Some(made_on), Some(this)) if made_on != this.as_str() => {
             Err(MachineError::Elsewhere { dir: dir.to_owned(), file, made_on, this: this.clone() })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let written = data::write_whole(dir, FILE, format!("{this}\n").as_bytes());
-            written.map_err(|source| MachineError::Write { path: file, source })
-        }
-        Err(source) => Err(MachineError::Read { path: file, source }),
+        (None, Some(this)) => write(dir, this.as_str()),
+        _ => Ok(()),
     }
+}
+
+/// Another agent speaks for this host: no start goes on from this data before a person has chosen one of the two.
+///
+/// # Errors
+/// When the disk fails.
+pub fn forbid(dir: &Path) -> Result<(), MachineError> {
+    write(dir, NONE)
+}
+
+fn write(dir: &Path, line: &str) -> Result<(), MachineError> {
+    let written = data::write_whole(dir, FILE, format!("{line}\n").as_bytes());
+    written.map_err(|source| MachineError::Write { path: dir.join(FILE), source })
 }
 
 #[cfg(test)]
@@ -79,5 +99,19 @@ mod tests {
         check(dir.path(), Some(&machine('7'))).unwrap();
         check(dir.path(), None).unwrap();
         check(dir.path(), Some(&machine('8'))).unwrap_err();
+    }
+
+    #[test]
+    fn data_that_is_in_two_places_is_used_nowhere_before_a_person_has_chosen() {
+        for own in [None, Some(machine('7'))] {
+            let dir = tempfile::tempdir().unwrap();
+            check(dir.path(), own.as_ref()).unwrap();
+            forbid(dir.path()).unwrap();
+            let refused = check(dir.path(), own.as_ref()).unwrap_err().to_string();
+            let file = dir.path().join(FILE);
+            assert!(refused.contains(&format!("remove {}", file.display())), "{refused}");
+            std::fs::remove_file(file).unwrap();
+            check(dir.path(), own.as_ref()).unwrap();
+        }
     }
 }

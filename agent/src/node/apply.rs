@@ -48,6 +48,12 @@ pub enum NodeError {
          move its data directory away"
     )]
     Removed { own: NodeId, by: NodeId },
+    #[error(
+        "this host, node {own}, is there twice, as node {by} says: another agent runs elsewhere from a copy of its data; \
+         move one of the two data directories away, and that host joins as a new node; in the other one remove \
+         raft/machine, and it goes on as it was"
+    )]
+    Superseded { own: NodeId, by: NodeId },
 }
 
 /// What a batch of entries has changed.

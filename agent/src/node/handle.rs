@@ -305,6 +305,12 @@ impl Handle {
         let _ = self.inbox.try_send(Input::Dismissed { by });
     }
 
+    /// A member says that another process speaks for this node, and that both run.
+    pub fn superseded(&self, by: NodeId) {
+        // It is told again.
+        let _ = self.inbox.try_send(Input::Superseded { by });
+    }
+
     /// What `node`, which is no server, has to do: as of no earlier than this call, and again whenever it changes.
     ///
     /// # Errors

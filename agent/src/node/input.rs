@@ -29,6 +29,10 @@ pub(super) enum Input {
     Dismissed {
         by: NodeId,
     },
+    /// A member says that another process speaks for this node.
+    Superseded {
+        by: NodeId,
+    },
     /// A member that is no server says that it is there.
     Heard(NodeId),
     Propose(Box<Proposal>),

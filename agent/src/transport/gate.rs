@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn frame(messages: Vec<Vec<u8>>) -> RaftFrame {
-        RaftFrame { cluster: cluster().to_string(), sender: PEER.0, messages, introduction: None }
+        RaftFrame { cluster: cluster().to_string(), sender: PEER.0, messages, ..RaftFrame::default() }
     }
 
     fn opened(frame: &RaftFrame) -> Result<Vec<Message>, Refused> {

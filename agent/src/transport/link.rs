@@ -23,8 +23,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
-use super::proto::RaftFrame;
+use super::incarnations::Hello;
 use super::proto::peer_client::PeerClient;
+use super::proto::{RaftEnd, RaftFrame};
 use super::{Directory, Inbound, MAX_MESSAGE, Member, Shared, connect, proto};
 use crate::error_chain;
 use crate::identity::{Expected, NodeIdentity, member_client};
@@ -200,6 +201,7 @@ fn open_link(node: NodeId, member: Member, own: &Arc<NodeIdentity>, shared: &Arc
             cluster: own.cluster,
             own: own.node,
             introduction: Member { name, address, raft: Some(raft) }.encode(own.node),
+            hello: Hello { incarnation: shared.incarnation, token: 0 },
             channel: channel.clone(),
             connected,
             queue: waiting,
@@ -251,6 +253,7 @@ struct Carrier {
     cluster: ClusterId,
     own: NodeId,
     introduction: proto::Member,
+    hello: Hello,
     channel: Channel,
     connected: Arc<AtomicBool>,
     queue: mpsc::Receiver<Queued>,
@@ -260,13 +263,27 @@ struct Carrier {
     inbound: Arc<dyn Inbound>,
 }
 
+/// How a stream has ended.
+enum Ended {
+    /// The peer wants to hear this first.
+    Asked(u64),
+    Failed(String),
+}
+
 impl Carrier {
     async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
         let mut said = false;
         loop {
             let begun = Instant::now();
-            let reason = self.stream().await;
+            let reason = match self.stream().await {
+                Ended::Asked(token) if token != self.hello.token => {
+                    self.hello.token = token;
+                    continue;
+                }
+                Ended::Asked(_) => "the peer asks who this is again and again".to_owned(),
+                Ended::Failed(reason) => reason,
+            };
             self.fault.set(Some(reason.clone()));
             // A peer that ends each stream at once is said to be away only once.
             let lasted = begun.elapsed() > LAST_BACKOFF * 4;
@@ -288,7 +305,7 @@ impl Carrier {
     }
 
     /// Sends what is queued until the stream ends, and returns why it did.
-    async fn stream(&mut self) -> String {
+    async fn stream(&mut self) -> Ended {
         let (frames, outgoing) = mpsc::channel(FRAMES_IN_FLIGHT);
         let mut client = PeerClient::new(self.channel.clone());
         let call = client.raft(ReceiverStream::new(outgoing));
@@ -309,29 +326,42 @@ impl Carrier {
                 room.send(batch(first, &mut self.queue, &self.waiting_bytes, self.cluster, self.own));
             };
             tokio::select! {
-                ended = &mut call => return match ended {
-                    Ok(ended) if ended.get_ref().removed => {
-                        self.inbound.removed(self.node);
-                        "this node was removed from the cluster".to_owned()
-                    }
-                    Ok(ended) if ended.get_ref().dismissed => {
-                        self.inbound.dismissed(self.node);
-                        "this node is no server any more".to_owned()
-                    }
-                    Ok(_) => "the peer ended the stream".to_owned(),
-                    Err(status) => describe(&status),
-                },
+                ended = &mut call => return self.heed(ended.map(tonic::Response::into_inner)),
                 () = step => {}
             }
         }
     }
 
+    fn heed(&self, ended: Result<RaftEnd, tonic::Status>) -> Ended {
+        let reason = match ended {
+            Ok(RaftEnd { removed: true, .. }) => {
+                self.inbound.removed(self.node);
+                "this node was removed from the cluster".to_owned()
+            }
+            Ok(RaftEnd { dismissed: true, .. }) => {
+                self.inbound.dismissed(self.node);
+                "this node is no server any more".to_owned()
+            }
+            Ok(RaftEnd { superseded: true, .. }) => {
+                self.inbound.superseded(self.node);
+                "another process speaks for this node".to_owned()
+            }
+            Ok(RaftEnd { prove: 0, .. }) => "the peer ended the stream".to_owned(),
+            Ok(RaftEnd { prove, .. }) => return Ended::Asked(prove),
+            Err(status) => describe(&status),
+        };
+        Ended::Failed(reason)
+    }
+
     fn hello(&self) -> RaftFrame {
+        let Hello { incarnation, token } = self.hello;
         RaftFrame {
             cluster: self.cluster.to_string(),
             sender: self.own.0,
             messages: Vec::new(),
             introduction: Some(self.introduction.clone()),
+            incarnation,
+            token,
         }
     }
 
@@ -375,7 +405,7 @@ fn batch(
         next = if full { None } else { queue.try_recv().ok() };
     }
     waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    RaftFrame { cluster: cluster.to_string(), sender: own.0, messages, introduction: None }
+    RaftFrame { cluster: cluster.to_string(), sender: own.0, messages, ..RaftFrame::default() }
 }
 
 /// A status as a person reads it: the peer's own words, or what went wrong on the way.

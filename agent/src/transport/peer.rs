@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::connect;
+use super::incarnations::{Hello, Verdict};
 use super::link::describe;
 use super::listener::Caller;
 use super::proto::forward_reply::Result as Reply;
@@ -59,6 +60,25 @@ impl PeerService {
         member.raft
     }
 
+    /// What ends a stream that begins like this, if it has to end.
+    fn judge(&self, peer: NodeId, hello: Hello) -> Option<RaftEnd> {
+        let directory = self.shared.directory.borrow().clone();
+        let verdict = self.shared.incarnations.judge(peer, hello, |node| directory.get(node).is_some());
+        if verdict == Verdict::Superseded {
+            let reason = "another process speaks for it, and both run: one has a copy of the other's disk";
+            self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
+        }
+        end_of(verdict)
+    }
+
+    /// Returns what ends a stream of this process once another one speaks for its node.
+    async fn succession(&self, peer: NodeId, hello: Option<Hello>) -> Option<RaftEnd> {
+        match hello {
+            Some(hello) => end_of(self.shared.incarnations.succession(peer, hello.incarnation).await),
+            None => std::future::pending().await,
+        }
+    }
+
     async fn dismissal(&self, peer: NodeId, claimed: Option<RaftId>) {
         match claimed {
             Some(raft) => self.shared.dismissal(peer, raft).await,
@@ -79,15 +99,16 @@ impl Peer for PeerService {
         let mut frames = request.into_inner();
         let removal = self.shared.removal(peer);
         tokio::pin!(removal);
-        let mut claimed = None;
+        let (mut claimed, mut hello) = (None, None);
         let refuse = |reason: &str| self.shared.noise.warn(format_args!("a stream of node {peer}: {reason}"));
         loop {
             let next = tokio::select! {
                 biased;
-                () = &mut removal => return Ok(Response::new(RaftEnd { removed: true, dismissed: false })),
+                () = &mut removal => return Ok(Response::new(RaftEnd { removed: true, ..RaftEnd::default() })),
                 () = self.dismissal(peer, claimed) => {
-                    return Ok(Response::new(RaftEnd { removed: false, dismissed: true }));
+                    return Ok(Response::new(RaftEnd { dismissed: true, ..RaftEnd::default() }));
                 }
+                Some(end) = self.succession(peer, hello) => return Ok(Response::new(end)),
                 next = frames.message() => next,
             };
             let frame = match next {
@@ -105,18 +126,26 @@ impl Peer for PeerService {
             }
             let directory = self.shared.directory.borrow().clone();
             if claimed.is_some_and(|raft| directory.is_dismissed(peer, raft)) {
-                return Ok(Response::new(RaftEnd { removed: false, dismissed: true }));
+                return Ok(Response::new(RaftEnd { dismissed: true, ..RaftEnd::default() }));
             }
-            match gate::open(&frame, cluster, peer, &directory) {
-                Ok(messages) => self.shared.inbound.step(messages),
+            let messages = match gate::open(&frame, cluster, peer, &directory) {
+                Ok(messages) => messages,
                 Err(Refused::Removed { .. }) => {
-                    return Ok(Response::new(RaftEnd { removed: true, dismissed: false }));
+                    return Ok(Response::new(RaftEnd { removed: true, ..RaftEnd::default() }));
                 }
                 Err(error) => {
                     refuse(&error.to_string());
                     return Err(status_of(&error));
                 }
+            };
+            if frame.introduction.is_some() {
+                let said = Hello { incarnation: frame.incarnation, token: frame.token };
+                if let Some(end) = self.judge(peer, said) {
+                    return Ok(Response::new(end));
+                }
+                hello = Some(said);
             }
+            self.shared.inbound.step(messages);
         }
     }
 
@@ -169,6 +198,14 @@ impl Peer for PeerService {
             }
         };
         Ok(Response::new(ForwardReply { result: Some(result) }))
+    }
+}
+
+fn end_of(verdict: Verdict) -> Option<RaftEnd> {
+    match verdict {
+        Verdict::Speaks => None,
+        Verdict::Prove(token) => Some(RaftEnd { prove: token, ..RaftEnd::default() }),
+        Verdict::Superseded => Some(RaftEnd { superseded: true, ..RaftEnd::default() }),
     }
 }
 

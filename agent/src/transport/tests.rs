@@ -1,5 +1,6 @@
 //! Real endpoints on the loopback, over real TLS.
 
+mod copies;
 mod joining;
 mod limits;
 mod members;

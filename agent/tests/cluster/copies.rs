@@ -6,8 +6,8 @@ use blixard::agent::recovery;
 use blixard::probe::MachineId;
 use blixard_core::types::Level;
 
-use super::cluster;
-use super::support::Host;
+use super::support::{Host, manifest};
+use super::{apply, cluster, leader, node, sees_whole, start};
 
 fn machine(last: char) -> Option<MachineId> {
     MachineId::of(&format!("4c4c4544-0042-4a10-8056-b3c04f4e353{last}"))
@@ -66,4 +66,35 @@ async fn a_survivors_disk_begins_a_cluster_anew_in_whichever_machine_it_is() {
     alpha.traits.machine = machine('2');
     recovery::examine(alpha.config(), Level::NEWEST).unwrap().recover().unwrap();
     alpha.start().is_healthy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_agents_from_one_disk_the_first_ends_and_stays_so_until_a_person_has_chosen() {
+    for of_leader in [false, true] {
+        let hosts = Host::blank(["alpha", "beta", "gamma"]);
+        let mut agents = start(&hosts).await.map(Some);
+        let at = leader(&sees_whole(agents[0].as_ref().unwrap(), 3).await, &hosts);
+        let (twice, other) = if of_leader { (at, (at + 1) % 3) } else { ((at + 1) % 3, at) };
+        agents[twice].take().unwrap().stop().await;
+        let copied = copy_of(&hosts[twice]);
+        let original = hosts[twice].start();
+        sees_whole(&original, 3).await;
+        let id = node(&sees_whole(agents[other].as_ref().unwrap(), 3).await, hosts[twice].name).id;
+
+        let copy = copied.start();
+        let ended = original.ended().await.unwrap_err();
+        for word in [&format!("node {id}"), "copy of its data", "move one of the two data directories away"] {
+            assert!(ended.contains(word), "{word}: {ended}");
+        }
+        let refused = hosts[twice].start().ended().await.unwrap_err();
+        let file = hosts[twice].dir.path().join("data/raft/machine").display().to_string();
+        assert!(refused.contains("in two places") && refused.contains(&format!("remove {file}")), "{refused}");
+
+        // The others go on, and the one that a person chooses is heard again.
+        apply(agents[other].as_ref().unwrap(), manifest(&[("a", "")])).await.unwrap();
+        // It may lack what the other one has acknowledged since, and have ended for that.
+        let _ = copy.end().await;
+        std::fs::remove_file(file).unwrap();
+        sees_whole(&hosts[twice].start(), 3).await;
+    }
 }

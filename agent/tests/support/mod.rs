@@ -159,9 +159,14 @@ impl Agent {
         ended.map_err(|error| blixard::error_chain(&error))
     }
 
+    /// Has it end, unless it has by itself, and returns how it did.
+    pub async fn end(self) -> Result<(), String> {
+        let _ = self.tell.send(Told::Stop).await;
+        self.ended().await
+    }
+
     pub async fn stop(self) {
-        self.tell(Told::Stop).await;
-        self.ended().await.expect("an agent that is told to stops without an error");
+        self.end().await.expect("an agent that is told to stops without an error");
     }
 }
 

@@ -134,7 +134,7 @@ async fn fifty_megabytes_are_refused_everywhere_with_a_clear_error() {
         cluster: cluster.authority.cluster().to_string(),
         sender: node(0).0,
         messages: vec![vec![0; SIZE]],
-        introduction: None,
+        ..RaftFrame::default()
     };
     let mut client = PeerClient::new(cluster.call(0, 1).await);
     let status = client.raft(tokio_stream::iter([frame])).await.unwrap_err();

@@ -24,7 +24,7 @@ fn frame(cluster: &Cluster, sender: usize, messages: &[raft::eraftpb::Message]) 
         cluster: cluster.authority.cluster().to_string(),
         sender: node(sender).0,
         messages: messages.iter().map(wire::encode_message).collect(),
-        introduction: None,
+        ..RaftFrame::default()
     }
 }
 
@@ -151,12 +151,17 @@ async fn who_is_not_in_the_directory_is_refused() {
 
 #[tokio::test]
 async fn who_is_new_to_a_member_says_who_it_is_and_nobody_else_is_asked() {
-    let cluster = Cluster::start(2).await;
+    let mut cluster = Cluster::pair().await;
+    // Its own stream has begun by then.
+    let process = cluster.nodes[1].transport.clone();
+    let steps = &mut cluster.nodes[0].steps;
+    wait_for("a message", || process.send(vec![heartbeat(1, 0, 1)]), || steps.try_recv().is_ok()).await;
     let all = cluster.directory();
     let own = all.get(node(1)).unwrap().encode(node(1));
     let introduced = || cluster.nodes[0].recorder.introduced.lock().unwrap().clone();
     let mut client = PeerClient::new(cluster.call(1, 0).await);
-    let says = |introduction| RaftFrame { introduction: Some(introduction), ..frame(&cluster, 1, &[]) };
+    let incarnation = process.shared.incarnation;
+    let says = |introduction| RaftFrame { introduction: Some(introduction), incarnation, ..frame(&cluster, 1, &[]) };
     // It is known, or speaks for another.
     client.raft(tokio_stream::iter([says(own.clone())])).await.unwrap();
     let known = only(&all, 0);

@@ -105,6 +105,8 @@ pub struct Recorder {
     pub removals: AtomicUsize,
     /// How often it was told that it is no server.
     pub dismissals: AtomicUsize,
+    /// How often it was told that another process speaks for it.
+    pub supersessions: AtomicUsize,
     /// What whoever follows is told.
     pub assignments: Mutex<Option<Vec<Vec<u8>>>>,
     /// What whoever beats is told.
@@ -138,6 +140,9 @@ impl Inbound for Recorder {
     }
     fn dismissed(&self, _by: NodeId) {
         self.dismissals.fetch_add(1, Ordering::Relaxed);
+    }
+    fn superseded(&self, _by: NodeId) {
+        self.supersessions.fetch_add(1, Ordering::Relaxed);
     }
     async fn follow(&self, from: NodeId) -> Result<Told, Refusal> {
         let assignments = self.assignments.lock().unwrap().clone();
@@ -239,6 +244,7 @@ impl Node {
             introduced: Mutex::default(),
             removals: AtomicUsize::new(0),
             dismissals: AtomicUsize::new(0),
+            supersessions: AtomicUsize::new(0),
             assignments: Mutex::default(),
             servers: Mutex::default(),
             questions: AtomicUsize::new(0),
