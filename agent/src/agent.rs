@@ -271,10 +271,10 @@ where
     let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));
     let socket = api::listen(&config.node.run_dir.join("api.sock")).map_err(AgentError::Api)?;
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
-    let api = tokio::spawn(api::serve(socket, stages.clone(), async {
+    let service = api::Service::new(stages, secret.clone());
+    let api = tokio::spawn(api::serve(socket, service.clone(), async {
         let _ = api_stopped.await;
     }));
-    let service = api::Service::new(stages);
     let watchdog = watchdog::start();
     let mut host = Host { config, traits, secret, stage, api: service, connect, units: None, watchdog };
     let mut result = host.run(data, told).await;

@@ -9,18 +9,19 @@ use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Re
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
-use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, NodeRole, Resources, TokenId, VmName};
+use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, Resources, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use crate::identity::{self, JoinToken, TokenSecret};
+use crate::identity::ClusterSecret;
 use crate::node::{Handle, ProposeError, Standing};
 use crate::transport::{ApiRequest, ApiResponse};
 
 mod elsewhere;
+mod identities;
 pub mod view;
 
 use elsewhere::Front;
@@ -75,12 +76,12 @@ pub fn listen(path: &Path) -> Result<UnixListener, ApiError> {
 /// Only when the listener itself fails.
 pub async fn serve(
     listener: UnixListener,
-    stage: watch::Receiver<Stage>,
+    service: Service,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ApiError> {
     tonic::transport::Server::builder()
         .max_concurrent_streams(Some(128))
-        .add_service(Front::new(stage))
+        .add_service(Front::new(service))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(ApiError::Serve)
@@ -95,8 +96,8 @@ pub struct Service {
 
 impl Service {
     /// Needs a tokio runtime, on which what takes long is done.
-    pub fn new(stage: watch::Receiver<Stage>) -> Self {
-        let api = Api { stage: stage.clone(), runtime: tokio::runtime::Handle::current() };
+    pub fn new(stage: watch::Receiver<Stage>, secret: Option<ClusterSecret>) -> Self {
+        let api = Api { stage: stage.clone(), secret, runtime: tokio::runtime::Handle::current() };
         let inner = proto::api_server::ApiServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES);
         Self { stage, inner }
     }
@@ -138,6 +139,7 @@ pub enum Stage {
 
 pub struct Api {
     stage: watch::Receiver<Stage>,
+    secret: Option<ClusterSecret>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -408,20 +410,7 @@ impl proto::api_server::Api for Api {
         &self,
         request: Request<proto::CreateTokenRequest>,
     ) -> Result<Response<proto::CreateTokenReply>, Status> {
-        let authority = self.read(|state, _| state.cluster().map(|known| (known.id, known.ca_certificate.clone())))?;
-        let (cluster, certificate) = authority.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
-        let authority = identity::key_of(&certificate).map_err(|error| Status::internal(crate::error_chain(&error)))?;
-        let (id, secret) = (TokenId(u64::from_be_bytes(identity::random())), TokenSecret::draw());
-        let proto::CreateTokenRequest { ttl_ms, role } = request.into_inner();
-        let role = Some(role).filter(|role| !role.is_empty()).map(|role| role.parse::<NodeRole>());
-        let role = role.transpose().map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let Answer { index, reply } =
-            self.propose(Command::CreateToken { token: id, secret: secret.hash(), ttl_ms, role }).await?;
-        let Reply::Token { expires } = reply else {
-            return Err(Status::internal(format!("an answer of another kind: {reply:?}")));
-        };
-        let token = JoinToken { cluster, authority, id, secret, expires }.to_string();
-        Ok(Response::new(proto::CreateTokenReply { token, id: id.to_string(), expires: expires.0, index }))
+        self.draw_token(request.into_inner()).await.map(Response::new)
     }
 
     async fn list_tokens(
@@ -466,6 +455,13 @@ impl proto::api_server::Api for Api {
         let node = handle.transfer(to).await.map_err(Status::failed_precondition)?;
         let leader = self.read(|state, _| state.nodes().get(&node).map(|member| member.name.to_string()))?;
         Ok(Response::new(proto::TransferLeaderReply { leader: leader.unwrap_or_default() }))
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<proto::RotateAuthorityRequest>,
+    ) -> Result<Response<proto::RotateAuthorityReply>, Status> {
+        self.begin_rotation(request.into_inner()).await.map(Response::new)
     }
 
     async fn run_task(&self, request: Request<proto::RunTaskRequest>) -> Result<Response<proto::RunTaskReply>, Status> {

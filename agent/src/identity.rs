@@ -91,20 +91,28 @@ impl NodeKey {
     /// The identity that this key and what the cluster issued for it make.
     ///
     /// # Errors
-    /// `Issued` if `certificate` isn't one of this epoch of `cluster` for `node` under `authority`; `ForeignKey` if it is
-    /// for another key.
+    /// `Issued` if the certificate isn't one of this epoch of `cluster` for `node` by the first of the authorities;
+    /// `ForeignKey` if it is for another key.
     pub fn identify(
         &self,
         cluster: ClusterId,
         epoch: ClusterEpoch,
         node: NodeId,
-        authority: Vec<u8>,
-        certificate: Vec<u8>,
+        issued: Issued,
     ) -> Result<NodeIdentity, IdentityError> {
-        let identity = NodeIdentity { cluster, epoch, node, authority, certificate, key: self.0.serialize_der() };
+        let identity = NodeIdentity { cluster, epoch, node, issued, key: self.0.serialize_der() };
         identity.check(self, Clock::default())?;
         Ok(identity)
     }
+}
+
+/// What a cluster gives to a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// The certificates, DER, of the authorities that members trust: first that of the one that issues.
+    pub authorities: Vec<Vec<u8>>,
+    /// The member's certificate, DER.
+    pub certificate: Vec<u8>,
 }
 
 /// Who a member is, and what proves it; kept in the data directory, which only root reads.
@@ -113,10 +121,7 @@ pub struct NodeIdentity {
     pub cluster: ClusterId,
     pub epoch: ClusterEpoch,
     pub node: NodeId,
-    /// The cluster CA's certificate, DER.
-    pub authority: Vec<u8>,
-    /// This node's certificate, DER.
-    pub certificate: Vec<u8>,
+    pub issued: Issued,
     /// This node's private key, PKCS#8 DER.
     key: Vec<u8>,
 }
@@ -136,9 +141,10 @@ impl NodeIdentity {
         NodeKey::decode(&self.key)
     }
 
-    /// With the authority's, by whose key a host that holds a token knows the cluster.
+    /// With the authority's that has issued it, by whose key a host that holds a token knows the cluster.
     fn chain(&self) -> Vec<CertificateDer<'static>> {
-        [&self.certificate, &self.authority].map(|der| CertificateDer::from(der.clone())).to_vec()
+        let issuer = self.issued.authorities.first();
+        [&self.issued.certificate].into_iter().chain(issuer).map(|der| CertificateDer::from(der.clone())).collect()
     }
 
     /// Whether both are of one node, with one key, in one epoch of its cluster.
@@ -157,23 +163,40 @@ impl NodeIdentity {
 
     /// Whether two thirds of the time are over for which its certificate holds, or nobody can tell.
     pub fn is_due(&self, clock: Clock) -> bool {
-        let due = tls::validity(&self.certificate).map(|(from, until)| from + (until.saturating_sub(from)) / 3 * 2);
+        let due =
+            tls::validity(&self.issued.certificate).map(|(from, until)| from + (until.saturating_sub(from)) / 3 * 2);
         due.map_or(true, |due| due <= clock.unix())
     }
 
-    /// This one with what was issued to it next.
+    /// This one with the certificate (DER) that one of the authorities which it trusts has issued to it.
     ///
     /// # Errors
     /// As [`NodeKey::identify`].
-    pub fn renewed(&self, authority: Vec<u8>, certificate: Vec<u8>, clock: Clock) -> Result<Self, IdentityError> {
-        let renewed = Self { authority, certificate, ..self.clone() };
+    pub fn renewed(&self, certificate: Vec<u8>, clock: Clock) -> Result<Self, IdentityError> {
+        let mut authorities = self.issued.authorities.clone();
+        // That it is by none of them is seen to below.
+        authorities.sort_by_key(|authority| !tls::is_issued_by([authority], &certificate));
+        self.reissued(Issued { authorities, certificate }, clock)
+    }
+
+    /// This one with what the cluster has issued to it.
+    ///
+    /// # Errors
+    /// As [`NodeKey::identify`].
+    pub fn reissued(&self, issued: Issued, clock: Clock) -> Result<Self, IdentityError> {
+        let renewed = Self { issued, ..self.clone() };
         renewed.check(&self.key()?, clock)?;
         Ok(renewed)
     }
 
+    /// Whether one of the authorities that it trusts has issued this certificate, expired or not.
+    pub fn vouches_for(&self, certificate: &[u8]) -> bool {
+        tls::is_issued_by(&self.issued.authorities, certificate)
+    }
+
     fn check(&self, key: &NodeKey, clock: Clock) -> Result<(), IdentityError> {
         tls::check_own(self, clock).map_err(IdentityError::Issued)?;
-        let certified = tls::public_key_of(&self.certificate).map_err(IdentityError::Issued)?;
+        let certified = tls::public_key_of(&self.issued.certificate).map_err(IdentityError::Issued)?;
         if certified == key.0.subject_public_key_info() { Ok(()) } else { Err(IdentityError::ForeignKey) }
     }
 
@@ -199,20 +222,50 @@ mod tests {
         let (cluster, epoch) = (draw_cluster_id(), ClusterEpoch::FIRST.next(7));
         let authority = Authority::create(cluster).unwrap();
         let (mine, other) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
-        let certificate = authority.issue(&other.request().unwrap(), epoch, NodeId(1)).unwrap();
-        let root = authority.certificate().to_vec();
-        let made = mine.identify(cluster, epoch, NodeId(1), root.clone(), certificate.clone());
+        let issued = authority.issue_alone(&other.request().unwrap(), epoch, NodeId(1)).unwrap();
+        let made = mine.identify(cluster, epoch, NodeId(1), issued.clone());
         assert!(matches!(made, Err(IdentityError::ForeignKey)), "{made:?}");
         let stranger = Authority::create(cluster).unwrap().certificate().to_vec();
-        let made = |cluster, epoch, node, root| other.identify(cluster, epoch, node, root, certificate.clone());
-        made(cluster, epoch, NodeId(1), root.clone()).unwrap();
+        let of_stranger = |authorities| Issued { authorities, ..issued.clone() };
+        let made = |cluster, epoch, node, issued| other.identify(cluster, epoch, node, issued);
+        made(cluster, epoch, NodeId(1), issued.clone()).unwrap();
         for made in [
-            made(cluster, epoch, NodeId(2), root.clone()),
-            made(cluster, epoch, NodeId(1), stranger),
-            made(cluster, ClusterEpoch::FIRST, NodeId(1), root.clone()),
-            made(draw_cluster_id(), epoch, NodeId(1), root),
+            made(cluster, epoch, NodeId(2), issued.clone()),
+            made(cluster, epoch, NodeId(1), of_stranger(vec![stranger.clone()])),
+            made(cluster, epoch, NodeId(1), of_stranger(vec![stranger, authority.certificate().to_vec()])),
+            made(cluster, epoch, NodeId(1), of_stranger(vec![])),
+            made(cluster, ClusterEpoch::FIRST, NodeId(1), issued.clone()),
+            made(draw_cluster_id(), epoch, NodeId(1), issued.clone()),
         ] {
             assert!(matches!(made, Err(IdentityError::Issued(_))), "{made:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_goes_over_to_another_authority_in_steps() {
+        let [old, new] = {
+            let cluster = draw_cluster_id();
+            [Authority::create(cluster).unwrap(), Authority::create(cluster).unwrap()]
+        };
+        let of = |authority: &Authority| authority.certificate().to_vec();
+        let by = |authority: &Authority, own: &NodeIdentity| {
+            authority.issue(&own.request().unwrap(), ClusterEpoch::FIRST, own.node).unwrap()
+        };
+        let (first, clock) = (old.identify(NodeId(1)).unwrap(), Clock::default());
+        let reissued = |own: &NodeIdentity, authorities, certificate| {
+            own.reissued(Issued { authorities, certificate }, clock).map_err(|_| "refused")
+        };
+        let old_one = first.issued.certificate.clone();
+        assert!(first.renewed(by(&new, &first), clock).is_err(), "it doesn't trust that one yet");
+        let both = reissued(&first, vec![of(&old), of(&new)], old_one.clone()).unwrap();
+        assert_eq!(reissued(&both, vec![of(&new), of(&old)], old_one.clone()), Err("refused"));
+        let next_one = by(&new, &both);
+        let next = reissued(&both, vec![of(&new), of(&old)], next_one.clone()).unwrap();
+        assert_eq!(both.renewed(next_one.clone(), clock).unwrap(), next, "the issuer is the first");
+        let last = reissued(&next, vec![of(&new)], next_one.clone()).unwrap();
+        for (own, vouches) in [(&first, [true, false]), (&both, [true; 2]), (&next, [true; 2]), (&last, [false, true])]
+        {
+            assert_eq!([&old_one, &next_one].map(|certificate| own.vouches_for(certificate)), vouches);
         }
     }
 }

@@ -267,8 +267,8 @@ impl Seat {
         let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
         let (cluster, epoch, node, raft) = (authority.cluster(), ClusterEpoch::FIRST, NodeId(1), FOUNDER);
         let request = key.request().map_err(SeatError::Identity)?;
-        let certificate = authority.issue(&request, epoch, node).map_err(SeatError::Found)?;
-        let identity = key.identify(cluster, epoch, node, authority.certificate().to_vec(), certificate);
+        let issued = authority.issue_alone(&request, epoch, node).map_err(SeatError::Found)?;
+        let identity = key.identify(cluster, epoch, node, issued);
         let first = NewNode {
             name: own.name.clone(),
             address: own.address.clone(),

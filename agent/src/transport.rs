@@ -25,6 +25,7 @@ mod redeem;
 mod renew;
 mod snapshot;
 mod strangers;
+mod tasks;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -42,7 +43,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::identity::{Clock, ClusterSecret, NodeIdentity, ServerSide, TlsError, member_server, stranger_server};
+use crate::identity::{
+    Clock, ClusterSecret, IdentityError, Issued, NodeIdentity, ServerSide, TlsError, member_server, stranger_server,
+};
 
 pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
@@ -52,7 +55,9 @@ pub use gate::Refused;
 pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join};
 pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 pub use redeem::redeem;
+pub use renew::RenewError;
 pub use snapshot::Chunks;
+use tasks::Tasks;
 
 /// Largest encoded command that is forwarded: 5 MiB.
 pub const MAX_COMMAND: usize = 5 << 20;
@@ -108,12 +113,13 @@ pub trait Inbound: Send + Sync + 'static {
     ///
     /// A refusal's text is shown to the host's operator.
     async fn admit(&self, candidate: Candidate) -> Result<Admission, Refusal>;
-    /// A certificate for the member whose key this request is about; what this node knows has to do, since a cluster whose
+    /// A certificate (DER) for the member whose key this request is about, by the authority whose certificate has this
+    /// hash where it is known, else by the one that issues; what this node knows has to do, since a cluster whose
     /// certificates have all expired has no leader.
     ///
     /// # Errors
     /// There is none such, or this node can't sign.
-    fn renew(&self, request: &[u8]) -> Result<Renewal, Refusal>;
+    fn renew(&self, request: &[u8], issuer: Hash) -> Result<Vec<u8>, Refusal>;
 }
 
 /// The rows of one snapshot, in chunks.
@@ -176,24 +182,12 @@ pub enum Credential {
 pub struct Admission {
     pub cluster: ClusterId,
     pub epoch: ClusterEpoch,
-    /// The CA's certificate, DER.
-    pub authority: Vec<u8>,
-    /// The new member's certificate, DER.
-    pub certificate: Vec<u8>,
+    pub issued: Issued,
     pub node: NodeId,
     /// Nothing if it is to be no server for now.
     pub raft: Option<RaftId>,
     /// The servers, and the new one.
     pub members: Directory,
-}
-
-/// What a member is given whose certificate is renewed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Renewal {
-    /// The CA's certificate, DER.
-    pub authority: Vec<u8>,
-    /// The member's, DER.
-    pub certificate: Vec<u8>,
 }
 
 /// Why a host was not admitted, for its operator to read.
@@ -267,6 +261,14 @@ impl Shared {
     /// Returns once this node isn't a member any more.
     async fn removal(&self, node: NodeId) {
         self.directory_says(|directory| directory.is_removed(node)).await;
+    }
+
+    /// Returns once this node doesn't trust the authority any more that has issued this certificate.
+    async fn distrust(&self, certificate: &[u8]) {
+        let mut identity = self.identity.subscribe();
+        let trusts = |own: &NodeIdentity| own.vouches_for(certificate);
+        // The sender is this one's.
+        let _ = identity.wait_for(|own| own.as_ref().is_some_and(|own| !trusts(own))).await;
     }
 
     /// Returns once this node is no server by this raft id any more.
@@ -354,7 +356,8 @@ impl Transport {
         self.present(identity)
     }
 
-    /// From now on this node shows this certificate; connections that are there stay.
+    /// From now on this node shows this certificate; connections that are there stay, but those whose other side has shown
+    /// a certificate of an authority that isn't trusted any more.
     ///
     /// # Errors
     /// `Tls` if the identity is damaged; then nothing changed.
@@ -365,18 +368,27 @@ impl Transport {
         Ok(())
     }
 
-    /// `identity` with its next certificate, by whichever member can sign.
+    /// The next certificate (DER) for `identity`, by whichever member can sign and has the authority with this hash;
+    /// `accept` says which are of use.
     ///
     /// # Errors
-    /// Why each of them can't.
-    pub async fn renew(&self, identity: &NodeIdentity) -> Result<NodeIdentity, String> {
+    /// Why there is none of each of them.
+    pub async fn renew<T>(
+        &self,
+        identity: &NodeIdentity,
+        issuer: Hash,
+        accept: impl Fn(Vec<u8>) -> Result<T, IdentityError>,
+    ) -> Result<T, String> {
         let members = self.shared.directory.borrow().clone();
         let members = members.members().map(|(_, member)| (&member.name, &member.address));
         let listed = self.shared.servers.iter().map(|server| (&server.name, &server.address));
         let others = members.chain(listed).filter(|(name, _)| **name != self.shared.own.name);
         let mut failures = Vec::new();
         for address in others.map(|(_, address)| address.clone()).collect::<BTreeSet<_>>() {
-            match renew::renew(&address, identity, self.shared.clock).await {
+            let renewed = renew::renew(&address, identity, issuer, self.shared.clock).await.and_then(|certificate| {
+                accept(certificate).map_err(|source| RenewError::Issued { address: address.clone(), source })
+            });
+            match renewed {
                 Ok(renewed) => return Ok(renewed),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
@@ -454,38 +466,5 @@ impl Transport {
 impl Drop for Transport {
     fn drop(&mut self) {
         self.shared.tasks.begin_close();
-    }
-}
-
-/// Spawns what ends when the transport does.
-#[derive(Clone, Default)]
-struct Tasks(Arc<watch::Sender<bool>>);
-
-impl Tasks {
-    fn spawn(&self, task: impl Future + Send + 'static) {
-        let mut closing = self.0.subscribe();
-        tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                _ = closing.wait_for(|closing| *closing) => {}
-                _ = task => {}
-            }
-        });
-    }
-
-    fn begin_close(&self) {
-        self.0.send_replace(true);
-    }
-
-    /// Each task holds a receiver until it is gone.
-    async fn close(&self) {
-        self.begin_close();
-        self.0.closed().await;
-    }
-}
-
-impl<F: Future + Send + 'static> hyper::rt::Executor<F> for Tasks {
-    fn execute(&self, future: F) {
-        self.spawn(future);
     }
 }

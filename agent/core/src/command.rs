@@ -6,7 +6,7 @@ use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
-    NodeName, NodeRole, PublicKey, RaftId, Resources, TaskId, Term, Timestamp, TokenId, VmName,
+    NodeName, NodeRole, PublicKey, RaftId, Resources, RotationStep, TaskId, Term, Timestamp, TokenId, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -185,6 +185,16 @@ pub enum Command {
         /// Where it rejoins: as in [`Command::Rejoin`].
         was_in: Option<ClusterEpoch>,
     },
+    /// A person wants another authority for the cluster's certificates: its own one (DER), and its key, sealed.
+    RotateAuthority {
+        certificate: Vec<u8>,
+        sealed_key: Vec<u8>,
+    },
+    /// A node has come so far with the rotation of the authority, and keeps that over a restart.
+    Rotated {
+        node: NodeId,
+        step: RotationStep,
+    },
 }
 
 /// Whether a VM has to be there already: of two that create the same one, the second is refused.
@@ -351,6 +361,7 @@ impl Command {
             | Self::Report { node, .. }
             | Self::StateHash { node, .. }
             | Self::ReturnNode { node }
+            | Self::Rotated { node, .. }
             | Self::OfferManifest { from: Origin::Host { node, .. }, .. } => Some(*node),
             _ => None,
         }

@@ -10,13 +10,14 @@ use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Rep
 use crate::manifest::{ClusterSettings, Constraints, DeclaredNode, Manifest, VmSpec};
 use crate::types::{
     Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole, RaftId,
-    Resources, TaskId, Term, Timestamp, TokenId, VmName,
+    Resources, RotationStep, TaskId, Term, Timestamp, TokenId, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
 use sessions::Known;
 
 mod assignment;
+mod authority;
 mod check;
 mod declared;
 mod epoch;
@@ -35,6 +36,7 @@ mod tokens;
 mod vms;
 
 pub use assignment::{Assignment, AssignmentError};
+pub use authority::{Other, Rotation};
 pub use check::{Check, Diverged};
 pub use epoch::{Absence, BeginError, Beginner, Renewal};
 pub use rows::{Change, Loading, RowError, Table};
@@ -73,6 +75,8 @@ pub struct Cluster {
     pub ca_certificate: Vec<u8>,
     /// The authority's key, sealed with the cluster secret.
     pub sealed_ca_key: Vec<u8>,
+    /// Another authority is taking its place.
+    pub rotation: Option<Rotation>,
     pub founded_at: Timestamp,
     /// What `apply` does.
     pub level: Level,
@@ -111,6 +115,8 @@ pub struct Node {
     pub worker: Option<Worker>,
     /// It is being removed: what runs on it goes, nothing comes.
     pub leaving: bool,
+    /// How far it has come with the last rotation of the authority of which it said so.
+    pub rotated: Option<RotationStep>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -298,6 +304,10 @@ impl State {
             }
             Command::Enlist { node } => self.enlist(*node),
             Command::AdmitDeclared { key, host, was_in } => self.admit_declared(key, host, *was_in, at),
+            Command::RotateAuthority { certificate, sealed_key } => {
+                self.rotate_authority(index, certificate, sealed_key)
+            }
+            Command::Rotated { node, step } => self.note_rotated(*node, *step),
         }
     }
 
@@ -316,6 +326,7 @@ impl State {
             id,
             ca_certificate: ca_certificate.to_vec(),
             sealed_ca_key: sealed_ca_key.to_vec(),
+            rotation: None,
             founded_at: at,
             level: first.understands,
             epoch: ClusterEpoch::FIRST,

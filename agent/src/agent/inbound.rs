@@ -4,16 +4,15 @@ use std::sync::{Arc, OnceLock};
 
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Message, Position};
-use blixard_core::state::Cluster;
-use blixard_core::types::{ClusterId, NodeId, RaftId};
+use blixard_core::types::{ClusterId, Hash, NodeId, RaftId};
 use tokio::time::Instant;
 
 use crate::api;
-use crate::identity::{Authority, Clock, ClusterSecret};
+use crate::identity::{Authority, Clock, ClusterSecret, Issued};
 use crate::node::{Handle, directory_of, now};
 use crate::transport::{
     Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Directory, ForwardError, Inbound, Member, Refusal,
-    Renewal, SnapshotRows, Standing, Told,
+    SnapshotRows, Standing, Told,
 };
 
 /// The node behind the transport, once there is one.
@@ -34,16 +33,16 @@ impl Inward {
         Self { secret, clock, kept, node: OnceLock::new(), api, runtime: tokio::runtime::Handle::current() }
     }
 
-    /// By which the authority's certificates are issued.
-    fn authority(&self, cluster: &Cluster) -> Result<Authority, String> {
+    /// An authority by what the state has of its key.
+    fn unseal(&self, sealed_key: &[u8]) -> Result<Authority, String> {
         let secret =
             self.secret.as_ref().ok_or("this host has no cluster secret, so it can't sign: ask one that has")?;
-        let authority = Authority::unseal(&cluster.sealed_ca_key, secret);
+        let authority = Authority::unseal(sealed_key, secret);
         Ok(authority.map_err(|error| crate::error_chain(&error))?.at(self.clock))
     }
 
-    /// A certificate for the member that has this key.
-    pub fn reissue(&self, request: &[u8]) -> Result<Renewal, String> {
+    /// A certificate for the member that has this key; see [`Inbound::renew`].
+    pub fn reissue(&self, request: &[u8], issuer: Hash) -> Result<Vec<u8>, String> {
         let text = |error: &dyn std::error::Error| crate::error_chain(error);
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         let key = Authority::key_of(request).map_err(|error| text(&error))?;
@@ -54,9 +53,8 @@ impl Inward {
         let (cluster, member) = read.map_err(|error| text(&error))?;
         let cluster = cluster.ok_or("the cluster is being founded: try again")?;
         let member = member.ok_or("no member of this cluster has this key: it was removed, or has not joined")?;
-        let authority = self.authority(&cluster)?;
-        let certificate = authority.issue(request, cluster.epoch, member).map_err(|error| text(&error))?;
-        Ok(Renewal { authority: authority.certificate().to_vec(), certificate })
+        let authority = self.unseal(cluster.sealed_key_of(issuer).unwrap_or(&cluster.sealed_ca_key))?;
+        authority.issue(request, cluster.epoch, member).map_err(|error| text(&error))
     }
 
     /// From now on the others reach this node.
@@ -69,8 +67,7 @@ impl Inward {
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         // Before anything is proposed: who could not be given a certificate is not to have used up a token.
         let cluster = handle.read(|state, _| state.cluster().cloned()).map_err(|error| text(&error))?;
-        let cluster = cluster.ok_or("the cluster is being founded: try again")?;
-        let authority = self.authority(&cluster)?;
+        self.unseal(&cluster.ok_or("the cluster is being founded: try again")?.sealed_ca_key)?;
         let key = Authority::key_of(&candidate.request).map_err(|error| text(&error))?;
         let Candidate { name, address, request, understands, role, was_in, credential } = candidate;
         let new = NewNode { name: name.clone(), address: address.clone(), key, understands, role };
@@ -94,12 +91,17 @@ impl Inward {
             Reply::Refused(why) => return Err(why),
             reply => return Err(format!("an answer of another kind: {reply:?}")),
         };
-        let members = handle.read(|state, _| directory_of(state)).map_err(|error| text(&error))?;
-        let certificate = authority.issue(&request, cluster.epoch, node).map_err(|error| text(&error))?;
-        let authority = authority.certificate().to_vec();
+        // As it is by now: a rotation of the authority waits for whoever was admitted before its last step.
+        let read = handle.read(|state, _| (state.cluster().cloned(), directory_of(state)));
+        let (cluster, members) = read.map_err(|error| text(&error))?;
+        let cluster = cluster.expect("a cluster never ceases to be one");
+        let issued = self.unseal(&cluster.sealed_ca_key)?.issue(&request, cluster.epoch, node);
+        let certificate = issued.map_err(|error| text(&error))?;
+        let issued =
+            Issued { authorities: cluster.authorities().into_iter().map(<[u8]>::to_vec).collect(), certificate };
         let mut members = members.servers_and(node);
         members.enter(node, Member { name, address, raft });
-        Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, authority, certificate, node, raft, members })
+        Ok(Admission { cluster: cluster.id, epoch: cluster.epoch, issued, node, raft, members })
     }
 }
 
@@ -196,7 +198,7 @@ impl Inbound for Inward {
         self.issue(candidate).await.map_err(Refusal)
     }
 
-    fn renew(&self, request: &[u8]) -> Result<Renewal, Refusal> {
-        self.reissue(request).map_err(Refusal)
+    fn renew(&self, request: &[u8], issuer: Hash) -> Result<Vec<u8>, Refusal> {
+        self.reissue(request, issuer).map_err(Refusal)
     }
 }

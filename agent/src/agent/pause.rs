@@ -29,7 +29,7 @@ pub async fn pause(run_dir: &Path, dir: &Path, reason: String, told: &mut mpsc::
     let (_stage, stages) = watch::channel(Stage::Broken(reason));
     let answer = async {
         let served = match api::listen(&run_dir.join("api.sock")) {
-            Ok(socket) => api::serve(socket, stages, std::future::pending()).await,
+            Ok(socket) => api::serve(socket, api::Service::new(stages, None), std::future::pending()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = served {

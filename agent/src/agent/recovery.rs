@@ -303,10 +303,8 @@ fn seat_of(
 ) -> Result<Seat, RecoveryError> {
     let epoch = state.cluster().expect("it has begun anew").epoch;
     let request = key.request().map_err(RecoveryError::Identity)?;
-    let issued = authority.issue(&request, epoch, node);
-    let certificate = issued.map_err(RecoveryError::Issue)?;
-    let identity = key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate);
-    let identity = identity.map_err(RecoveryError::Identity)?;
+    let issued = authority.issue_alone(&request, epoch, node).map_err(RecoveryError::Issue)?;
+    let identity = key.identify(authority.cluster(), epoch, node, issued).map_err(RecoveryError::Identity)?;
     Ok(Seat { identity, raft: Some(raft), spent: raft, members: directory_of(state), founding: None })
 }
 

@@ -94,12 +94,7 @@ where
         };
         let identity = renewal::newest(&data.dir, &seat.identity);
         transport.become_member(&identity, seat.raft).map_err(AgentError::Transport)?;
-        let renewer = Renewer {
-            dir: data.dir.clone(),
-            clock: traits.clock,
-            inward: inward.clone(),
-            transport: transport.clone(),
-        };
+        let (dir, clock) = (data.dir.clone(), traits.clock);
         directory.send_replace(Arc::new(seat.members.clone()));
         let common = Common {
             node: seat.identity.node,
@@ -122,6 +117,7 @@ where
         self.watchdog.send_replace(Some(handle.clone()));
         tracing::info!(node = %seat.identity.node, cluster = %seat.identity.cluster, raft = ?seat.raft, "this host is a member");
 
+        let renewer = Renewer { dir, clock, handle: handle.clone(), inward, transport: transport.clone() };
         let renewing = tokio::spawn(renewer.run(identity));
         let life = Life { handle, ended, seat, store, directories };
         let result = self.attend(life, told).await;

@@ -19,8 +19,17 @@ use crate::node::{Handle, PATIENCE};
 use crate::transport::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 
 /// What only proposes something: the node's handle does that from anywhere, and once whatever breaks on the way.
-const PROPOSALS: &[&str] =
-    &["Apply", "CreateToken", "PutVm", "RemoveVm", "RevokeToken", "RollBackManifest", "RunTask", "SetVmRunning"];
+const PROPOSALS: &[&str] = &[
+    "Apply",
+    "CreateToken",
+    "PutVm",
+    "RemoveVm",
+    "RevokeToken",
+    "RollBackManifest",
+    "RotateAuthority",
+    "RunTask",
+    "SetVmRunning",
+];
 /// What changes nothing.
 const READS: &[&str] =
     &["Backup", "Explain", "ListManifests", "ListTasks", "ListTokens", "Plan", "Status", "WatchStatus"];
@@ -40,8 +49,8 @@ pub struct Front {
 }
 
 impl Front {
-    pub fn new(stage: watch::Receiver<Stage>) -> Self {
-        Self { here: Service::new(stage.clone()), stage }
+    pub fn new(here: Service) -> Self {
+        Self { stage: here.stage.clone(), here }
     }
 }
 

@@ -295,6 +295,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
         problems.push(format!("node {} has not registered yet", node.name));
     }
     problems.extend(diverged(state));
+    problems.extend(rotating(state));
     problems.extend(absent(state));
     for node in state.held().keys() {
         let node = name_of(state, *node);
@@ -303,6 +304,19 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
         ));
     }
     problems
+}
+
+/// For whom a rotation of the authority waits.
+fn rotating(state: &State) -> Option<String> {
+    let step = state.cluster()?.rotation_step()?;
+    let what = if step.is_reissued { "show a certificate of" } else { "trust" };
+    let mut waits_for = state.not_rotated().map(|node| name_of(state, node));
+    let first = waits_for.next()?;
+    let more = match waits_for.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("the certificate authority is being rotated, and waits for {first}{more} to {what} the new one"))
 }
 
 pub fn held(state: &State) -> Vec<proto::Held> {

@@ -26,6 +26,8 @@ pub enum AskError {
     Config(ConfigError),
     #[error("cannot read the manifest {path}")]
     ReadManifest { path: PathBuf, source: std::io::Error },
+    #[error("cannot read the certificate authority's {path}")]
+    ReadAuthority { path: PathBuf, source: std::io::Error },
     #[error("{path}")]
     Manifest { path: PathBuf, source: ManifestError },
     #[error("{}", refusal(.0))]

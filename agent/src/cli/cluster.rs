@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::BufRead as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blixard_core::state::{Node, State};
 use blixard_core::types::{ClusterId, Level, NodeId, NodeName};
@@ -34,6 +34,21 @@ pub enum ClusterVerb {
     TransferLeader {
         /// Which one; without a name the one that lacks least
         name: Option<NodeName>,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Let another certificate authority take the place of the cluster's
+    ///
+    /// First all nodes trust both, then all get a certificate of the new one, then the old one is trusted no more: nothing
+    /// is interrupted. It waits for nodes that are away, and status says for which; those that won't return are to be
+    /// removed. Join tokens name the authority: make new ones afterwards.
+    RotateCa {
+        /// The new authority's certificate, PEM, where it is to be one of yours; all certificates are issued with it
+        #[arg(long, value_name = "FILE", requires = "key")]
+        certificate: Option<PathBuf>,
+        /// Its private key, PEM; the cluster keeps it sealed with the cluster secret
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        key: Option<PathBuf>,
         #[command(flatten)]
         socket: Socket,
     },
@@ -76,9 +91,22 @@ pub async fn ask(verb: &ClusterVerb) -> Asked {
             let leader = client.transfer_leader(request).await.map_err(AskError::Refused)?.into_inner().leader;
             print(&format!("{leader} leads now\n"))
         }
+        ClusterVerb::RotateCa { certificate, key, socket } => {
+            let given = certificate.as_ref().zip(key.as_ref()).map(|(certificate, key)| {
+                Ok(proto::GivenAuthority { certificate: read(certificate)?, key: read(key)? })
+            });
+            let given = given.transpose()?;
+            let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+            client.rotate_authority(proto::RotateAuthorityRequest { given }).await.map_err(AskError::Refused)?;
+            print("the certificate authority is being rotated: `blixard status` says for whom that waits\n")
+        }
         ClusterVerb::Recover(args) => recover(args),
         ClusterVerb::Rejoin(offline) => rejoin(offline),
     }
+}
+
+fn read(path: &Path) -> Result<String, AskError> {
+    std::fs::read_to_string(path).map_err(|source| AskError::ReadAuthority { path: path.to_owned(), source })
 }
 
 fn recover(args: &RecoverArgs) -> Asked {

@@ -8,10 +8,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
 };
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 
-use super::{Clock, ClusterSecret, IdentityError, NodeIdentity, NodeKey, SecretError, tls};
+use super::{Clock, ClusterSecret, IdentityError, Issued, NodeIdentity, NodeKey, SecretError, tls};
 
 /// How long a node's certificate holds; it is renewed when two thirds of that are over.
 pub(super) const VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -41,6 +42,18 @@ pub enum AuthorityError {
     ReadKey(#[source] rcgen::Error),
     #[error("cannot make the first node's identity")]
     Identify(#[source] IdentityError),
+    #[error("cannot read the authority's certificate: it has to be X.509, as PEM")]
+    ReadGivenCertificate,
+    #[error("cannot read the authority's key: it has to be a private key that isn't encrypted, as PEM")]
+    ReadGivenKey,
+    #[error(
+        "the certificate is no authority's: it has to say CA:TRUE, and, where it says so, for signing certificates"
+    )]
+    NoAuthority,
+    #[error("the authority's certificate holds for less than 90 days from now: make one that holds longer")]
+    Short,
+    #[error("what this authority issues is not accepted: do its certificate and its key belong together?")]
+    Useless(#[source] IdentityError),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,6 +90,33 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(failed)?.der().to_vec();
         Ok(Self { cluster, certificate, issuer: Issuer::new(params, key), clock: Clock::default() })
+    }
+
+    /// The authority of this certificate and its key, as a person gives them, PEM.
+    ///
+    /// # Errors
+    /// Why it can't be a cluster's.
+    pub fn of_pem(cluster: ClusterId, certificate: &str, key: &str) -> Result<Self, AuthorityError> {
+        let clock = Clock::default();
+        let certificate =
+            CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|_| AuthorityError::ReadGivenCertificate)?;
+        let (_, until) = tls::validity(&certificate).map_err(|_| AuthorityError::ReadGivenCertificate)?;
+        if !tls::may_issue(&certificate) {
+            return Err(AuthorityError::NoAuthority);
+        }
+        if until < clock.unix() + VALIDITY {
+            return Err(AuthorityError::Short);
+        }
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| AuthorityError::ReadGivenKey)?;
+        let key = KeyPair::try_from(&key).map_err(|_| AuthorityError::ReadGivenKey)?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| AuthorityError::ReadGivenCertificate)?;
+        let given = Self { cluster, certificate: certificate.to_vec(), issuer, clock };
+        // Whatever else is in it, members have to accept what it issues.
+        match given.identify(NodeId(1)) {
+            Ok(_) => Ok(given),
+            Err(AuthorityError::Identify(error)) => Err(AuthorityError::Useless(error)),
+            Err(error) => Err(error),
+        }
     }
 
     /// This one, by another clock than the system's.
@@ -124,6 +164,15 @@ impl Authority {
         Ok(certificate.der().to_vec())
     }
 
+    /// The same for a member of a cluster that has no other authority.
+    ///
+    /// # Errors
+    /// As [`Self::issue`].
+    pub fn issue_alone(&self, request: &[u8], epoch: ClusterEpoch, node: NodeId) -> Result<Issued, AuthorityError> {
+        let certificate = self.issue(request, epoch, node)?;
+        Ok(Issued { authorities: vec![self.certificate.clone()], certificate })
+    }
+
     /// An identity with a fresh key: the founder's own.
     ///
     /// # Errors
@@ -131,8 +180,8 @@ impl Authority {
     pub fn identify(&self, node: NodeId) -> Result<NodeIdentity, AuthorityError> {
         let key = NodeKey::generate().map_err(AuthorityError::Identify)?;
         let request = key.request().map_err(AuthorityError::Identify)?;
-        let (epoch, certificate) = (ClusterEpoch::FIRST, self.issue(&request, ClusterEpoch::FIRST, node)?);
-        key.identify(self.cluster, epoch, node, self.certificate.clone(), certificate).map_err(AuthorityError::Identify)
+        let issued = self.issue_alone(&request, ClusterEpoch::FIRST, node)?;
+        key.identify(self.cluster, ClusterEpoch::FIRST, node, issued).map_err(AuthorityError::Identify)
     }
 
     /// The CA with its key, readable only with the cluster secret; this form may be replicated and stored.
@@ -189,8 +238,9 @@ mod tests {
         let read = Authority::unseal(&sealed, &secret(1)).unwrap();
         assert_eq!((read.cluster(), read.certificate()), (made.cluster(), made.certificate()));
         let key = NodeKey::generate().unwrap();
-        let certificate = read.issue(&key.request().unwrap(), ClusterEpoch::FIRST, NodeId(9)).unwrap();
-        key.identify(made.cluster(), ClusterEpoch::FIRST, NodeId(9), made.certificate().to_vec(), certificate).unwrap();
+        let mut issued = read.issue_alone(&key.request().unwrap(), ClusterEpoch::FIRST, NodeId(9)).unwrap();
+        issued.authorities = vec![made.certificate().to_vec()];
+        key.identify(made.cluster(), ClusterEpoch::FIRST, NodeId(9), issued).unwrap();
     }
 
     #[test]
@@ -211,5 +261,49 @@ mod tests {
             Err(AuthorityError::ReadRequest { .. })
         ));
         assert!(authority.issue(b"garbage", ClusterEpoch::FIRST, NodeId(1)).is_err());
+    }
+
+    /// An authority as another tool makes it, and its key; `change` is made to it first.
+    fn given(change: impl FnOnce(&mut CertificateParams)) -> (String, KeyPair) {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let mut params = params("Example Corp", Clock::default(), AUTHORITY_VALIDITY);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        change(&mut params);
+        (params.self_signed(&key).unwrap().pem(), key)
+    }
+
+    #[test]
+    fn an_authority_that_a_person_gives_issues_and_is_sealed_like_one_that_was_made() {
+        let (certificate, key) = given(|_| {});
+        let given = Authority::of_pem(draw_cluster_id(), &certificate, &key.serialize_pem()).unwrap();
+        let read = Authority::unseal(&given.seal(&secret(1)), &secret(1)).unwrap();
+        assert_eq!(read.certificate(), given.certificate());
+        read.identify(NodeId(7)).unwrap();
+    }
+
+    #[test]
+    fn what_can_be_no_authority_is_refused_and_why_is_said() {
+        let (good, key) = given(|_| {});
+        let key = key.serialize_pem();
+        let refused = |certificate: &str, key: &str| {
+            let error = Authority::of_pem(draw_cluster_id(), certificate, key).unwrap_err();
+            crate::error_chain(&error)
+        };
+        let (leaf, leaf_key) = given(|params| params.is_ca = IsCa::ExplicitNoCa);
+        let (unfit, unfit_key) = given(|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
+        let (short, short_key) = given(|params| params.not_after = date_time_ymd(2020, 1, 1));
+        for (certificate, key, says) in [
+            ("", key.as_str(), "X.509, as PEM"),
+            (&key, &key, "X.509, as PEM"),
+            (&good, "", "as PEM"),
+            (&good, &good, "private key"),
+            (&leaf, &leaf_key.serialize_pem(), "CA:TRUE"),
+            (&unfit, &unfit_key.serialize_pem(), "CA:TRUE"),
+            (&short, &short_key.serialize_pem(), "90 days"),
+            (&good, &leaf_key.serialize_pem(), "belong together"),
+        ] {
+            let error = refused(certificate, key);
+            assert!(error.contains(says), "{error}");
+        }
     }
 }

@@ -10,9 +10,10 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use x509_parser::extensions::GeneralName;
+use x509_parser::certificate::BasicExtension;
+use x509_parser::extensions::{GeneralName, KeyUsage};
 
-use super::verify::{ClientVerifier, ServerVerifier};
+use super::verify::{ClientVerifier, ServerVerifier, check_chain};
 use super::{Clock, JoinToken, NodeIdentity, authority};
 
 /// Why a TLS configuration could not be made.
@@ -55,7 +56,10 @@ pub enum PeerError {
          the cluster secret, and then renews it by itself; its journal says what keeps it from that"
     )]
     Expired,
-    #[error("it shows no certificate of the authority whose key the token names")]
+    #[error(
+        "it shows no certificate of the authority whose key the token names: the cluster may have another one by now; make \
+         a new token with `blixard token create`"
+    )]
     OtherAuthority,
 }
 
@@ -113,7 +117,7 @@ pub fn member_client(identity: &NodeIdentity, expected: Expected) -> Result<Clie
 /// # Errors
 /// `Root`, `ClientVerifier` or `Own` if the identity is damaged.
 pub fn member_server(identity: &NodeIdentity) -> Result<ServerSide, TlsError> {
-    let inner = WebPkiClientVerifier::builder_with_provider(roots(&identity.authority)?, provider())
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(&identity.issued.authorities)?, provider())
         .allow_unauthenticated()
         .build()
         .map_err(TlsError::ClientVerifier)?;
@@ -122,7 +126,7 @@ pub fn member_server(identity: &NodeIdentity) -> Result<ServerSide, TlsError> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain(), identity.private_key())
         .map_err(TlsError::Own)?;
-    Ok(finish_server(config, &identity.certificate))
+    Ok(finish_server(config, &identity.issued.certificate))
 }
 
 /// A client that takes any server's certificate, because a proof bound to that certificate follows.
@@ -225,19 +229,32 @@ pub(super) fn validity(certificate: &[u8]) -> Result<(Duration, Duration), PeerE
     Ok((since(parsed.validity().not_before), since(parsed.validity().not_after)))
 }
 
-/// Whether an identity's certificate is what it says, under the authority that came with it.
+/// Whether a certificate is an authority's.
+pub(super) fn may_issue(certificate: &[u8]) -> bool {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
+    let is_for_that = |usage: Option<BasicExtension<&KeyUsage>>| usage.is_none_or(|usage| usage.value.key_cert_sign());
+    parsed.is_ca() && parsed.key_usage().is_ok_and(is_for_that)
+}
+
+/// Whether an identity's certificate is what it says, by the first of the authorities that came with it.
 pub(super) fn check_own(identity: &NodeIdentity, clock: Clock) -> Result<(), PeerError> {
-    let verifier = member_verifier(identity, Expected::Node(identity.node)).map_err(|_| PeerError::Read)?;
-    verifier.check(
-        &CertificateDer::from(identity.certificate.as_slice()),
-        &[],
-        UnixTime::since_unix_epoch(clock.unix()),
-    )
+    let NodeIdentity { cluster, epoch, node, ref issued, .. } = *identity;
+    let roots = roots(issued.authorities.iter().take(1)).map_err(|_| PeerError::Read)?;
+    let verifier = ServerVerifier::Member { roots, cluster, epoch, expected: Expected::Node(node) };
+    let certificate = CertificateDer::from(issued.certificate.as_slice());
+    verifier.check(&certificate, &[], UnixTime::since_unix_epoch(clock.unix()))
+}
+
+/// Whether one of these authorities has issued this certificate, whatever time it is.
+pub(super) fn is_issued_by(authorities: impl IntoIterator<Item = impl AsRef<[u8]>>, certificate: &[u8]) -> bool {
+    let (Ok(roots), Ok((from, _))) = (roots(authorities), validity(certificate)) else { return false };
+    let certificate = CertificateDer::from(certificate);
+    check_chain(&certificate, &[], &roots, UnixTime::since_unix_epoch(from)).is_ok()
 }
 
 fn member_verifier(identity: &NodeIdentity, expected: Expected) -> Result<ServerVerifier, TlsError> {
     let NodeIdentity { cluster, epoch, .. } = *identity;
-    Ok(ServerVerifier::Member { roots: roots(&identity.authority)?, cluster, epoch, expected })
+    Ok(ServerVerifier::Member { roots: roots(&identity.issued.authorities)?, cluster, epoch, expected })
 }
 
 /// Why this side refused the other's certificate, if that is what made a handshake fail.
@@ -254,9 +271,11 @@ pub(super) fn refused(error: PeerError) -> rustls::Error {
     rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
 }
 
-pub(super) fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
+pub(super) fn roots(authorities: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(authority.to_vec())).map_err(TlsError::Root)?;
+    for authority in authorities {
+        roots.add(CertificateDer::from(authority.as_ref().to_vec())).map_err(TlsError::Root)?;
+    }
     Ok(Arc::new(roots))
 }
 
@@ -363,13 +382,13 @@ mod tests {
         };
         assert_eq!(meet(&one, &two, day(89)), Ok(()));
         let certificate = authority.at(day(80)).issue(&request, ClusterEpoch::FIRST, NodeId(1)).unwrap();
-        let renewed = one.renewed(one.authority.clone(), certificate, day(80)).unwrap();
+        let renewed = one.renewed(certificate, day(80)).unwrap();
         assert!(one.is_same_node(&renewed) && !renewed.is_due(day(91)) && !one.is_same_node(&two));
         // Only the other one's has expired, whoever calls.
         assert_eq!(meet(&renewed, &two, day(91)), Err(PeerError::Expired));
         assert_eq!(meet(&two, &renewed, day(91)), Err(PeerError::Expired));
         assert!(PeerError::Expired.to_string().contains("cluster secret"));
-        let foreign = two.renewed(one.authority.clone(), renewed.certificate.clone(), day(80));
+        let foreign = two.renewed(renewed.issued.certificate.clone(), day(80));
         assert!(foreign.is_err(), "it is another node's");
     }
 
@@ -393,7 +412,7 @@ mod tests {
         // Somebody who forges the name, and then shows the true authority beside it.
         let mut forged = Authority::create(cluster).unwrap().identify(NodeId(1)).unwrap();
         assert_eq!(refused(member_server(&forged).unwrap()), PeerError::OtherAuthority);
-        forged.authority = authority.certificate().to_vec();
+        forged.issued.authorities = vec![authority.certificate().to_vec()];
         assert!(matches!(refused(member_server(&forged).unwrap()), PeerError::Chain(_)));
         let foreign = Authority::create(draw_cluster_id()).unwrap().identify(NodeId(1)).unwrap();
         assert!(matches!(refused(member_server(&foreign).unwrap()), PeerError::OtherCluster { .. }));
@@ -405,11 +424,11 @@ mod tests {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let identity = authority.identify(NodeId(7)).unwrap();
         let (found, first, second) = (authority.cluster(), ClusterEpoch::FIRST, ClusterEpoch::FIRST.next(7));
-        assert_eq!(peer_of(&identity.certificate, found, first), Ok(NodeId(7)));
+        assert_eq!(peer_of(&identity.issued.certificate, found, first), Ok(NodeId(7)));
         let own = draw_cluster_id();
-        assert_eq!(peer_of(&identity.certificate, own, first), Err(PeerError::OtherCluster { found, own }));
+        assert_eq!(peer_of(&identity.issued.certificate, own, first), Err(PeerError::OtherCluster { found, own }));
         let other = PeerError::OtherEpoch { found: first, own: second };
-        assert_eq!(peer_of(&identity.certificate, found, second), Err(other));
+        assert_eq!(peer_of(&identity.issued.certificate, found, second), Err(other));
         assert_eq!(peer_of(authority.certificate(), found, first), Err(PeerError::NoNode));
         assert_eq!(peer_of(b"garbage", found, first), Err(PeerError::Read));
     }
@@ -419,8 +438,8 @@ mod tests {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let of = |epoch, node| {
             let (key, node) = (NodeKey::generate().unwrap(), NodeId(node));
-            let certificate = authority.issue(&key.request().unwrap(), epoch, node).unwrap();
-            key.identify(authority.cluster(), epoch, node, authority.certificate().to_vec(), certificate).unwrap()
+            let issued = authority.issue_alone(&key.request().unwrap(), epoch, node).unwrap();
+            key.identify(authority.cluster(), epoch, node, issued).unwrap()
         };
         let first = ClusterEpoch::FIRST;
         let (second, another) = (first.next(7), first.next(8));

@@ -14,7 +14,7 @@ use super::tls::{Expected, PeerError, key_of, name_in, peer_of, provider, refuse
 /// Which server a client talks to.
 #[derive(Debug)]
 pub enum ServerVerifier {
-    /// One whose certificate the cluster's authority has issued, is valid now, and has the name of the member that was
+    /// One whose certificate an authority of the cluster has issued, is valid now, and has the name of the member that was
     /// called.
     Member { roots: Arc<RootCertStore>, cluster: ClusterId, epoch: ClusterEpoch, expected: Expected },
     /// Any member of the cluster whose authority, which it shows, has the key with this hash.
@@ -47,7 +47,7 @@ impl ServerVerifier {
                 }
                 let is_named = |shown: &&CertificateDer<'_>| key_of(shown).is_ok_and(|key| key == *authority);
                 let shown = intermediates.iter().find(is_named).ok_or(PeerError::OtherAuthority)?;
-                let roots = roots(shown).map_err(|_| PeerError::Read)?;
+                let roots = roots([shown]).map_err(|_| PeerError::Read)?;
                 check_chain(certificate, intermediates, &roots, now)
             }
             Self::Anybody => Ok(()),
@@ -55,7 +55,8 @@ impl ServerVerifier {
     }
 }
 
-fn check_chain(
+/// Whether one of `roots` has issued a certificate that holds `now`.
+pub fn check_chain(
     certificate: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     roots: &RootCertStore,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::types::Address;
+use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -59,9 +60,12 @@ pub async fn connect(address: &Address, config: Arc<ClientConfig>) -> Result<Tls
 }
 
 /// How HTTP/2 is spoken on such a connection; its tasks end with `tasks`.
-pub fn endpoint(tasks: &Tasks) -> Endpoint {
+pub fn endpoint<E>(tasks: E) -> Endpoint
+where
+    E: hyper::rt::Executor<BoxFuture<'static, ()>> + Send + Sync + 'static,
+{
     Endpoint::from_static("http://blixard")
-        .executor(tasks.clone())
+        .executor(tasks)
         .http2_keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
         .keep_alive_while_idle(true)
@@ -83,5 +87,5 @@ pub async fn over(stream: TlsStream<TcpStream>, tasks: &Tasks) -> Result<Channel
         let stream = once.take().ok_or_else(|| std::io::Error::other("the connection was lost"));
         async { stream }
     });
-    endpoint(tasks).connect_with_connector(connector).await
+    endpoint(tasks.clone()).connect_with_connector(connector).await
 }

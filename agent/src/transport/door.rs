@@ -244,8 +244,7 @@ fn encode(admission: Admission) -> Admitted {
     let members = admission.members.members().map(|(node, member)| member.encode(node));
     Admitted {
         cluster: admission.cluster.to_string(),
-        authority: admission.authority,
-        certificate: admission.certificate,
+        issued: Some(admission.issued.into()),
         node: admission.node.0,
         raft: admission.raft.map_or(0, |raft| raft.0),
         members: members.collect(),

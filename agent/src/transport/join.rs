@@ -170,7 +170,8 @@ impl Joined {
         let values = |source| JoinError::Values { server: server(), source };
         let members = directory_of(&admitted).map_err(values)?;
         let (node, epoch) = (NodeId(admitted.node), admitted.epoch.parse().map_err(values)?);
-        let identity = key.identify(cluster, epoch, node, admitted.authority, admitted.certificate);
+        let issued = admitted.issued.unwrap_or_default().into();
+        let identity = key.identify(cluster, epoch, node, issued);
         let identity = identity.map_err(|source| JoinError::Identity { server: server(), source })?;
         Ok(Self { identity, raft: directory::raft(admitted.raft), members })
     }

@@ -26,7 +26,7 @@ use tracing::{debug, error, info, warn};
 use super::incarnations::Hello;
 use super::proto::peer_client::PeerClient;
 use super::proto::{RaftEnd, RaftFrame};
-use super::{Directory, Inbound, MAX_MESSAGE, Member, Shared, connect, proto};
+use super::{Directory, Inbound, MAX_MESSAGE, Member, Shared, Tasks, connect, proto};
 use crate::error_chain;
 use crate::identity::{Expected, NodeIdentity, member_client};
 
@@ -155,11 +155,20 @@ impl Link {
 pub async fn follow_directory(shared: Arc<Shared>) {
     let mut directory = shared.directory.clone();
     let mut identity = shared.identity.subscribe();
+    let mut trusted = Vec::new();
     loop {
         let members = directory.borrow_and_update().clone();
         let own = identity.borrow_and_update().clone();
         if let Some(own) = own {
-            shared.links.change(|table| table.match_members(&members, &own, &shared));
+            let trusts_less = trusted.iter().any(|authority| !own.issued.authorities.contains(authority));
+            trusted.clone_from(&own.issued.authorities);
+            shared.links.change(|table| {
+                if trusts_less {
+                    // Who has answered the calls may have been vouched for by the one that is no authority any more.
+                    table.links.clear();
+                }
+                table.match_members(&members, &own, &shared);
+            });
         }
         // Both senders may be gone at shutdown; this task is ended by then, or soon.
         tokio::select! {
@@ -186,11 +195,13 @@ impl Table {
 fn open_link(node: NodeId, member: Member, own: &Arc<NodeIdentity>, shared: &Arc<Shared>) -> Link {
     let connected = Arc::new(AtomicBool::new(false));
     let fault = Fault(Arc::new(Mutex::new(Some("not reached yet".to_owned()))));
-    let channel = lazy_channel(node, member.clone(), (connected.clone(), fault.clone()), shared);
-    let side_channel = lazy_channel(node, member.clone(), (Arc::new(AtomicBool::new(true)), fault.clone()), shared);
+    let (alive, mut gone) = watch::channel(());
+    let tasks = LinkTasks { tasks: shared.tasks.clone(), gone: gone.clone() };
+    let channel = lazy_channel(node, member.clone(), (connected.clone(), fault.clone()), shared, tasks.clone());
+    let is_said = Arc::new(AtomicBool::new(true));
+    let side_channel = lazy_channel(node, member.clone(), (is_said, fault.clone()), shared, tasks);
     let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
-    let (alive, mut gone) = watch::channel(());
     let called = Arc::new(Notify::new());
     // Who is a server carries raft's messages, whatever its state says: one that replays its log may not know yet.
     if let Some(raft) = shared.raft() {
@@ -226,6 +237,7 @@ fn lazy_channel(
     member: Member,
     (connected, fault): (Arc<AtomicBool>, Fault),
     shared: &Arc<Shared>,
+    tasks: LinkTasks,
 ) -> Channel {
     let (own, clock) = (shared.identity.subscribe(), shared.clock);
     let connector = tower::service_fn(move |_| {
@@ -243,7 +255,27 @@ fn lazy_channel(
             Ok::<_, connect::ConnectError>(TokioIo::new(stream))
         }
     });
-    connect::endpoint(&shared.tasks).connect_with_connector_lazy(connector)
+    connect::endpoint(tasks).connect_with_connector_lazy(connector)
+}
+
+/// Spawns what ends when a link does: its connections.
+#[derive(Clone)]
+struct LinkTasks {
+    tasks: Tasks,
+    gone: watch::Receiver<()>,
+}
+
+impl<F: Future + Send + 'static> hyper::rt::Executor<F> for LinkTasks {
+    fn execute(&self, future: F) {
+        let mut gone = self.gone.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                // Nothing is ever sent.
+                _ = gone.changed() => {}
+                _ = future => {}
+            }
+        });
+    }
 }
 
 /// What the task of a link works with.

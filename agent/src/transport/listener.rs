@@ -129,10 +129,12 @@ impl Port {
             }
         };
         let caller = Caller { remote, peer, leaf: tls.leaf, challenge: Arc::default() };
+        let certificate = certificate.cloned();
         let connection = self.connection(TokioIo::new(stream), caller);
-        let ended = match peer {
-            Some(peer) => tokio::select! {
+        let ended = match peer.zip(certificate) {
+            Some((peer, certificate)) => tokio::select! {
                 ended = connection => ended,
+                () = self.shared.distrust(&certificate) => Ok(()),
                 () = async {
                     self.shared.removal(peer).await;
                     tokio::time::sleep(LAST_WORDS).await;

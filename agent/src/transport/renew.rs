@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::Address;
+use blixard_core::types::{Address, Hash};
 use tonic::{Request, Response, Status};
 
 use super::connect::{self, ConnectError};
@@ -13,10 +13,10 @@ use super::join::Connection;
 use super::link::describe;
 use super::proto::join_client::JoinClient;
 use super::proto::renew_reply::Result as Reply;
-use super::proto::{RenewReply, RenewRequest, Renewed};
-use super::{Renewal, Tasks};
+use super::proto::{RenewReply, RenewRequest};
+use super::{Tasks, proto};
 use crate::error_chain;
-use crate::identity::{Clock, IdentityError, NodeIdentity, TlsError, renewing_client};
+use crate::identity::{Clock, IdentityError, Issued, NodeIdentity, TlsError, renewing_client};
 
 /// How long one server may take, beyond the connection.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,6 +26,8 @@ const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum RenewError {
     #[error("cannot ask for it")]
     Own(#[source] TlsError),
+    #[error("cannot ask for it")]
+    Request(#[source] IdentityError),
     #[error(transparent)]
     Connect(ConnectError),
     #[error("{address} does not answer within {} s", RENEW_TIMEOUT.as_secs())]
@@ -36,16 +38,21 @@ pub enum RenewError {
     Issued { address: Address, source: IdentityError },
 }
 
-/// `identity` with the certificate that the member at `address` has issued for it.
+/// The certificate (DER) that the member at `address` has issued for `identity`.
 ///
 /// # Errors
 /// Nothing is left half-done after any of them.
-pub async fn renew(address: &Address, identity: &NodeIdentity, clock: Clock) -> Result<NodeIdentity, RenewError> {
+pub async fn renew(
+    address: &Address,
+    identity: &NodeIdentity,
+    issuer: Hash,
+    clock: Clock,
+) -> Result<Vec<u8>, RenewError> {
     let mut config = renewing_client(identity).map_err(RenewError::Own)?;
     config.time_provider = Arc::new(clock);
-    let unusable = |source| RenewError::Issued { address: address.clone(), source };
     let refused = |reason| RenewError::Refused { address: address.clone(), reason };
-    let request = RenewRequest { request: identity.request().map_err(unusable)? };
+    let request = identity.request().map_err(RenewError::Request)?;
+    let request = RenewRequest { request, issuer: issuer.to_bytes().to_vec() };
     let stream = connect::connect(address, Arc::new(config)).await.map_err(RenewError::Connect)?;
     let tasks = Connection(Tasks::default());
     let call = async {
@@ -55,11 +62,21 @@ pub async fn renew(address: &Address, identity: &NodeIdentity, clock: Clock) -> 
     let timed_out = |_| RenewError::TimedOut { address: address.clone() };
     let reply = tokio::time::timeout(RENEW_TIMEOUT, call).await.map_err(timed_out)?.map_err(refused)?;
     match reply.into_inner().result {
-        Some(Reply::Renewed(Renewed { authority, certificate })) => {
-            identity.renewed(authority, certificate, clock).map_err(unusable)
-        }
+        Some(Reply::Certificate(certificate)) => Ok(certificate),
         Some(Reply::Refused(reason)) => Err(refused(reason)),
         None => Err(refused("it gave no reason".to_owned())),
+    }
+}
+
+impl From<Issued> for proto::Issued {
+    fn from(Issued { authorities, certificate }: Issued) -> Self {
+        Self { authorities, certificate }
+    }
+}
+
+impl From<proto::Issued> for Issued {
+    fn from(proto::Issued { authorities, certificate }: proto::Issued) -> Self {
+        Self { authorities, certificate }
     }
 }
 
@@ -67,10 +84,13 @@ impl Door {
     pub(super) fn renew_certificate(&self, request: &Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         let caller = caller(request);
         self.try_join(&caller)?;
-        let result = match self.shared.inbound.renew(&request.get_ref().request) {
-            Ok(Renewal { authority, certificate }) => {
+        let RenewRequest { request, issuer } = request.get_ref();
+        let issuer = issuer.as_slice().try_into().map(Hash::from_bytes);
+        let issuer = issuer.map_err(|_| Status::invalid_argument("the issuer is no SHA-256"))?;
+        let result = match self.shared.inbound.renew(request, issuer) {
+            Ok(certificate) => {
                 self.forgive(&caller);
-                Reply::Renewed(Renewed { authority, certificate })
+                Reply::Certificate(certificate)
             }
             Err(refusal) => Reply::Refused(refusal.0),
         };

@@ -1,13 +1,14 @@
-//! Certificates that are renewed, or have expired.
+//! Certificates that are renewed, or have expired, or are of another authority.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use blixard::identity::Clock;
+use blixard::api::proto;
+use blixard::identity::{Clock, NodeIdentity};
 
-use super::support::{Agent, Host, wait_for};
+use super::support::{Agent, Api, Host, wait_for};
 use super::tokens::{create_token, with_token};
-use super::{cluster, sees_servers, sees_whole, start};
+use super::{cluster, sees_servers, sees_whole, start, waits_for};
 
 fn later(hosts: &mut [Host], days: u64) {
     for host in hosts {
@@ -76,4 +77,87 @@ async fn a_cluster_that_was_off_until_all_certificates_had_expired_starts_by_its
     std::fs::write(renewed(&beta), "damaged").unwrap();
     let agents = [alpha.start(), beta.start()];
     sees_servers(&agents[1], 1, 2).await;
+}
+
+async fn rotate(agent: &Api, given: Option<proto::GivenAuthority>) -> Result<(), tonic::Status> {
+    agent.client().await.rotate_authority(proto::RotateAuthorityRequest { given }).await.map(|_| ())
+}
+
+/// The authorities that a host trusts after a restart, once it is one alone, and not `but` this one.
+async fn trusts_one(host: &Host, but: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let read = async || {
+        let bytes = std::fs::read(renewed(host)).map_err(|error| error.to_string())?;
+        let kept: NodeIdentity = postcard::from_bytes(&bytes).map_err(|error| error.to_string())?;
+        let trusted = kept.issued.authorities;
+        if trusted.len() == 1 && trusted != but { Ok(trusted) } else { Err(format!("{} of them", trusted.len())) }
+    };
+    wait_for("one other authority", read).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authority_takes_the_place_of_the_clusters_and_nobody_notices() {
+    let hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let [alpha, beta, gamma] = start(&hosts).await;
+    let [worker] = with_token(["delta"], &hosts[0], &create_token(&alpha).await.token);
+    let delta = worker.start();
+    if cluster(&sees_servers(&alpha, 3, 4).await).leader != "alpha" {
+        let request = proto::TransferLeaderRequest { name: "alpha".to_owned() };
+        alpha.client().await.transfer_leader(request).await.unwrap();
+    }
+    let before = cluster(&sees_servers(&alpha, 3, 4).await).clone();
+    let old_token = create_token(&alpha).await.token;
+    // Only who has the secret can make one.
+    let error = rotate(&delta, None).await.unwrap_err();
+    assert!(error.message().contains("no cluster secret"), "{error}");
+
+    // One that is away is waited for: it would trust nobody any more.
+    beta.stop().await;
+    rotate(&alpha, None).await.unwrap();
+    let waits = "waits for beta to trust the new one";
+    let said = |status: &proto::StatusReply| status.problems.iter().any(|problem| problem.contains(waits));
+    gamma.sees("for whom it waits", said).await;
+    let error = rotate(&alpha, None).await.unwrap_err();
+    assert!(error.message().contains("being rotated"), "{error}");
+    let beta = hosts[1].start();
+    let mut trusted = Vec::new();
+    for host in hosts.iter().chain([&worker]) {
+        trusted.push(trusts_one(host, &[]).await);
+    }
+    assert!(trusted.iter().all(|one| *one == trusted[0]));
+    let after = cluster(&sees_servers(&alpha, 3, 4).await).clone();
+    assert_eq!((before.leader, before.term), (after.leader, after.term));
+
+    // Everything goes on with what is on disk, and whoever joins is told of the new one only.
+    stop([alpha, beta, gamma, delta]).await;
+    let [alpha, beta, gamma] = hosts.each_ref().map(Host::start);
+    let delta = worker.start();
+    for agent in [&alpha, &beta, &gamma, &delta] {
+        sees_servers(agent, 3, 4).await;
+    }
+    let [late] = with_token(["late"], &hosts[0], &old_token);
+    waits_for(&late.start(), &["authority", "blixard token create"]).await;
+    let [late] = with_token(["late"], &hosts[0], &create_token(&delta).await.token);
+    sees_servers(&late.start(), 3, 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_a_person_has_made_issues_the_certificates() {
+    let [host] = Host::blank(["alpha"]);
+    let alpha = host.start();
+    alpha.is_healthy().await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap();
+    let other = rcgen::KeyPair::generate().unwrap();
+    let given =
+        |key: &rcgen::KeyPair| Some(proto::GivenAuthority { certificate: certificate.pem(), key: key.serialize_pem() });
+    let error = rotate(&alpha, given(&other)).await.unwrap_err();
+    assert!(error.message().contains("belong together"), "{error}");
+    rotate(&alpha, given(&key)).await.unwrap();
+    assert_eq!(trusts_one(&host, &[]).await, [certificate.der().to_vec()]);
+    let error = rotate(&alpha, given(&key)).await.unwrap_err();
+    assert!(error.message().contains("already"), "{error}");
+    let [late] = with_token(["late"], &host, &create_token(&alpha).await.token);
+    sees_servers(&late.start(), 1, 2).await;
 }

@@ -77,9 +77,9 @@ impl State {
         tag: u32,
         at: Timestamp,
     ) -> Result<(NodeId, RaftId), BeginError> {
-        if self.cluster.is_none() {
-            return Err(BeginError::NoCluster);
-        }
+        let cluster = self.cluster.as_mut().ok_or(BeginError::NoCluster)?;
+        // All others are given a certificate of the authority that issues when they rejoin.
+        cluster.rotation = None;
         let first = match beginner {
             Beginner::Survivor(node) => {
                 if !self.nodes.contains_key(&node) {

@@ -44,6 +44,7 @@ impl State {
                 understands: new.understands,
                 worker: None,
                 leaving: false,
+                rotated: None,
             },
         );
         self.worker_status.insert(node, WorkerStatus { alive: true, since: at });

@@ -146,6 +146,7 @@ impl State {
             self.dirty.held.insert(node);
         }
         self.set_absence(node, None);
+        self.go_on_rotating();
     }
 }
 

@@ -181,20 +181,19 @@ impl Inbound for Recorder {
         *self.credential.lock().unwrap() = Some(candidate.credential);
         let authority = self.authority.as_ref().ok_or_else(|| Refusal("no authority".to_owned()))?;
         let (epoch, node) = (ClusterEpoch::FIRST, NodeId(9));
-        let certificate =
-            authority.issue(&candidate.request, epoch, node).map_err(|error| Refusal(error.to_string()))?;
+        let issued = authority.issue_alone(&candidate.request, epoch, node);
+        let issued = issued.map_err(|error| Refusal(error.to_string()))?;
         let member = Member { name: candidate.name, address: candidate.address, raft: Some(RaftId(19)) };
         Ok(Admission {
             cluster: authority.cluster(),
             epoch,
-            authority: authority.certificate().to_vec(),
-            certificate,
+            issued,
             node,
             raft: Some(RaftId(19)),
             members: Directory::of([(node, member)]),
         })
     }
-    fn renew(&self, _: &[u8]) -> Result<Renewal, Refusal> {
+    fn renew(&self, _: &[u8], _: Hash) -> Result<Vec<u8>, Refusal> {
         Err(Refusal("no authority".to_owned()))
     }
 }
@@ -349,5 +348,5 @@ pub async fn channel(address: SocketAddr, config: ClientConfig) -> Result<Channe
         let stream = once.take().ok_or_else(|| std::io::Error::other("used up"));
         async { stream }
     });
-    connect::endpoint(&Tasks::default()).connect_with_connector(connector).await.map_err(|error| error_chain(&error))
+    connect::endpoint(Tasks::default()).connect_with_connector(connector).await.map_err(|error| error_chain(&error))
 }

@@ -1,0 +1,51 @@
+//! What is secret in a token or an authority is drawn by the host that is asked.
+
+use blixard_core::command::{Answer, Command, Reply};
+use blixard_core::types::{NodeRole, TokenId};
+use tonic::Status;
+
+use super::{Api, proto};
+use crate::identity::{self, Authority, JoinToken, TokenSecret};
+
+impl Api {
+    pub(super) async fn draw_token(
+        &self,
+        request: proto::CreateTokenRequest,
+    ) -> Result<proto::CreateTokenReply, Status> {
+        let authority = self.read(|state, _| state.cluster().map(|known| (known.id, known.ca_certificate.clone())))?;
+        let (cluster, certificate) = authority.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
+        let authority = identity::key_of(&certificate).map_err(|error| Status::internal(crate::error_chain(&error)))?;
+        let (id, secret) = (TokenId(u64::from_be_bytes(identity::random())), TokenSecret::draw());
+        let proto::CreateTokenRequest { ttl_ms, role } = request;
+        let role = Some(role).filter(|role| !role.is_empty()).map(|role| role.parse::<NodeRole>());
+        let role = role.transpose().map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let Answer { index, reply } =
+            self.propose(Command::CreateToken { token: id, secret: secret.hash(), ttl_ms, role }).await?;
+        let Reply::Token { expires } = reply else {
+            return Err(Status::internal(format!("an answer of another kind: {reply:?}")));
+        };
+        let token = JoinToken { cluster, authority, id, secret, expires }.to_string();
+        Ok(proto::CreateTokenReply { token, id: id.to_string(), expires: expires.0, index })
+    }
+
+    pub(super) async fn begin_rotation(
+        &self,
+        request: proto::RotateAuthorityRequest,
+    ) -> Result<proto::RotateAuthorityReply, Status> {
+        let secret = self.secret.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "this host has no cluster secret, with which the key is sealed: ask on one that has",
+            )
+        })?;
+        let cluster = self.read(|state, _| state.cluster().map(|known| known.id))?;
+        let cluster = cluster.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
+        let authority = match request.given {
+            None => Authority::create(cluster),
+            Some(proto::GivenAuthority { certificate, key }) => Authority::of_pem(cluster, &certificate, &key),
+        };
+        let authority = authority.map_err(|error| Status::invalid_argument(crate::error_chain(&error)))?;
+        let (certificate, sealed_key) = (authority.certificate().to_vec(), authority.seal(secret));
+        let index = self.change(Command::RotateAuthority { certificate, sealed_key }).await?;
+        Ok(proto::RotateAuthorityReply { index })
+    }
+}
