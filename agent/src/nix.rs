@@ -128,7 +128,6 @@ fn complaint(output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn runner() -> StorePath {
         "/nix/store/0c6kzph7l0dcbfmjap64f0czdafn3b7x-runner".parse().unwrap()
@@ -137,8 +136,11 @@ mod tests {
     /// A store whose `nix-store` is this script.
     fn store(dir: &Path, script: &str) -> NixCommand {
         let program = dir.join("nix-store");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        // Not by this process: while it writes, a test beside this one may start a program, which has the file open for
+        // writing too until it runs, and what is open for writing can't be run ("Text file busy").
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$2" && chmod 755 "$2""#;
+        let written = std::process::Command::new("sh").args(["-c", write, "sh", script]).arg(&program).status();
+        assert!(written.unwrap().success());
         NixCommand { program, roots: dir.join("roots"), max_wait: Duration::from_secs(60) }
     }
 

@@ -129,7 +129,10 @@ async fn an_agent_that_is_no_member_yet_is_unreachable_and_says_for_what_it_wait
 fn a_socket_that_one_may_not_open_says_who_may() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("blixard");
-    std::fs::copy(env!("CARGO_BIN_EXE_blixard"), &program).unwrap();
+    // Not by this process: while it writes, a test beside this one may start a program, which has the file open for writing
+    // too until it runs, and what is open for writing can't be run ("Text file busy").
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_blixard")).arg(&program).status();
+    assert!(copied.unwrap().success());
     let socket = dir.path().join("api.sock");
     let _listener = UnixListener::bind(&socket).unwrap();
     let open = |path: &Path, mode| {
