@@ -38,7 +38,9 @@ pub fn follow(common: Common, spent: RaftId) -> (Handle, Ended) {
     let Common { node, transport, directory, .. } = common;
     let (is_told, _) = watch::channel(false);
     let applied = handle.applied();
-    let follower = Follower { own: node, spent, known: known.clone(), applied, transport, directory, news, is_told };
+    let joined = directory.borrow().clone();
+    let follower =
+        Follower { own: node, spent, known: known.clone(), applied, transport, joined, directory, news, is_told };
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         let result = tokio::select! {
@@ -61,6 +63,8 @@ struct Follower {
     /// The last log entry that it has heard of, for the handles to read.
     applied: Arc<AtomicU64>,
     transport: Arc<Transport>,
+    /// The servers as it heard of them before this start.
+    joined: Arc<Directory>,
     directory: watch::Sender<Arc<Directory>>,
     news: News,
     /// Whether a server has told this node what it has to do since the agent started.
@@ -119,12 +123,12 @@ impl Follower {
     }
 
     fn take(&self, applied: u64, state: State) {
-        self.publish(directory_of(&state).servers_and(self.own));
         {
             let mut known = self.known.change();
             known.state = state;
             known.standing.applied = applied;
         }
+        self.publish(self.told());
         self.applied.fetch_max(applied, Ordering::Relaxed);
         self.is_told.send_replace(true);
         self.news.assignment.send_modify(|revision| *revision += 1);
@@ -162,17 +166,23 @@ impl Follower {
         let Some(Beat { leader, servers, applied }) = beat else { return self.set_leader(None) };
         self.applied.fetch_max(applied, Ordering::Relaxed);
         if applied > self.known.look().standing.applied && servers.servers().next().is_some() {
-            self.meet(servers);
+            self.meet(&servers);
         }
         self.set_leader(leader.and_then(|node| self.directory.borrow().get(node)?.raft));
     }
 
-    /// Servers that are newer than those that it knows: it may not reach any of these any more.
-    fn meet(&self, mut servers: Directory) {
-        if let Some(own) = self.directory.borrow().get(self.own) {
-            servers.enter(self.own, own.clone());
-        }
-        self.publish(servers);
+    /// Servers that are newer than those that it was told of: it may not reach any of these any more. They are asked besides
+    /// them, as it is one member's word, until one of either tells it what is so.
+    fn meet(&self, newer: &Directory) {
+        let told = self.told();
+        let all = newer.members().chain(told.members());
+        self.publish(Directory::of(all.map(|(node, member)| (node, member.clone()))));
+    }
+
+    /// The servers and this node, as it was told with its assignment, or before this start.
+    fn told(&self) -> Directory {
+        let state = &self.known.look().state;
+        if state.cluster().is_some() { directory_of(state).servers_and(self.own) } else { (*self.joined).clone() }
     }
 
     fn publish(&self, directory: Directory) {
@@ -228,4 +238,56 @@ impl Follower {
 enum Listened {
     End(End),
     Broken(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::command::{Command, Entry, NewNode};
+    use blixard_core::types::{ClientId, ClusterId, Hash, Level, NodeRole, Term, Timestamp};
+
+    use super::*;
+    use crate::transport::Member;
+    use crate::transport::tests::rig::{Cluster, node, wait_for};
+
+    fn host(name: &str, role: NodeRole) -> NewNode {
+        let (name, address) = (name.parse().unwrap(), "127.0.0.1:1".parse().unwrap());
+        NewNode { key: Hash::of(b"its key"), understands: Level::NEWEST, name, address, role }
+    }
+
+    /// What node 2 is told in a cluster of one server.
+    fn assignment() -> Vec<u8> {
+        let (cluster, first) = (ClusterId::from_bytes([7; 16]), host("alpha", NodeRole::Auto));
+        let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };
+        let mut state = State::default();
+        let commands = [(Some(Term(1)), found), (None, Command::Admit(host("beta", NodeRole::Worker)))];
+        for (index, (decided_in, command)) in (1..).zip(commands) {
+            state.apply(index, Term(1), &Entry { at: Timestamp(0), decided_in, request: None, command });
+        }
+        state.assignment(node(1), 9).encode()
+    }
+
+    #[tokio::test]
+    async fn a_list_of_servers_none_of_which_can_be_reached_keeps_nobody_from_those_that_it_knew() {
+        let Cluster { nodes, .. } = Cluster::pair().await;
+        let [server, own] = nodes.try_into().ok().unwrap();
+        let nowhere = Member {
+            address: "127.0.0.1:1".parse().unwrap(),
+            ..server.directory.borrow().get(node(0)).unwrap().clone()
+        };
+        *server.recorder.servers.lock().unwrap() = Directory::of([0, 8].map(|at| (node(at), nowhere.clone())));
+        let common = Common {
+            node: node(1),
+            client: ClientId(1),
+            understands: Level::NEWEST,
+            transport: own.transport.clone(),
+            directory: own.directory,
+        };
+        let directories = common.directory.subscribe();
+        let (handle, _ended) = follow(common, RaftId(0));
+        wait_for("the list", || (), || directories.borrow().get(node(8)).is_some()).await;
+        *server.recorder.assignments.lock().unwrap() = Some(vec![assignment()]);
+        let is_told = || handle.read(|state, _| state.cluster().is_some()).unwrap();
+        wait_for("what it has to do", || (), is_told).await;
+        wait_for("the list to be forgotten", || (), || directories.borrow().get(node(8)).is_none()).await;
+    }
 }
