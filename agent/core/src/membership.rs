@@ -28,9 +28,23 @@ pub struct Wanted {
 
 /// Who is to be a server, given who votes now, and who is lost: silent for so long that another takes its place.
 ///
-/// Who votes stays, as long as it isn't lost and there aren't too many; a lost one stays until there is another.
+/// Who votes stays, as long as it isn't lost and there aren't too many; a lost one stays until there is another. Where one
+/// learns already that was enlisted in its place, a leader before has waited for it, and it is lost for this one, too.
 #[must_use]
 pub fn wanted(state: &State, servers: &Membership, is_lost: impl Fn(NodeId) -> bool) -> Wanted {
+    let wanted = choose(state, servers, &is_lost);
+    let is_voter = |node: &Node| node.raft.is_some_and(|raft| servers.voters.contains(&raft));
+    let (voters, learners): (Vec<_>, Vec<_>) = state.servers().partition(|(_, node)| is_voter(node));
+    let spare = learners.iter().filter(|(id, _)| !wanted.enlisted.contains(id)).count();
+    let silent_since = |id| state.worker_status(id).filter(|status| !status.alive).map(|status| (status.since, id));
+    let mut silent: Vec<_> = voters.iter().filter_map(|(id, _)| silent_since(**id)).collect();
+    silent.sort_unstable();
+    let replaced: Vec<_> = silent.iter().take(spare).map(|(_, id)| *id).collect();
+    if replaced.is_empty() { wanted } else { choose(state, servers, |id| is_lost(id) || replaced.contains(&id)) }
+}
+
+/// Who is to be a server, given who is lost.
+fn choose(state: &State, servers: &Membership, is_lost: impl Fn(NodeId) -> bool) -> Wanted {
     let nodes =
         state.nodes().iter().filter(|(id, node)| node.role != NodeRole::Worker && !is_emptied(state, **id, node));
     let candidates = nodes.map(|(id, node)| Candidate::of(*id, node, state, servers, is_lost(*id)));

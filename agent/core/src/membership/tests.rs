@@ -120,6 +120,29 @@ fn a_fourth_host_is_a_worker_until_a_server_is_lost_and_then_takes_its_place() {
 }
 
 #[test]
+fn a_replacement_that_is_under_way_goes_on_under_another_leader() {
+    let mut fixture = auto(7);
+    set_servers(&mut fixture, 5);
+    for node in [4, 5].map(NodeId) {
+        fixture.decide(Command::Enlist { node });
+    }
+    // Of two that don't answer it is the longer silent one whose place the other was to take.
+    for node in [5, 4].map(NodeId) {
+        fixture.decide(Command::SetWorkerAlive { node, alive: false });
+    }
+    let all = silent(status(&[1, 2, 3, 4, 5], &[], &[]), &[4, 5]);
+    assert_eq!(next(&fixture.state, &all), None, "neither is lost yet");
+    fixture.decide(Command::Enlist { node: NodeId(6) });
+    assert_eq!(next(&fixture.state, &all), Some(added(6)));
+    let learning = |caught_up: &[u64]| silent(status(&[1, 2, 3, 4, 5], &[6], caught_up), &[4, 5]);
+    assert_eq!(next(&fixture.state, &learning(&[])), None);
+    assert_eq!(next(&fixture.state, &learning(&[6])), Some(removed(5)));
+    fixture.decide(Command::SetWorkerAlive { node: NodeId(4), alive: true });
+    fixture.decide(Command::SetWorkerAlive { node: NodeId(5), alive: true });
+    assert_eq!(next(&fixture.state, &learning(&[6])), Some(removed(6)), "they are back before it votes");
+}
+
+#[test]
 fn without_another_host_a_lost_server_keeps_its_vote() {
     let state = auto(3).state;
     let all = silent(status(&[1, 2, 3], &[], &[]), &[3]);
