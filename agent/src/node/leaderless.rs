@@ -29,6 +29,10 @@ fn way_out(state: &State, standing: &Standing, faults: &BTreeMap<NodeId, String>
     // Who is no server calls one of them, and knows nothing of the others.
     standing.raft?;
     let servers: Vec<_> = standing.voters.iter().filter_map(|raft| state.node_of_raft(*raft)).collect();
+    if servers.is_empty() {
+        // A new server that has heard nothing yet has nothing that a cluster could begin anew from.
+        return None;
+    }
     let reason = |node: NodeId| faults.get(&node).filter(|_| node != standing.node);
     let (answer, lost): (Vec<_>, Vec<_>) = servers.iter().partition(|(node, _)| reason(*node).is_none());
     if answer.len() > standing.voters.len() / 2 {
@@ -95,6 +99,15 @@ mod tests {
         assert!(told.contains("of 3 servers beta answers"), "{told}");
         assert!(told.contains("alpha (refused 1), gamma (refused 3); if they are lost for good"), "{told}");
         assert!(told.contains("blixard cluster recover"), "{told}");
+    }
+
+    #[test]
+    fn a_server_that_has_heard_nothing_yet_names_nobody_and_is_no_way_out() {
+        let (_, standing) = three();
+        let blank =
+            Standing { node: NodeId(4), raft: Some(RaftId(4)), voters: BTreeSet::from([RaftId(1)]), ..standing };
+        let lost = BTreeMap::from([(NodeId(1), "refused".to_owned())]);
+        assert_eq!(way_out(&State::default(), &blank, &lost), None);
     }
 
     #[test]
