@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use blixard_core::command::{DecodeError, Entry, NewNode};
 use blixard_core::driver::{LogStore as _, Position, Recovered};
 use blixard_core::state::{BeginError, Beginner, Loading, Renewal, RowError, State};
-use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, NodeName, RaftId, Term};
+use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, NodeName, NodeRole, RaftId, Term};
 use rustix::fs::{CWD, RenameFlags};
 
 use super::data::{self, Data, Replica};
@@ -49,6 +49,11 @@ pub enum RecoveryError {
          directory away, or restore on another host"
     )]
     NotBlank { path: PathBuf },
+    #[error(
+        "this host is configured as a worker, and the cluster begins anew with one server, this one: restore on another host, \
+         or set node.role to auto"
+    )]
+    Worker,
     #[error("cannot use the backup {path}")]
     Backup { path: PathBuf, source: BackupError },
     #[error("cannot make a state of the backup {path}")]
@@ -160,8 +165,12 @@ pub struct Restorable {
 /// Reads all of a backup, for this host, which has to be a blank one.
 ///
 /// # Errors
-/// When this host is a member of a cluster, or the backup isn't whole, or of a newer agent, or needs another secret.
+/// When this host is a member of a cluster or declared a worker, or the backup isn't whole, or of a newer agent, or needs
+/// another secret.
 pub fn examine_backup(file: &Path, config: Config, understands: Level) -> Result<Restorable, RecoveryError> {
+    if config.role() == NodeRole::Worker {
+        return Err(RecoveryError::Worker);
+    }
     let secret = read_secret(&config)?;
     let dir = raft_dir(&config);
     make_dir(&config.node.data_dir, 0o755).map_err(RecoveryError::Open)?;

@@ -92,7 +92,11 @@ async fn a_backup_is_restored_onto_new_hosts_that_start_nothing_before_the_old_o
     }
 
     // New hosts, of which one has an old one's name.
-    let new = Host::blank(["alpha", "delta"]);
+    let mut new = Host::blank(["alpha", "delta"]);
+    new[1].role = "worker";
+    let refused = restore(&new[1], &file, false).unwrap_err();
+    assert!(refused.contains("configured as a worker") && refused.contains("node.role"), "{refused}");
+    new[1].role = "auto";
     let refused = restore(&new[0], &file, false).unwrap_err();
     assert!(refused.contains("alpha is taken by a member") && refused.contains("--replace"), "{refused}");
     assert_eq!(restore(&new[0], &file, true).unwrap(), 2);
