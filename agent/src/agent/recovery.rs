@@ -62,7 +62,10 @@ pub enum RecoveryError {
     Unfit(NodeError),
     #[error(transparent)]
     Begin(BeginError),
-    #[error("{path} is there already: it holds this host's data of an earlier epoch; move it away")]
+    #[error(
+        "{path} is there already: it holds this host's data of an earlier epoch, or what a try made that was cut short; move it \
+         away"
+    )]
     Kept { path: PathBuf },
     #[error("cannot write the new log")]
     WriteLog(#[source] LogError),

@@ -174,7 +174,10 @@ async fn what_cannot_be_recovered_is_refused_and_left_as_it_was() {
     alpha.secret = beta.secret;
     std::fs::create_dir(alpha.dir.path().join("data/raft.epoch-1")).unwrap();
     let kept = recovery::examine(alpha.config(), Level::NEWEST).unwrap().recover();
-    assert!(matches!(kept, Err(RecoveryError::Kept { .. })), "{kept:?}");
+    assert!(
+        matches!(&kept, Err(error @ RecoveryError::Kept { .. }) if error.to_string().contains("cut short")),
+        "{kept:?}"
+    );
     // A host that waits to become a member has nothing to recover.
     let waiting = beta.start();
     waiting.client().await;
