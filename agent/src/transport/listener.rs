@@ -1,21 +1,24 @@
 //! The port that peers and joining hosts reach: TLS 1.3 and HTTP/2, with a limit on everything.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blixard_core::types::{Hash, NodeId};
+use futures_util::future::BoxFuture;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 use tracing::{debug, warn};
 
 use super::door::{Challenge, Door};
-use super::passing::API_PATH;
+use super::passing::{API_PATH, ApiResponse};
 use super::peer::PeerService;
 use super::proto::join_server::JoinServer;
 use super::proto::peer_server::PeerServer;
@@ -29,6 +32,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_PEERS: usize = 20_000;
 /// How long a connection without a member's certificate may last: one join takes far less.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
+/// Most calls on it: a join takes two.
+const MAX_STRANGER_CALLS: u32 = 16;
 /// How long a node that was removed has to hear that.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Largest message of the join protocol.
@@ -46,6 +51,9 @@ const MAX_PENDING_RESETS: usize = 20;
 const PEER_PATH: &str = "/blixard.peer.v1.Peer/";
 /// Least time between two warnings about what came from the network.
 const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// An answer on its way.
+type Answering = BoxFuture<'static, Result<ApiResponse, Infallible>>;
 
 /// What is known of the other side of a connection; each request carries it.
 #[derive(Clone)]
@@ -130,20 +138,26 @@ impl Port {
         };
         let caller = Caller { remote, peer, leaf: tls.leaf, challenge: Arc::default() };
         let certificate = certificate.cloned();
-        let connection = self.connection(TokioIo::new(stream), caller);
-        let ended = match peer.zip(certificate) {
-            Some((peer, certificate)) => tokio::select! {
-                ended = connection => ended,
-                () = self.shared.distrust(&certificate) => Ok(()),
-                () = async {
-                    self.shared.removal(peer).await;
-                    tokio::time::sleep(LAST_WORDS).await;
-                } => Ok(()),
-            },
-            None => tokio::time::timeout(STRANGER_LIFETIME, connection).await.unwrap_or(Ok(())),
+        let asked_enough = Arc::new(Notify::new());
+        let connection = self.connection(TokioIo::new(stream), caller, asked_enough.clone());
+        let over = async {
+            if let Some((peer, certificate)) = peer.zip(certificate) {
+                tokio::select! {
+                    () = self.shared.distrust(&certificate) => {}
+                    () = async {
+                        self.shared.removal(peer).await;
+                        tokio::time::sleep(LAST_WORDS).await;
+                    } => {}
+                }
+            } else if tokio::time::timeout(STRANGER_LIFETIME, asked_enough.notified()).await.is_ok() {
+                self.note(remote, "too many calls without a member's certificate");
+            }
         };
-        if let Err(error) = ended {
-            debug!(%remote, %error, "a connection ended");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                debug!(%remote, %error, "a connection ended");
+            },
+            () = over => {}
         }
     }
 
@@ -151,11 +165,17 @@ impl Port {
         &self,
         stream: TokioIo<tokio_rustls::server::TlsStream<TcpStream>>,
         caller: Caller,
+        asked_enough: Arc<Notify>,
     ) -> hyper::Result<()> {
         let is_member = caller.peer.is_some();
         let (window, streams) = if is_member { (WINDOW, MAX_STREAMS) } else { (STRANGER_WINDOW, MAX_STRANGER_STREAMS) };
         let (peer, join, shared) = (self.peer.clone(), self.join.clone(), self.shared.clone());
-        let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        let calls = AtomicU32::new(0);
+        let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| -> Answering {
+            if !is_member && calls.fetch_add(1, Ordering::Relaxed) >= MAX_STRANGER_CALLS {
+                asked_enough.notify_one();
+                return Box::pin(std::future::pending());
+            }
             request.extensions_mut().insert(caller.clone());
             // Each answers "unimplemented" to what it doesn't know.
             if request.uri().path().starts_with(PEER_PATH) {

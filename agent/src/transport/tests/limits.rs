@@ -118,6 +118,26 @@ async fn tries_to_join_that_fail_are_limited_and_say_so() {
 }
 
 #[tokio::test]
+async fn who_has_no_certificate_asks_only_so_often_on_a_connection() {
+    let cluster = Cluster::start(2).await;
+    let mut client = JoinClient::new(channel(cluster.nodes[1].address(), stranger_client()).await.unwrap());
+    let hello = || HelloRequest { nonce: vec![0; 32], name: "gamma".to_owned() };
+    for _ in 0..16 {
+        client.hello(hello()).await.unwrap();
+    }
+    client.hello(hello()).await.unwrap_err();
+    // A member does, and so does a stranger on another connection.
+    let mut client = JoinClient::new(cluster.call(0, 1).await);
+    for _ in 0..100 {
+        client.hello(hello()).await.unwrap();
+    }
+    JoinClient::new(channel(cluster.nodes[1].address(), stranger_client()).await.unwrap())
+        .hello(hello())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn fifty_megabytes_are_refused_everywhere_with_a_clear_error() {
     const SIZE: usize = 50 << 20;
     let mut cluster = Cluster::start(2).await;
