@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use blixard_core::types::{Address, Hypervisor, Labels, NodeName, NodeRole, Resources, Server};
+use blixard_core::types::{Address, Hypervisor, Labels, NodeName, NodeRole, Resources, Server, TrustAnchor};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
@@ -39,6 +39,9 @@ pub struct Node {
     /// What it may be in its cluster.
     #[serde(default = "auto")]
     role: Spanned<NodeRole>,
+    /// The key by which the manifest declares it; it joins by that, then.
+    #[serde(default, deserialize_with = "absolute_if_any")]
+    pub key_file: Option<PathBuf>,
     /// Where the others reach it, if it isn't among `cluster.servers`.
     address: Option<Spanned<Address>>,
     #[serde(default)]
@@ -55,6 +58,8 @@ pub struct Cluster {
     /// Holds what lets a host in that doesn't have the secret.
     #[serde(default, deserialize_with = "absolute_if_any")]
     pub token_file: Option<PathBuf>,
+    /// By what a host with a key of its own knows the cluster.
+    pub authority: Option<TrustAnchor>,
 }
 
 /// What is missing is read from the machine.
@@ -192,14 +197,7 @@ impl Config {
                 return Err((span, "cluster.servers", format!("{} is the address of two hosts", server.address)));
             }
         }
-        let reason = match (&self.cluster.secret_file, &self.cluster.token_file) {
-            (None, None) => Some("neither secret_file nor token_file is set, and a host joins by one of them"),
-            (Some(_), Some(_)) => {
-                Some("secret_file and token_file are set, and a host that has the secret needs no token")
-            }
-            _ => None,
-        };
-        if let Some(reason) = reason {
+        if let Some(reason) = self.wrong_credential() {
             return Err((span, "cluster", reason.to_owned()));
         }
         match (self.listed(), &self.node.address) {
@@ -227,6 +225,25 @@ impl Config {
             return Err((self.tasks.user.span().start, "tasks.user", reason));
         }
         Ok(())
+    }
+
+    /// What is wrong with that by which this host joins.
+    fn wrong_credential(&self) -> Option<&'static str> {
+        let Cluster { secret_file, token_file, authority, .. } = &self.cluster;
+        let key_file = &self.node.key_file;
+        match [secret_file, token_file, key_file].into_iter().flatten().count() {
+            0 => Some("none of secret_file, token_file and node.key_file is set, and a host joins by one of them"),
+            1 if key_file.is_some() && authority.is_none() => Some(
+                "authority isn't set, by which a host with a key knows the cluster: `blixard cluster authority` prints it",
+            ),
+            1 if key_file.is_none() && authority.is_some() => {
+                Some("authority is set, by which a host with node.key_file knows the cluster, and this one has none")
+            }
+            1 => None,
+            _ => Some(
+                "more than one of secret_file, token_file and node.key_file is set, and a host joins by one of them",
+            ),
+        }
     }
 }
 
@@ -329,6 +346,22 @@ secret_file = "/run/secret"
     }
 
     #[test]
+    fn a_host_with_a_key_of_its_own_knows_the_cluster_by_its_authority_and_no_other_has_to() {
+        let authority = format!("authority = \"{}:{}\"", "7".repeat(32), "8".repeat(64));
+        let with_key = |rest: &str| {
+            let text = GOOD.replace("[cluster]", "key_file = \"/run/key\"\n[cluster]");
+            parse(&text.replace("secret_file = \"/run/secret\"", rest))
+        };
+        let config = with_key(&authority).unwrap();
+        assert_eq!(config.node.key_file.as_deref(), Some(Path::new("/run/key")));
+        assert_eq!(format!("authority = \"{}\"", config.cluster.authority.unwrap()), authority);
+        let error = with_key("").unwrap_err();
+        assert!(error.contains("line 7, cluster") && error.contains("blixard cluster authority"), "{error}");
+        let error = parse(&format!("{GOOD}{authority}\n")).unwrap_err();
+        assert!(error.contains("line 6, cluster") && error.contains("node.key_file"), "{error}");
+    }
+
+    #[test]
     fn what_is_set_overrides_the_machine() {
         let text = format!("{GOOD}\n[resources]\ncpus = 2\nmemory_mib = 1000\n[resources.reserve]\nmemory_mib = 100\n");
         let machine = Resources { cpus: 4, memory_mib: 4096, disk_mib: 2048 };
@@ -351,8 +384,11 @@ secret_file = "/run/secret"
             ("beta@[fd00::2]:7420", "alpha@10.0.0.1:1", "line 6", "cluster.servers"),
             ("beta@[fd00::2]:7420", "beta@192.168.1.1:7420", "line 6", "cluster.servers"),
             ("/run/secret", "secret", "line 7", "secret is not an absolute path"),
-            ("secret_file = \"/run/secret\"", "", "line 6", "neither secret_file nor token_file"),
-            ("\"/run/secret\"", "\"/run/secret\"\ntoken_file = \"/run/token\"", "line 6", "needs no token"),
+            ("secret_file = \"/run/secret\"", "", "line 6", "none of secret_file, token_file and node.key_file"),
+            ("\"/run/secret\"", "\"/run/secret\"\ntoken_file = \"/run/token\"", "line 6", "more than one of"),
+            ("[cluster]", "key_file = \"/run/key\"\n[cluster]", "line 7", "more than one of"),
+            ("[cluster]", "key_file = \"key\"\n[cluster]", "line 5", "key is not an absolute path"),
+            ("\"/run/secret\"", "\"/run/secret\"\nauthority = \"ab:cd\"", "line 8", "blixard cluster authority"),
             ("secret_file = \"/run/secret\"", "token_file = \"token\"", "line 7", "token is not an absolute path"),
             ("[cluster]", "data_dir = \"x\"\n[cluster]", "line 5", "x is not an absolute path"),
             ("[cluster]", "[vms]\nbridge = \"a-name-that-is-too-long\"\n[cluster]", "line 6", "15 bytes"),

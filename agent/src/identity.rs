@@ -2,6 +2,7 @@
 
 mod authority;
 mod clock;
+mod host_key;
 mod secret;
 mod tls;
 mod token;
@@ -14,12 +15,13 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
-pub use authority::{Authority, AuthorityError};
+pub use authority::{Authority, AuthorityError, anchor_of};
 pub use clock::Clock;
+pub use host_key::{HostKey, HostKeyError, verify_signature};
 pub use secret::{ClusterSecret, MIN_SECRET, SecretError};
 pub use tls::{
-    Expected, PeerError, ServerSide, TlsError, key_of, member_client, member_server, peer_of, refusal, renewing_client,
-    stranger_client, stranger_server, token_client,
+    Expected, PeerError, ServerSide, TlsError, joining_client, key_of, member_client, member_server, peer_of, refusal,
+    renewing_client, stranger_client, stranger_server,
 };
 pub use token::{JoinToken, TokenError, TokenSecret};
 

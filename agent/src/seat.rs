@@ -5,23 +5,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blixard_core::command::{Command, NewNode};
-use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId};
+use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, RaftId, TrustAnchor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::identity::{
-    self, Authority, AuthorityError, ClusterSecret, IdentityError, JoinToken, NodeIdentity, NodeKey,
+    self, Authority, AuthorityError, ClusterSecret, HostKey, IdentityError, JoinToken, NodeIdentity, NodeKey,
 };
 use crate::store::{Store, StoreError};
 use crate::transport::{
-    Answer, Asking, Decision, Directory, Joined, Member, TwoClusters, ask_all, decide, join, redeem,
+    Answer, Asking, Decision, Directory, Joined, Member, TwoClusters, ask_all, decide, join, join_declared, redeem,
 };
 
 /// The founder's id; every blank server starts from a group of it alone and learns the rest from the log.
 pub const FOUNDER: RaftId = RaftId(1);
-/// How long a blank host waits before it asks the others again, by the secret or by a token.
+/// How long a blank host waits before it asks the others again, with the secret or without it.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-const REDEEM_AGAIN: Duration = Duration::from_secs(10);
+const ASK_MEMBERS_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a member keeps about itself.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ struct Seated {
 }
 
 impl Seat {
-    /// The seat that was kept, or a new one. A blank host asks until it may join or found, by its token if it has no
+    /// The seat that was kept, or a new one. A blank host asks until it may join or found, by its key or token if it has no
     /// secret; `tell` is told what it waits for.
     ///
     /// # Errors
@@ -201,7 +201,7 @@ impl Seat {
         loop {
             let (asked, again) = match secret {
                 Some(secret) => (Self::ask_by_secret(config, secret, asking).await?, ASK_AGAIN),
-                None => (Self::ask_by_token(config, asking).await, REDEEM_AGAIN),
+                None => (Self::ask_members(config, asking).await, ASK_MEMBERS_AGAIN),
             };
             let waiting = match asked {
                 ControlFlow::Break(seat) => return Ok(seat),
@@ -242,22 +242,25 @@ impl Seat {
         Ok(ControlFlow::Continue(failures.join("; ")))
     }
 
-    /// As [`Self::ask_by_secret`]; the token is read each time, since a person may have put another one in its place.
-    async fn ask_by_token(config: &Config, asking: &Asking) -> ControlFlow<Self, String> {
-        let path = config.cluster.token_file.as_deref().expect("a configuration without a secret has a token");
-        let token = match JoinToken::read(path) {
-            Ok(token) => token,
-            Err(error) => return ControlFlow::Continue(crate::error_chain(&error)),
+    /// As [`Self::ask_by_secret`], of a host without one: it only ever joins, by way of members.
+    async fn ask_members(config: &Config, asking: &Asking) -> ControlFlow<Self, String> {
+        let credential = match Credential::read(config) {
+            Ok(credential) => credential,
+            Err(reason) => return ControlFlow::Continue(reason),
         };
         let mut failures = Vec::new();
         for server in config.servers().iter().filter(|server| server.name != *config.name()) {
-            match redeem(server, &token, asking).await {
+            let joined = match &credential {
+                Credential::Token(token) => redeem(server, token, asking).await,
+                Credential::Key(key, anchor) => join_declared(server, key, *anchor, asking).await,
+            };
+            match joined {
                 Ok(joined) => return ControlFlow::Break(joined.into()),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
         }
         if failures.is_empty() {
-            failures.push("a host with a token joins by way of another: list one in cluster.servers".to_owned());
+            failures.push("a host without the secret joins by way of another: list one in cluster.servers".to_owned());
         }
         ControlFlow::Continue(failures.join("; "))
     }
@@ -317,6 +320,26 @@ impl Seat {
             }
         }
         Ok(())
+    }
+}
+
+/// What a host without the cluster secret joins by.
+enum Credential {
+    Token(JoinToken),
+    Key(HostKey, TrustAnchor),
+}
+
+impl Credential {
+    /// Read anew each time, since a person may have put another one in its place.
+    fn read(config: &Config) -> Result<Self, String> {
+        let key = config.node.key_file.as_ref().zip(config.cluster.authority);
+        match (key, &config.cluster.token_file) {
+            (Some((path, anchor)), _) => {
+                HostKey::read(path).map(|key| Self::Key(key, anchor)).map_err(|error| crate::error_chain(&error))
+            }
+            (None, Some(path)) => JoinToken::read(path).map(Self::Token).map_err(|error| crate::error_chain(&error)),
+            (None, None) => unreachable!("a configuration without a secret has a key or a token"),
+        }
     }
 }
 

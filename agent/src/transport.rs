@@ -7,6 +7,7 @@
 //!  worker      ── follow, beat ────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::follow
 //!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit
 //!              ── redeem ───────── TLS, the authority known by a token ────────▶ listener ──▶ door ──▶ Inbound::admit
+//!              ── join_declared ── TLS, the same by configuration + signature ─▶ listener ──▶ door ──▶ Inbound::admit
 //! ```
 
 mod bootstrap;
@@ -36,7 +37,8 @@ use std::time::Duration;
 
 use blixard_core::driver::Position;
 use blixard_core::types::{
-    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, RaftId, Server, Timestamp, TokenId,
+    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, Server, Timestamp,
+    TokenId,
 };
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -52,7 +54,7 @@ pub use connect::ConnectError;
 pub use directory::{Directory, Member};
 pub use follow::{Assignments, Beat, FollowError, Told};
 pub use gate::Refused;
-pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join};
+pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join, join_declared};
 pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 pub use redeem::redeem;
 pub use renew::RenewError;
@@ -167,6 +169,8 @@ pub struct Candidate {
 pub enum Credential {
     /// It has proved the cluster secret.
     Secret,
+    /// It has proved that it has this key, which the cluster is to have declared for its name.
+    Key(PublicKey),
     /// It has shown a token, which the cluster is to check.
     Token {
         id: TokenId,

@@ -14,6 +14,7 @@ mod resources;
 mod role;
 mod rotation;
 mod token;
+mod trust_anchor;
 
 pub use epoch::ClusterEpoch;
 pub use exit::{Exit, RestartPolicy};
@@ -23,6 +24,7 @@ pub use resources::{Hypervisor, Labels, Resources};
 pub use role::NodeRole;
 pub use rotation::RotationStep;
 pub use token::TokenId;
+pub use trust_anchor::TrustAnchor;
 
 /// Longest VM name: `-` and a replica number of up to five digits still make a DNS label of it.
 pub const MAX_VM_NAME: usize = 57;
@@ -51,6 +53,8 @@ pub enum InvalidValue {
     PublicKey { text: String },
     #[error("{text:?} is not a token's id: write 16 hexadecimal digits, as `blixard token ls` shows them")]
     Token { text: String },
+    #[error("{text:?} is not a cluster and its authority: write what `blixard cluster authority` prints on a member")]
+    TrustAnchor { text: String },
     #[error("{text:?} is not a cluster's id: write 32 hexadecimal digits")]
     Cluster { text: String },
     #[error("{text:?} is not an epoch of a cluster: it looks like 2-1f3a9c04")]

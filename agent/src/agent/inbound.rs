@@ -71,17 +71,23 @@ impl Inward {
         let key = Authority::key_of(&candidate.request).map_err(|error| text(&error))?;
         let Candidate { name, address, request, understands, role, was_in, credential } = candidate;
         let new = NewNode { name: name.clone(), address: address.clone(), key, understands, role };
+        if credential != Credential::Secret {
+            handle.barrier().await.map_err(|error| text(&error))?;
+            // Who only guesses is no work for the cluster. Who is no server knows no tokens, and no manifest.
+            let known = handle.read(|state, standing| match (standing.raft, &credential) {
+                (Some(_), Credential::Token { id, secret, expires }) => {
+                    state.find_token(*id, secret, *expires, now()).map(|_| ())
+                }
+                (Some(_), Credential::Key(key)) => state.check_key(&name, key),
+                _ => Ok(()),
+            });
+            known.map_err(|error| text(&error))??;
+        }
         let command = match (credential, was_in) {
             (Credential::Secret, None) => Command::Admit(new),
             (Credential::Secret, Some(was_in)) => Command::Rejoin { host: new, was_in },
+            (Credential::Key(key), was_in) => Command::AdmitDeclared { key, host: new, was_in },
             (Credential::Token { id, secret, expires }, was_in) => {
-                handle.barrier().await.map_err(|error| text(&error))?;
-                // Who only guesses is no work for the cluster. Who is no server knows no tokens.
-                let known = handle.read(|state, standing| match standing.raft {
-                    Some(_) => state.find_token(id, &secret, expires, now()).map(|_| ()),
-                    None => Ok(()),
-                });
-                known.map_err(|error| text(&error))??;
                 Command::Redeem { token: id, secret, expires, host: new, was_in }
             }
         };

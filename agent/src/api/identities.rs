@@ -5,16 +5,15 @@ use blixard_core::types::{NodeRole, TokenId};
 use tonic::Status;
 
 use super::{Api, proto};
-use crate::identity::{self, Authority, JoinToken, TokenSecret};
+use crate::identity::{self, Authority, JoinToken, TokenSecret, anchor_of};
 
 impl Api {
     pub(super) async fn draw_token(
         &self,
         request: proto::CreateTokenRequest,
     ) -> Result<proto::CreateTokenReply, Status> {
-        let authority = self.read(|state, _| state.cluster().map(|known| (known.id, known.ca_certificate.clone())))?;
-        let (cluster, certificate) = authority.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
-        let authority = identity::key_of(&certificate).map_err(|error| Status::internal(crate::error_chain(&error)))?;
+        let anchor = self.read(|state, _| state.cluster().and_then(anchor_of))?;
+        let anchor = anchor.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
         let (id, secret) = (TokenId(u64::from_be_bytes(identity::random())), TokenSecret::draw());
         let proto::CreateTokenRequest { ttl_ms, role } = request;
         let role = Some(role).filter(|role| !role.is_empty()).map(|role| role.parse::<NodeRole>());
@@ -24,7 +23,7 @@ impl Api {
         let Reply::Token { expires } = reply else {
             return Err(Status::internal(format!("an answer of another kind: {reply:?}")));
         };
-        let token = JoinToken { cluster, authority, id, secret, expires }.to_string();
+        let token = JoinToken { anchor, id, secret, expires }.to_string();
         Ok(proto::CreateTokenReply { token, id: id.to_string(), expires: expires.0, index })
     }
 

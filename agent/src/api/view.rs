@@ -12,6 +12,7 @@ use blixard_core::state::{
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
 
 use super::proto;
+use crate::identity::anchor_of;
 use crate::node::Standing;
 
 /// The status without the instances, of which there may be many.
@@ -74,6 +75,7 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         epoch: state.cluster().map_or(0, |cluster| cluster.epoch.number),
         renewal: renewal.map_or("", |(how, _)| renewal_word(how)).to_owned(),
         renewed_at: renewal.map_or(0, |(_, at)| at.0),
+        authority: state.cluster().and_then(anchor_of).map_or_else(String::new, |anchor| anchor.to_string()),
     }
 }
 

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use blixard_core::state::{Node, State};
 use blixard_core::types::{ClusterId, Level, NodeId, NodeName};
 use clap::{Args, Subcommand};
+use tonic::Status;
 
-use super::Socket;
-use super::ask::{AskError, Asked, print};
+use super::ask::{AskError, Asked, get_status, print};
 use super::client::connect;
+use super::{Reading, Socket};
 use crate::agent::recovery::{self, Survivor};
 use crate::api::proto;
 use crate::config::Config;
@@ -30,6 +31,11 @@ pub enum ClusterVerb {
     /// The agent has to be stopped. What this host has of the cluster as it was is put aside; when the agent starts, it
     /// joins as the node that it was. What runs on this host runs on, but for what the cluster has elsewhere by now.
     Rejoin(Offline),
+    /// Print by what a host with a key of its own knows this cluster, for its cluster.authority
+    Authority {
+        #[command(flatten)]
+        reading: Reading,
+    },
     /// Let another server lead, and wait until it does
     TransferLeader {
         /// Which one; without a name the one that lacks least
@@ -41,7 +47,7 @@ pub enum ClusterVerb {
     ///
     /// First all nodes trust both, then all get a certificate of the new one, then the old one is trusted no more: nothing
     /// is interrupted. It waits for nodes that are away, and status says for which; those that won't return are to be
-    /// removed. Join tokens name the authority: make new ones afterwards.
+    /// removed. Join tokens and cluster.authority name the authority: make them anew afterwards.
     RotateCa {
         /// The new authority's certificate, PEM, where it is to be one of yours; all certificates are issued with it
         #[arg(long, value_name = "FILE", requires = "key")]
@@ -84,6 +90,13 @@ impl Offline {
 
 pub async fn ask(verb: &ClusterVerb) -> Asked {
     match verb {
+        ClusterVerb::Authority { reading } => {
+            let authority = get_status(reading).await?.cluster.unwrap_or_default().authority;
+            if authority.is_empty() {
+                return Err(AskError::Refused(Status::unavailable("the cluster is being founded: try again")));
+            }
+            print(&format!("{authority}\n"))
+        }
         ClusterVerb::TransferLeader { name, socket } => {
             let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
             let name = name.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
+use blixard_core::state::Cluster;
+use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId, TrustAnchor};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
@@ -206,6 +207,12 @@ impl Authority {
             .map_err(AuthorityError::ReadKey)?;
         Ok(Self { cluster, certificate, issuer, clock: Clock::default() })
     }
+}
+
+/// By what a host that joins knows this cluster; nothing where its authority's certificate can't be read.
+pub fn anchor_of(cluster: &Cluster) -> Option<TrustAnchor> {
+    let authority = tls::key_of(&cluster.ca_certificate).ok()?;
+    Some(TrustAnchor { cluster: cluster.id, authority })
 }
 
 /// What every certificate of this product has in common.

@@ -59,7 +59,7 @@ impl ClusterSecret {
         Ok(Self(bytes))
     }
 
-    /// HMAC-SHA256 over `parts`, each preceded by its length, so that no two lists of parts have one proof.
+    /// HMAC-SHA256 over `parts`.
     ///
     /// `label` says what is proved; a proof of one thing is never one of another.
     pub fn prove(&self, label: &str, parts: &[&[u8]]) -> [u8; 32] {
@@ -119,7 +119,8 @@ impl ClusterSecret {
     }
 }
 
-fn transcript(label: &str, parts: &[&[u8]]) -> Vec<u8> {
+/// Bytes of what is proved, or signed: each part is preceded by its length, so that no two lists of parts have the same.
+pub(super) fn transcript(label: &str, parts: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for part in std::iter::once(&label.as_bytes()).chain(parts) {
         bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());

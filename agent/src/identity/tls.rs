@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId};
+use blixard_core::types::{ClusterEpoch, ClusterId, Hash, NodeId, TrustAnchor};
 use rcgen::KeyPair;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -14,7 +14,7 @@ use x509_parser::certificate::BasicExtension;
 use x509_parser::extensions::{GeneralName, KeyUsage};
 
 use super::verify::{ClientVerifier, ServerVerifier, check_chain};
-use super::{Clock, JoinToken, NodeIdentity, authority};
+use super::{Clock, NodeIdentity, authority};
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +57,8 @@ pub enum PeerError {
     )]
     Expired,
     #[error(
-        "it shows no certificate of the authority whose key the token names: the cluster may have another one by now; make \
-         a new token with `blixard token create`"
+        "it shows no certificate of the authority by which this host knows the cluster, which may have another one by now: \
+         make a new token with `blixard token create`, or set cluster.authority to what `blixard cluster authority` prints"
     )]
     OtherAuthority,
 }
@@ -134,10 +134,9 @@ pub fn stranger_client() -> ClientConfig {
     anonymous_client(ServerVerifier::Anybody)
 }
 
-/// The client of a host that has no more than a token: accepts any member of the token's cluster, which it knows by the
-/// key of its authority.
-pub fn token_client(token: &JoinToken) -> ClientConfig {
-    anonymous_client(ServerVerifier::ByAuthority { cluster: token.cluster, authority: token.authority })
+/// The client of a host that knows no more of its cluster than this: accepts any member of it.
+pub fn joining_client(anchor: TrustAnchor) -> ClientConfig {
+    anonymous_client(ServerVerifier::ByAuthority(anchor))
 }
 
 /// The client of a node whose own certificate may have expired: accepts any other member of its cluster.
@@ -312,10 +311,9 @@ fn finish_server(mut config: ServerConfig, certificate: &[u8]) -> ServerSide {
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::types::{Timestamp, TokenId};
     use rustls::pki_types::ServerName;
 
-    use super::super::{Authority, NodeKey, TokenSecret, draw_cluster_id};
+    use super::super::{Authority, NodeKey, draw_cluster_id};
     use super::*;
 
     fn shake(client: ClientConfig, server: ServerSide) -> Result<(), rustls::Error> {
@@ -393,22 +391,16 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_a_token_accepts_only_what_the_authority_in_it_has_issued() {
+    fn who_joins_accepts_only_what_the_authority_has_issued_by_which_it_knows_the_cluster() {
         let authority = Authority::create(draw_cluster_id()).unwrap();
         let cluster = authority.cluster();
-        let token = JoinToken {
-            cluster,
-            authority: key_of(authority.certificate()).unwrap(),
-            id: TokenId(1),
-            secret: TokenSecret::draw(),
-            expires: Timestamp(0),
-        };
+        let anchor = TrustAnchor { cluster, authority: key_of(authority.certificate()).unwrap() };
         let refused = |server: ServerSide| {
-            let error = shake(token_client(&token), server).unwrap_err();
+            let error = shake(joining_client(anchor), server).unwrap_err();
             refusal(&std::io::Error::other(error)).unwrap()
         };
         let member = authority.identify(NodeId(1)).unwrap();
-        shake(token_client(&token), member_server(&member).unwrap()).unwrap();
+        shake(joining_client(anchor), member_server(&member).unwrap()).unwrap();
         // Somebody who forges the name, and then shows the true authority beside it.
         let mut forged = Authority::create(cluster).unwrap().identify(NodeId(1)).unwrap();
         assert_eq!(refused(member_server(&forged).unwrap()), PeerError::OtherAuthority);

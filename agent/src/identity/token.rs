@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use blixard_core::types::{ClusterId, Hash, Timestamp, TokenId};
+use blixard_core::types::{ClusterId, Hash, Timestamp, TokenId, TrustAnchor};
 use data_encoding::BASE64URL_NOPAD;
 
 use super::random;
@@ -59,9 +59,7 @@ impl TokenSecret {
 /// A token as its holder has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinToken {
-    pub cluster: ClusterId,
-    /// SHA-256 of the public key (SPKI, DER) of the cluster's authority.
-    pub authority: Hash,
+    pub anchor: TrustAnchor,
     pub id: TokenId,
     pub secret: TokenSecret,
     pub expires: Timestamp,
@@ -88,8 +86,8 @@ impl JoinToken {
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = [
-            &self.cluster.to_bytes()[..],
-            &self.authority.to_bytes(),
+            &self.anchor.cluster.to_bytes()[..],
+            &self.anchor.authority.to_bytes(),
             &self.id.0.to_be_bytes(),
             &self.secret.0,
             &self.expires.0.to_be_bytes(),
@@ -115,8 +113,10 @@ impl FromStr for JoinToken {
         }
         let mut rest = body;
         Ok(Self {
-            cluster: ClusterId::from_bytes(take(&mut rest)),
-            authority: Hash::from_bytes(take(&mut rest)),
+            anchor: TrustAnchor {
+                cluster: ClusterId::from_bytes(take(&mut rest)),
+                authority: Hash::from_bytes(take(&mut rest)),
+            },
             id: TokenId(u64::from_be_bytes(take(&mut rest))),
             secret: TokenSecret(take(&mut rest)),
             expires: Timestamp(u64::from_be_bytes(take(&mut rest))),
@@ -140,8 +140,7 @@ mod tests {
 
     fn token() -> JoinToken {
         JoinToken {
-            cluster: ClusterId::from_bytes([1; 16]),
-            authority: Hash::of(b"a key"),
+            anchor: TrustAnchor { cluster: ClusterId::from_bytes([1; 16]), authority: Hash::of(b"a key") },
             id: TokenId(7),
             secret: TokenSecret::draw(),
             expires: Timestamp(1_700_000_000_000),

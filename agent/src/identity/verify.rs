@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blixard_core::types::{ClusterEpoch, ClusterId, Hash};
+use blixard_core::types::{ClusterEpoch, ClusterId, TrustAnchor};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -17,8 +17,8 @@ pub enum ServerVerifier {
     /// One whose certificate an authority of the cluster has issued, is valid now, and has the name of the member that was
     /// called.
     Member { roots: Arc<RootCertStore>, cluster: ClusterId, epoch: ClusterEpoch, expected: Expected },
-    /// Any member of the cluster whose authority, which it shows, has the key with this hash.
-    ByAuthority { cluster: ClusterId, authority: Hash },
+    /// Any member of this cluster, which shows this authority beside its certificate.
+    ByAuthority(TrustAnchor),
     /// Anybody: what proves who it is follows, and is bound to the certificate.
     Anybody,
 }
@@ -40,7 +40,7 @@ impl ServerVerifier {
                     Expected::Node(_) | Expected::AnyMember => Ok(()),
                 }
             }
-            Self::ByAuthority { cluster, authority } => {
+            Self::ByAuthority(TrustAnchor { cluster, authority }) => {
                 let (found, ..) = name_in(certificate)?;
                 if found != *cluster {
                     return Err(PeerError::OtherCluster { found, own: *cluster });

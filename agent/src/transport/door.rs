@@ -1,4 +1,5 @@
-//! The server side of joining: tells a stranger who this node is, proves it, and admits whoever proves the secret.
+//! The server side of joining: tells a stranger who this node is, proves it, and admits whoever proves the secret, or
+//! that it has the key by which it is declared.
 //!
 //! ```text
 //!              Hello: draws a nonce          Admit: takes the nonce, right or wrong
@@ -10,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{Address, Hash, InvalidValue, Level, NodeName, NodeRole, Server};
+use blixard_core::types::{Address, Hash, InvalidValue, Level, NodeName, NodeRole, PublicKey, Server};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
@@ -22,7 +23,7 @@ use super::proto::{
     AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest, RenewReply, RenewRequest,
 };
 use super::{Admission, Candidate, Credential, Shared, Standing, proto};
-use crate::identity::{ClusterSecret, random};
+use crate::identity::{ClusterSecret, HostKey, random, verify_signature};
 
 /// How long after Hello an Admit is taken.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(30);
@@ -64,6 +65,16 @@ impl Transcript {
     pub fn verify_joiner(&self, secret: &ClusterSecret, address: &Address, request: &[u8], proof: &[u8]) -> bool {
         let more = [address.as_str().as_bytes(), request];
         self.with(&more, |parts| secret.verify("blixard join 1: joiner", parts, proof))
+    }
+
+    /// What a joiner proves with Admit that has a key of its own instead.
+    pub fn sign_joiner(&self, key: &HostKey, address: &Address, request: &[u8]) -> Vec<u8> {
+        self.with(&[address.as_str().as_bytes(), request], |parts| key.sign("blixard join 1: declared joiner", parts))
+    }
+
+    pub fn verify_signature(&self, key: &PublicKey, address: &Address, request: &[u8], signature: &[u8]) -> bool {
+        let more = [address.as_str().as_bytes(), request];
+        self.with(&more, |parts| verify_signature(key, "blixard join 1: declared joiner", parts, signature))
     }
 
     fn with<T>(&self, more: &[&[u8]], use_parts: impl FnOnce(&[&[u8]]) -> T) -> T {
@@ -187,23 +198,36 @@ impl Join for Door {
         self.try_join(&caller)?;
         let request = request.into_inner();
         let role = role_of(request.role());
-        let AdmitRequest { name, address, request, proof, understands, was_in, .. } = request;
+        let AdmitRequest { name, address, request, proof, understands, was_in, declared, .. } = request;
         let address: Address = address.parse().map_err(|error| invalid(&error))?;
-        let proved = transcript.verify_joiner(self.secret()?, &address, &request, &proof);
+        let (credential, what) = match declared {
+            Some(key) => {
+                (Credential::Key(key.parse().map_err(|error| invalid(&error))?), "that it has the key it names")
+            }
+            None => (Credential::Secret, "the cluster secret: cluster.secret_file must hold the same on both hosts"),
+        };
+        let proved = match &credential {
+            Credential::Key(key) => transcript.verify_signature(key, &address, &request, &proof),
+            _ => transcript.verify_joiner(self.secret()?, &address, &request, &proof),
+        };
         if !proved || name != transcript.joiner.as_str() {
             let (remote, name) = (caller.remote, &transcript.joiner);
-            self.shared.noise.warn(format_args!("{name} at {remote} did not prove the cluster secret"));
-            return Err(Status::permission_denied(format!(
-                "{} did not prove the cluster secret: cluster.secret_file must hold the same on both hosts",
-                transcript.joiner
-            )));
+            self.shared.noise.warn(format_args!("{name} at {remote} did not prove {what}"));
+            return Err(Status::permission_denied(format!("{name} did not prove {what}")));
         }
-        self.forgive(&caller);
+        // Anybody has a key: whether it is the declared one, the cluster says.
+        let is_stranger = credential != Credential::Secret;
+        if !is_stranger {
+            self.forgive(&caller);
+        }
         let was_in = was_in.map(|epoch| epoch.parse()).transpose().map_err(|error| invalid(&error))?;
         let (name, understands) = (transcript.joiner, Level(understands));
-        let credential = Credential::Secret;
         let candidate = Candidate { name, address, request, understands, role, was_in, credential };
-        Ok(Response::new(AdmitReply { result: Some(self.decide(candidate).await) }))
+        let reply = self.decide(candidate).await;
+        if is_stranger && matches!(reply, Reply::Admitted(_)) {
+            self.forgive(&caller);
+        }
+        Ok(Response::new(AdmitReply { result: Some(reply) }))
     }
 
     async fn redeem(&self, request: Request<RedeemRequest>) -> Result<Response<AdmitReply>, Status> {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::types::{
-    ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, NodeRole, RaftId, Server,
+    ClusterEpoch, ClusterId, Hash, InvalidValue, Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, Server,
+    TrustAnchor,
 };
 use futures_util::future::join_all;
+use rustls::ClientConfig;
 use tonic::transport::Channel;
 
 use super::connect::{self, ConnectError};
@@ -17,7 +19,9 @@ use super::proto::join_client::JoinClient;
 use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloRequest};
 use super::{Directory, Member, Standing, Tasks, directory};
 use crate::error_chain;
-use crate::identity::{ClusterSecret, IdentityError, NodeIdentity, NodeKey, random, stranger_client};
+use crate::identity::{
+    ClusterSecret, HostKey, IdentityError, NodeIdentity, NodeKey, PeerError, joining_client, random, stranger_client,
+};
 
 /// How long one server may take to answer Hello, beyond the connection.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
@@ -68,10 +72,10 @@ pub enum JoinError {
     #[error("cannot join by way of {server}: it is in no cluster (any more)")]
     Blank { server: Server },
     #[error(
-        "the token in cluster.token_file is of cluster {own}, and {server} is in cluster {found}: use one of the cluster \
-         that is to be joined, or correct cluster.servers"
+        "{key} is of cluster {own}, and {server} is in cluster {found}: use one of the cluster that is to be joined, or correct \
+         cluster.servers"
     )]
-    OtherToken { server: Server, own: ClusterId, found: ClusterId },
+    OtherCluster { key: &'static str, server: Server, own: ClusterId, found: ClusterId },
     #[error("{server} refused to admit this host: {reason}")]
     Refused { server: Server, reason: String },
     #[error("no answer of {server} to the request to join; ask again")]
@@ -133,26 +137,42 @@ pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName)
 /// Nothing is left half-done on this side after any of them. After `TimedOut` the cluster may know this host already;
 /// asking again with the same `key` gets the same node id.
 pub async fn join(server: &Server, secret: &ClusterSecret, asking: &Asking) -> Result<Joined, JoinError> {
-    let Asking { own, key, was_in, understands, role } = asking;
     let asked = |source| JoinError::Ask { server: server.clone(), source: Box::new(source) };
-    let unusable = |source| JoinError::Identity { server: server.clone(), source };
-    let Greeted { mut client, transcript, standing, tasks: _tasks } =
-        ask(server, secret, &own.name).await.map_err(asked)?;
-    let Standing::Member(cluster) = standing else { return Err(JoinError::Blank { server: server.clone() }) };
-    let request = key.request().map_err(unusable)?;
-    let proof = transcript.prove_joiner(secret, &own.address, &request).to_vec();
-    let (name, address) = (own.name.to_string(), own.address.to_string());
-    let (understands, role, was_in) = (understands.0, encode_role(*role).into(), was_in.map(|epoch| epoch.to_string()));
-    let admit = AdmitRequest { name, address, request, proof, understands, was_in, role };
-    // The server has its own, shorter limit, and says more when it is reached.
-    let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, client.admit(admit)).await {
-        Ok(Ok(reply)) => reply.into_inner(),
-        Ok(Err(status)) => {
-            return Err(JoinError::Refused { server: server.clone(), reason: describe(&status) });
+    let greeted = ask(server, secret, &asking.own.name).await.map_err(asked)?;
+    let Standing::Member(cluster) = greeted.standing else { return Err(JoinError::Blank { server: server.clone() }) };
+    let address = &asking.own.address;
+    let prove = |transcript: &Transcript, request: &[u8]| transcript.prove_joiner(secret, address, request).to_vec();
+    greeted.admit(server, cluster, asking, None, prove).await
+}
+
+/// Becomes a member of the cluster that the host knows by `anchor`, by the key that is declared for it.
+///
+/// # Errors
+/// As [`join`].
+pub async fn join_declared(
+    server: &Server,
+    key: &HostKey,
+    anchor: TrustAnchor,
+    asking: &Asking,
+) -> Result<Joined, JoinError> {
+    let greeted = greet(server, &asking.own.name, joining_client(anchor)).await;
+    let named = greeted.and_then(|(greeted, _)| greeted.check_name(server));
+    let greeted = named.map_err(|error| not_found(server, "cluster.authority", error))?;
+    let address = &asking.own.address;
+    let prove = |transcript: &Transcript, request: &[u8]| transcript.sign_joiner(key, address, request);
+    greeted.admit(server, anchor.cluster, asking, Some(key.public()), prove).await
+}
+
+/// Why a host that knows its cluster by its authority has not found it at `server`; `key` is where it has that from.
+pub(super) fn not_found(server: &Server, key: &'static str, error: AskError) -> JoinError {
+    let server = server.clone();
+    match error {
+        AskError::Connect(ConnectError::OtherPeer { source: PeerError::NoNode, .. }) => JoinError::Blank { server },
+        AskError::Connect(ConnectError::OtherPeer { source: PeerError::OtherCluster { found, own }, .. }) => {
+            JoinError::OtherCluster { key, server, own, found }
         }
-        Err(_) => return Err(JoinError::TimedOut { server: server.clone() }),
-    };
-    Joined::of(server, cluster, key, reply)
+        error => JoinError::Ask { server, source: Box::new(error) },
+    }
 }
 
 impl Joined {
@@ -177,12 +197,56 @@ impl Joined {
     }
 }
 
-/// A server that proved the secret, over the connection that its proof is bound to.
+/// A server that is known to be of the cluster, over the connection for which that holds.
 struct Greeted {
     client: JoinClient<Channel>,
     transcript: Transcript,
     standing: Standing,
-    tasks: Connection,
+    _tasks: Connection,
+}
+
+impl Greeted {
+    /// This one, if it is the one that was called.
+    fn check_name(self, server: &Server) -> Result<Self, AskError> {
+        let found = &self.transcript.server;
+        if *found == server.name {
+            Ok(self)
+        } else {
+            Err(AskError::OtherName { server: server.clone(), found: found.clone() })
+        }
+    }
+
+    /// What the server answers to the request to join its `cluster`, by what `prove` makes of the transcript and the PKCS#10.
+    async fn admit(
+        mut self,
+        server: &Server,
+        cluster: ClusterId,
+        asking: &Asking,
+        declared: Option<PublicKey>,
+        prove: impl FnOnce(&Transcript, &[u8]) -> Vec<u8>,
+    ) -> Result<Joined, JoinError> {
+        let Asking { own, key, was_in, understands, role } = asking;
+        let request = key.request().map_err(|source| JoinError::Identity { server: server.clone(), source })?;
+        let admit = AdmitRequest {
+            name: own.name.to_string(),
+            address: own.address.to_string(),
+            proof: prove(&self.transcript, &request),
+            request,
+            understands: understands.0,
+            was_in: was_in.map(|epoch| epoch.to_string()),
+            role: encode_role(*role).into(),
+            declared: declared.map(|key| key.to_string()),
+        };
+        // The server has its own, shorter limit, and says more when it is reached.
+        let reply = match tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, self.client.admit(admit)).await {
+            Ok(Ok(reply)) => reply.into_inner(),
+            Ok(Err(status)) => {
+                return Err(JoinError::Refused { server: server.clone(), reason: describe(&status) });
+            }
+            Err(_) => return Err(JoinError::TimedOut { server: server.clone() }),
+        };
+        Joined::of(server, cluster, key, reply)
+    }
 }
 
 /// Ends the tasks of one connection.
@@ -195,7 +259,17 @@ impl Drop for Connection {
 }
 
 async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<Greeted, AskError> {
-    let stream = connect::connect(&server.address, Arc::new(stranger_client())).await?;
+    let (greeted, proof) = greet(server, own, stranger_client()).await?;
+    // Before anything in the answer is believed.
+    if !greeted.transcript.verify_server(secret, &proof) {
+        return Err(AskError::Secret { server: server.clone() });
+    }
+    greeted.check_name(server)
+}
+
+/// Whoever answers Hello at the address of `server`, and what that one proves itself with.
+async fn greet(server: &Server, own: &NodeName, client: ClientConfig) -> Result<(Greeted, Vec<u8>), AskError> {
+    let stream = connect::connect(&server.address, Arc::new(client)).await?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let leaf = Hash::of(certificates.first().map_or(&[][..], |certificate| certificate));
     let tasks = Connection(Tasks::default());
@@ -213,6 +287,10 @@ async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<
     let (client, nonce, reply) = tokio::time::timeout(HELLO_TIMEOUT, hello).await.map_err(timed_out)??;
 
     let makes_no_sense = |what: InvalidValue| AskError::Answer { server: server.clone(), what: what.to_string() };
+    let standing = match reply.cluster.as_str() {
+        "" => Standing::Blank,
+        cluster => Standing::Member(cluster.parse().map_err(makes_no_sense)?),
+    };
     let transcript = Transcript {
         joiner_nonce: nonce,
         server_nonce: reply.nonce,
@@ -222,19 +300,7 @@ async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<
         cluster: reply.cluster,
         servers: reply.servers,
     };
-    // Before anything in the answer is believed.
-    if !transcript.verify_server(secret, &reply.proof) {
-        return Err(AskError::Secret { server: server.clone() });
-    }
-    if transcript.server != server.name {
-        return Err(AskError::OtherName { server: server.clone(), found: transcript.server });
-    }
-    let standing = if transcript.cluster.is_empty() {
-        Standing::Blank
-    } else {
-        Standing::Member(transcript.cluster.parse().map_err(makes_no_sense)?)
-    };
-    Ok(Greeted { client, transcript, standing, tasks })
+    Ok((Greeted { client, transcript, standing, _tasks: tasks }, reply.proof))
 }
 
 fn directory_of(admitted: &Admitted) -> Result<Directory, InvalidValue> {

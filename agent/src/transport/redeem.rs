@@ -5,16 +5,16 @@ use std::sync::Arc;
 use blixard_core::types::{Hash, Level, Server, Timestamp, TokenId};
 use tonic::{Request, Response, Status};
 
-use super::connect::{self, ConnectError};
+use super::connect;
 use super::door::{ADMIT_TIMEOUT, Door, caller, encode_role, invalid, role_of};
-use super::join::{AskError, Asking, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED};
+use super::join::{AskError, Asking, Connection, HELLO_TIMEOUT, JoinError, Joined, MAX_ADMITTED, not_found};
 use super::link::describe;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_client::JoinClient;
 use super::proto::{AdmitReply, RedeemRequest};
 use super::{Candidate, Credential, Tasks};
 use crate::error_chain;
-use crate::identity::{JoinToken, PeerError, token_client};
+use crate::identity::{JoinToken, joining_client};
 
 /// Becomes a member of the token's cluster by way of `server`.
 ///
@@ -24,15 +24,9 @@ use crate::identity::{JoinToken, PeerError, token_client};
 pub async fn redeem(server: &Server, token: &JoinToken, asking: &Asking) -> Result<Joined, JoinError> {
     let Asking { own, key, was_in, understands, role } = asking;
     let server = || server.clone();
-    let asked = |source| JoinError::Ask { server: server(), source: Box::new(source) };
-    let stream = connect::connect(&server().address, Arc::new(token_client(token))).await;
-    let stream = stream.map_err(|error| match error {
-        ConnectError::OtherPeer { source: PeerError::NoNode, .. } => JoinError::Blank { server: server() },
-        ConnectError::OtherPeer { source: PeerError::OtherCluster { found, own }, .. } => {
-            JoinError::OtherToken { server: server(), own, found }
-        }
-        error => asked(AskError::Connect(error)),
-    })?;
+    let asked = |source| not_found(&server(), "the token in cluster.token_file", source);
+    let stream = connect::connect(&server().address, Arc::new(joining_client(token.anchor))).await;
+    let stream = stream.map_err(|error| asked(AskError::Connect(error)))?;
     let tasks = Connection(Tasks::default());
     let request = RedeemRequest {
         token: token.id.0,
@@ -53,7 +47,7 @@ pub async fn redeem(server: &Server, token: &JoinToken, asking: &Asking) -> Resu
     let timed_out = |_| JoinError::TimedOut { server: server() };
     let reply = tokio::time::timeout(ADMIT_TIMEOUT + HELLO_TIMEOUT, call).await.map_err(timed_out)?;
     let reply = reply.map_err(|reason| asked(AskError::Call { server: server(), reason }))?;
-    Joined::of(&server(), token.cluster, key, reply.into_inner())
+    Joined::of(&server(), token.anchor.cluster, key, reply.into_inner())
 }
 
 impl Door {

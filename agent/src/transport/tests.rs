@@ -1,6 +1,7 @@
 //! Real endpoints on the loopback, over real TLS.
 
 mod copies;
+mod declared;
 mod joining;
 mod limits;
 mod members;

@@ -1,11 +1,22 @@
-//! The verbs about the cluster as a whole, which are for where no agent runs.
+//! The verbs about the cluster as a whole, most of which are for where no agent runs.
 
 use std::io::Write as _;
 use std::process::Stdio;
 
+use blixard_core::types::TrustAnchor;
+
 use super::ask::Asked;
 use super::support::Host;
 use super::{blixard, refusal, run, told};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_prints_by_what_a_host_with_a_key_knows_the_cluster_and_nothing_else() {
+    let asked = Asked::start().await;
+    let cluster = asked.agent.is_healthy().await.cluster.unwrap();
+    let printed = asked.ok(&["cluster", "authority"]);
+    let anchor: TrustAnchor = printed.trim_end().parse().unwrap();
+    assert_eq!((anchor.cluster.to_string(), printed), (cluster.id, format!("{anchor}\n")));
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_says_what_it_does_and_is_done_only_where_the_cluster_is_named() {

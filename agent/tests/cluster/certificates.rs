@@ -79,7 +79,7 @@ async fn a_cluster_that_was_off_until_all_certificates_had_expired_starts_by_its
     sees_servers(&agents[1], 1, 2).await;
 }
 
-async fn rotate(agent: &Api, given: Option<proto::GivenAuthority>) -> Result<(), tonic::Status> {
+pub async fn rotate(agent: &Api, given: Option<proto::GivenAuthority>) -> Result<(), tonic::Status> {
     agent.client().await.rotate_authority(proto::RotateAuthorityRequest { given }).await.map(|_| ())
 }
 

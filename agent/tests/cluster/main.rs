@@ -7,6 +7,7 @@ mod backup;
 mod certificates;
 mod copies;
 mod damage;
+mod declared;
 mod equality;
 mod forming;
 mod levels;

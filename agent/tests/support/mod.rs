@@ -49,6 +49,8 @@ pub struct Host {
     pub secret: &'static str,
     /// What it has instead of the secret.
     pub token: Option<String>,
+    /// The same: a private key of its own, and by what it knows the cluster.
+    pub key: Option<(String, String)>,
     pub zone: &'static str,
     pub role: &'static str,
     pub cpus: u32,
@@ -70,6 +72,7 @@ impl Host {
             servers: servers.clone(),
             secret: "a secret of thirty-two bytes, say",
             token: None,
+            key: None,
             zone: "a",
             role: "auto",
             cpus: 4,
@@ -99,18 +102,26 @@ impl Host {
         } else {
             String::new()
         };
-        let credential = if self.token.is_some() { "token" } else { "secret" };
+        let (file, content) = match (&self.token, &self.key) {
+            (Some(token), _) => ("token", &**token),
+            (None, Some((key, _))) => ("key", &**key),
+            (None, None) => ("secret", self.secret),
+        };
+        let credential = format!("{file}_file = \"{dir}/{file}\"\n");
+        let (of_node, of_cluster) = match &self.key {
+            Some((_, authority)) => (credential, format!("authority = \"{authority}\"\n")),
+            None => (String::new(), credential),
+        };
         let text = format!(
             "[node]\nname = \"{name}\"\ndata_dir = \"{dir}/data\"\nrun_dir = \"{dir}/run\"\nlisten = \"{address}\"\n\
-             role = \"{role}\"\n{reached}labels = {{ zone = \"{zone}\" }}\n\
-             [cluster]\nservers = {servers:?}\n{credential}_file = \"{dir}/{credential}\"\n\
+             role = \"{role}\"\n{reached}{of_node}labels = {{ zone = \"{zone}\" }}\n\
+             [cluster]\nservers = {servers:?}\n{of_cluster}\
              [resources]\ncpus = {cpus}\nmemory_mib = 4096\ndisk_mib = 2048\nhypervisors = [\"qemu\"]\n\
              reserve = {{ memory_mib = 96, disk_mib = 48 }}\n{carried}"
         );
         let path = self.dir.path().join("config.toml");
         std::fs::write(&path, text).unwrap();
-        let credential = (credential, self.token.as_deref().unwrap_or(self.secret));
-        std::fs::write(self.dir.path().join(credential.0), credential.1).unwrap();
+        std::fs::write(self.dir.path().join(file), content).unwrap();
         Config::load(&path).unwrap()
     }
 

@@ -17,20 +17,24 @@ use super::rig::*;
 use crate::identity::{ClusterSecret, NodeKey, random, stranger_client, stranger_server};
 
 /// A joiner that keeps to the protocol only as far as a test wants.
-struct Joiner {
-    client: JoinClient<Channel>,
-    leaf: Hash,
+pub struct Joiner {
+    pub client: JoinClient<Channel>,
+    pub leaf: Hash,
 }
 
 impl Joiner {
-    async fn connect(to: &Node) -> Self {
+    pub async fn connect(to: &Node) -> Self {
         let leaf = to.transport.shared.side.borrow().tls.leaf;
         let client = JoinClient::new(channel(to.address(), stranger_client()).await.unwrap());
         Self { client, leaf }
     }
 
-    async fn hello(&mut self) -> Transcript {
-        let nonce = random::<NONCE>().to_vec();
+    pub async fn hello(&mut self) -> Transcript {
+        self.hello_with(random::<NONCE>().to_vec()).await
+    }
+
+    /// With a nonce that may have been used before.
+    pub async fn hello_with(&mut self, nonce: Vec<u8>) -> Transcript {
         let request = HelloRequest { nonce: nonce.clone(), name: "gamma".to_owned() };
         let reply = self.client.hello(request).await.unwrap().into_inner();
         Transcript {
@@ -44,7 +48,7 @@ impl Joiner {
         }
     }
 
-    async fn admit(&mut self, request: AdmitRequest) -> Result<admit_reply::Result, tonic::Status> {
+    pub async fn admit(&mut self, request: AdmitRequest) -> Result<admit_reply::Result, tonic::Status> {
         self.client.admit(request).await.map(|reply| reply.into_inner().result.unwrap())
     }
 }
@@ -61,6 +65,7 @@ fn admit_request(transcript: &Transcript, secret: &ClusterSecret) -> AdmitReques
         understands: 1,
         was_in: None,
         role: 0,
+        declared: None,
     }
 }
 
@@ -191,18 +196,19 @@ async fn a_replayed_admit_is_refused_on_this_and_on_any_other_connection() {
     let admitted = joiner.admit(request.clone()).await.unwrap();
     assert!(matches!(admitted, admit_reply::Result::Admitted(_)), "{admitted:?}");
     assert_eq!(joiner.admit(request.clone()).await.unwrap_err().code(), Code::FailedPrecondition);
-    joiner.hello().await;
+    let nonce = transcript.joiner_nonce;
+    joiner.hello_with(nonce.clone()).await;
     assert_eq!(joiner.admit(request.clone()).await.unwrap_err().code(), Code::PermissionDenied);
 
     let mut other = Joiner::connect(&cluster.nodes[0]).await;
     assert_eq!(other.admit(request.clone()).await.unwrap_err().code(), Code::FailedPrecondition);
-    other.hello().await;
+    other.hello_with(nonce).await;
     assert_eq!(other.admit(request).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(cluster.nodes[0].recorder.admits.load(Ordering::Relaxed), 1);
 }
 
 /// Passes everything on between its own TLS on both sides; what it is told it can read and change.
-async fn man_in_the_middle(to: SocketAddr) -> SocketAddr {
+pub async fn man_in_the_middle(to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(stranger_server().unwrap().config);

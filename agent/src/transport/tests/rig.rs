@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use super::super::*;
 use crate::error_chain;
 use crate::identity::{
-    Authority, Clock, ClusterSecret, Expected, NodeIdentity, NodeKey, draw_cluster_id, member_client,
+    Authority, Clock, ClusterSecret, Expected, HostKey, NodeIdentity, NodeKey, draw_cluster_id, member_client,
 };
 
 /// Longest that anything is waited for.
@@ -35,6 +35,14 @@ pub fn key() -> NodeKey {
 /// A new host with this name and address.
 pub fn asking(own: Server) -> Asking {
     Asking { own, key: key(), was_in: None, understands: Level::NEWEST, role: NodeRole::Auto }
+}
+
+/// A host's, as openssl would make it.
+pub fn host_key() -> HostKey {
+    let dir = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    std::fs::write(dir.path().join("key"), key.serialize_pem()).unwrap();
+    HostKey::read(&dir.path().join("key")).unwrap()
 }
 
 pub fn secret(byte: u8) -> ClusterSecret {

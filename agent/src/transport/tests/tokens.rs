@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use blixard_core::types::{ClusterId, NodeId, Timestamp, TokenId};
+use blixard_core::types::{ClusterId, NodeId, Timestamp, TokenId, TrustAnchor};
 
 use super::super::*;
 use super::rig::*;
@@ -11,8 +11,7 @@ use crate::identity::{Authority, JoinToken, PeerError, TokenSecret, draw_cluster
 /// A token of this authority's cluster.
 fn token(cluster: ClusterId, authority: &Authority) -> JoinToken {
     JoinToken {
-        cluster,
-        authority: key_of(authority.certificate()).unwrap(),
+        anchor: TrustAnchor { cluster, authority: key_of(authority.certificate()).unwrap() },
         id: TokenId(7),
         secret: TokenSecret::draw(),
         expires: Timestamp(1_700_000_000_000),
@@ -29,7 +28,7 @@ async fn a_host_with_a_token_is_given_its_certificate_and_the_cluster_no_more_th
     let cluster = Cluster::start(1).await;
     let token = token(cluster.authority.cluster(), &cluster.authority);
     let Joined { identity, members, .. } = redeem_at(&cluster.nodes[0], &token).await.unwrap();
-    assert_eq!((identity.cluster, identity.node), (token.cluster, NodeId(9)));
+    assert_eq!((identity.cluster, identity.node), (token.anchor.cluster, NodeId(9)));
     assert!(members.get(NodeId(9)).is_some());
     let shown = *cluster.nodes[0].recorder.credential.lock().unwrap();
     let JoinToken { id, secret, expires, .. } = &token;
