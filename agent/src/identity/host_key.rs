@@ -107,7 +107,7 @@ mod tests {
         let public = format!("-----BEGIN PUBLIC KEY-----\n{PUBLIC}\n-----END PUBLIC KEY-----\n");
         let long = [vec![b'\n'; 4096], PEM.as_bytes().to_vec()].concat();
         for content in
-            [&b""[..], b"secret", &[0xff; 9], PEM[..60].as_bytes(), p256.as_bytes(), public.as_bytes(), &long]
+            [&b""[..], b"secret", &[0xff; 9], &PEM.as_bytes()[..60], p256.as_bytes(), public.as_bytes(), &long]
         {
             let error = read(content).unwrap_err().to_string();
             assert!(error.contains("/key") && error.contains("openssl genpkey"), "{error}");
