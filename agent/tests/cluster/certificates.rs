@@ -7,7 +7,7 @@ use blixard::api::proto;
 use blixard::identity::{Clock, NodeIdentity};
 
 use super::support::{Agent, Api, Host, wait_for};
-use super::tokens::{create_token, with_token};
+use super::tokens::{create_token, founder_of, with_token};
 use super::{cluster, sees_servers, sees_whole, start, waits_for};
 
 fn later(hosts: &mut [Host], days: u64) {
@@ -57,11 +57,8 @@ async fn certificates_are_renewed_before_they_expire_and_nobody_notices() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_was_off_until_all_certificates_had_expired_starts_by_itself() {
-    let [mut alpha] = Host::blank(["alpha"]);
-    let agent = alpha.start();
-    agent.is_healthy().await;
     // Who has no secret can't sign its own.
-    let [mut beta] = with_token(["beta"], &alpha, &create_token(&agent).await.token);
+    let (mut alpha, agent, [mut beta]) = founder_of(["beta"]).await;
     let other = beta.start();
     sees_servers(&other, 1, 2).await;
     stop([agent, other]).await;

@@ -4,7 +4,7 @@ use blixard::api::proto;
 use blixard::identity::JoinToken;
 use blixard_core::types::Timestamp;
 
-use super::support::{Api, Host};
+use super::support::{Agent, Api, Host};
 use super::{cluster, sees_servers, sees_whole, waits_for};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -25,6 +25,15 @@ pub fn with_token<const N: usize>(names: [&'static str; N], by: &Host, token: &s
     hosts
 }
 
+/// A founder that runs, and hosts that have one token of its.
+pub async fn founder_of<const N: usize>(names: [&'static str; N]) -> (Host, Agent, [Host; N]) {
+    let [founder] = Host::blank(["alpha"]);
+    let alpha = founder.start();
+    alpha.is_healthy().await;
+    let hosts = with_token(names, &founder, &create_token(&alpha).await.token);
+    (founder, alpha, hosts)
+}
+
 async fn states(agent: &Api) -> Vec<(String, String)> {
     let request = proto::ListTokensRequest::default();
     let tokens = agent.client().await.list_tokens(request).await.unwrap().into_inner().tokens;
@@ -33,10 +42,7 @@ async fn states(agent: &Api) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_with_a_token_joins_and_needs_it_no_more() {
-    let [founder] = Host::blank(["alpha"]);
-    let alpha = founder.start();
-    alpha.is_healthy().await;
-    let [host] = with_token(["beta"], &founder, &create_token(&alpha).await.token);
+    let (_founder, alpha, [host]) = founder_of(["beta"]).await;
     let beta = host.start();
     sees_servers(&beta, 1, 2).await;
     assert_eq!(states(&alpha).await, [("used".to_owned(), "beta".to_owned())]);
@@ -48,10 +54,7 @@ async fn a_host_with_a_token_joins_and_needs_it_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_hosts_with_one_token_one_joins_and_the_other_is_told_which() {
-    let [founder] = Host::blank(["alpha"]);
-    let alpha = founder.start();
-    alpha.is_healthy().await;
-    let hosts = with_token(["beta", "gamma"], &founder, &create_token(&alpha).await.token);
+    let (founder, alpha, hosts) = founder_of(["beta", "gamma"]).await;
     let agents = hosts.each_ref().map(Host::start);
     let status = sees_servers(&alpha, 1, 2).await;
     let joined = hosts.iter().position(|host| status.nodes.iter().any(|node| node.name == host.name)).unwrap();
@@ -96,10 +99,7 @@ async fn a_token_that_is_no_good_is_refused_with_what_is_wrong_with_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_joined_with_a_token_vouches_for_nobody() {
-    let [founder] = Host::blank(["alpha"]);
-    let alpha = founder.start();
-    alpha.is_healthy().await;
-    let [host] = with_token(["beta"], &founder, &create_token(&alpha).await.token);
+    let (founder, alpha, [host]) = founder_of(["beta"]).await;
     let beta = host.start();
     sees_servers(&beta, 1, 2).await;
     let unused = create_token(&beta).await.token;
