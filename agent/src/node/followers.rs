@@ -58,6 +58,8 @@ fn tell(follower: &watch::Sender<u64>) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -82,18 +84,16 @@ mod tests {
     async fn a_server_is_leaderless_only_where_none_is_known_for_long() {
         let leaders = watch::Sender::new(Some(RaftId(1)));
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(3600));
-        let mut patient = tokio::spawn(is_leaderless(leaders.subscribe(), long));
-        let mut known = Box::pin(is_leaderless(leaders.subscribe(), short));
-        tokio::select! {
-            biased;
-            () = &mut known => panic!("there is one"),
-            () = std::future::ready(()) => {}
-        }
+        let mut patient = Box::pin(is_leaderless(leaders.subscribe(), long));
+        let mut impatient = Box::pin(is_leaderless(leaders.subscribe(), short));
+        let mut is_patient = || (&mut patient).now_or_never().is_none();
+        assert!(is_patient() && (&mut impatient).now_or_never().is_none(), "there is one");
         leaders.send_replace(None);
-        known.await;
+        assert!(is_patient());
+        impatient.await;
         leaders.send_replace(Some(RaftId(2)));
-        assert!(!patient.is_finished(), "an election is no loss");
+        assert!(is_patient(), "an election is no loss");
         drop(leaders);
-        (&mut patient).await.unwrap();
+        assert!(!is_patient(), "who told of them is gone");
     }
 }
