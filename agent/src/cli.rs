@@ -34,6 +34,7 @@ pub struct Cli {
 /// Where the agent of this host listens.
 #[derive(Args, Debug, Clone)]
 struct Socket {
+    /// Where this host's agent listens
     #[arg(long, value_name = "PATH", default_value = "/run/blixard/api.sock")]
     socket: PathBuf,
 }
@@ -62,6 +63,7 @@ impl Reading {
 enum Verb {
     /// Run this host's agent (what blixard.service does)
     Agent {
+        /// This host's configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
@@ -259,4 +261,27 @@ fn finish(result: Result<ExitCode, ask::AskError>) -> ExitCode {
         eprintln!("error: {}", crate::error_chain(&error));
         error.exit_code()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// The arguments that say nothing of what they are, each with its verb.
+    fn unsaid(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter(|argument| argument.get_help().is_none());
+        let own = own.map(|argument| format!("{} {}", command.get_name(), argument.get_id()));
+        let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+        own.chain(verbs.flat_map(unsaid)).collect()
+    }
+
+    #[test]
+    fn every_verb_and_argument_says_what_it_is() {
+        let command = Cli::command();
+        assert_eq!(unsaid(&command), [""; 0]);
+        let all = |command: &clap::Command| command.get_subcommands().all(|verb| verb.get_about().is_some());
+        assert!(all(&command) && command.get_subcommands().all(all));
+    }
 }

@@ -21,6 +21,7 @@ pub enum NodeVerb {
     },
     /// Show everything about one
     Show {
+        /// The node's name
         name: String,
         #[command(flatten)]
         reading: Reading,
@@ -39,6 +40,7 @@ pub enum NodeVerb {
 
 #[derive(Args, Debug)]
 pub struct RemoveArgs {
+    /// The node's name
     name: NodeName,
     /// It is gone for good, and nothing runs on it any more: what it ran is started elsewhere at once
     ///
@@ -57,6 +59,7 @@ pub struct RemoveArgs {
 
 #[derive(Args, Debug)]
 pub struct ReplaceArgs {
+    /// The name of both
     name: NodeName,
     /// Give up the volumes that the old one had
     #[arg(long)]

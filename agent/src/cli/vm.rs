@@ -32,6 +32,7 @@ pub enum VmVerb {
     ///
     /// Only one that was made with `blixard vm create`: of the others the manifest decides.
     Start {
+        /// The VM's name
         name: VmName,
         #[command(flatten)]
         socket: Socket,
@@ -40,6 +41,7 @@ pub enum VmVerb {
     ///
     /// Only one that was made with `blixard vm create`: of the others the manifest decides.
     Stop {
+        /// The VM's name
         name: VmName,
         #[command(flatten)]
         socket: Socket,
@@ -48,6 +50,7 @@ pub enum VmVerb {
     ///
     /// Only one that was made with `blixard vm create`: the others are removed from the manifest.
     Rm {
+        /// The VM's name
         name: VmName,
         #[command(flatten)]
         socket: Socket,
@@ -58,6 +61,7 @@ pub enum VmVerb {
 #[derive(Args, Debug)]
 #[command(override_usage = "blixard vm create <NAME> --runner <PATH>... --vcpus <N> --memory <MIB> [OPTIONS]")]
 pub struct CreateArgs {
+    /// The VM's name
     name: VmName,
     /// microvm.nix runners, one per replica
     #[arg(long = "runner", value_name = "PATH", required = true, num_args = 1..)]
