@@ -217,6 +217,9 @@ async fn status(handle: &Handle) -> Result<proto::StatusReply, Status> {
     if reply.cluster.as_ref().is_some_and(|cluster| !cluster.quorum) {
         reply.problems.extend(handle.way_out());
     }
+    if let Some(certificate) = handle.certificate() {
+        identities::show_certificate(&mut reply, certificate);
+    }
     loop {
         reply.instances.extend(page.instances);
         reply.problems.extend(page.problems);

@@ -10,7 +10,7 @@ mod verify;
 
 use std::fmt;
 
-use blixard_core::types::{ClusterEpoch, ClusterId, NodeId};
+use blixard_core::types::{ClusterEpoch, ClusterId, NodeId, Timestamp};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
@@ -161,6 +161,12 @@ impl NodeIdentity {
     /// `ReadKey`, `MakeKey`.
     pub fn request(&self) -> Result<Vec<u8>, IdentityError> {
         self.key()?.request()
+    }
+
+    /// Until when its certificate holds; nothing where nobody can tell.
+    pub fn expires(&self) -> Option<Timestamp> {
+        let (_, until) = tls::validity(&self.issued.certificate).ok()?;
+        Some(Timestamp(u64::try_from(until.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// Whether two thirds of the time are over for which its certificate holds, or nobody can tell.

@@ -57,6 +57,7 @@ pub use gate::Refused;
 pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join, join_declared};
 pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 pub use redeem::redeem;
+pub use renew::Certificate;
 pub use renew::RenewError;
 pub use snapshot::Chunks;
 use tasks::Tasks;
@@ -249,6 +250,8 @@ struct Shared {
     inbound: Arc<dyn Inbound>,
     directory: watch::Receiver<Arc<Directory>>,
     identity: watch::Sender<Option<Arc<NodeIdentity>>>,
+    /// Why its certificate is not as it is to be, if it isn't.
+    certificate_fault: watch::Sender<Option<String>>,
     /// By which this member is a server, if it is one; known before its identity is.
     raft: OnceLock<Option<RaftId>>,
     /// Of this process, and of those of the other members.
@@ -331,6 +334,7 @@ impl Transport {
             inbound,
             directory,
             identity: watch::Sender::new(None),
+            certificate_fault: watch::Sender::new(None),
             raft: OnceLock::new(),
             incarnation: incarnations::draw(),
             incarnations: incarnations::Incarnations::default(),

@@ -64,12 +64,16 @@ impl Renewer {
         loop {
             news.mark_unchanged();
             let pause = match self.go_on(&mut identity, &mut kept).await {
-                Ok(()) => LOOK,
+                Ok(()) => {
+                    self.transport.set_certificate_fault(None);
+                    LOOK
+                }
                 Err(reason) => {
                     if reason != said {
                         tracing::error!(reason, "this node's certificate is not as it is to be, and may expire");
-                        said = reason;
+                        said.clone_from(&reason);
                     }
+                    self.transport.set_certificate_fault(Some(reason));
                     ASK_AGAIN
                 }
             };

@@ -6,6 +6,21 @@ use tonic::Status;
 
 use super::{Api, proto};
 use crate::identity::{self, Authority, JoinToken, TokenSecret, anchor_of};
+use crate::transport::Certificate;
+
+/// Shows the certificate of the node that answers, and whether a person should look at it.
+pub(super) fn show_certificate(status: &mut proto::StatusReply, Certificate { expires, left, fault }: Certificate) {
+    let Some(cluster) = &mut status.cluster else { return };
+    cluster.certificate_expires = expires.0;
+    let until = match left.as_secs() / 3600 {
+        _ if left.is_zero() => "has expired".to_owned(),
+        hours @ 0..72 => format!("expires in {hours} hours"),
+        hours => format!("expires in {} days", hours / 24),
+    };
+    let name = &cluster.answered_by;
+    let line = |fault| format!("the certificate of {name} {until}, and is not as it is to be: {fault}");
+    status.problems.extend(fault.map(line));
+}
 
 impl Api {
     pub(super) async fn draw_token(

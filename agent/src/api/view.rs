@@ -75,6 +75,7 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         epoch: state.cluster().map_or(0, |cluster| cluster.epoch.number),
         renewal: renewal.map_or("", |(how, _)| renewal_word(how)).to_owned(),
         renewed_at: renewal.map_or(0, |(_, at)| at.0),
+        certificate_expires: 0,
         authority: state.cluster().and_then(anchor_of).map_or_else(String::new, |anchor| anchor.to_string()),
     }
 }

@@ -46,6 +46,8 @@ struct Cluster {
     renewal: Option<String>,
     /// Unix time in milliseconds since when it is in this epoch; null in the first.
     renewed_at: Option<u64>,
+    /// Unix time in milliseconds when the certificate of the node that answered expires.
+    certificate_expires: u64,
 }
 
 #[derive(Serialize)]
@@ -137,6 +139,7 @@ impl From<proto::StatusReply> for Status {
                 epoch: cluster.epoch,
                 renewal: (!cluster.renewal.is_empty()).then_some(cluster.renewal),
                 renewed_at: (cluster.renewed_at != 0).then_some(cluster.renewed_at),
+                certificate_expires: cluster.certificate_expires,
             },
             nodes: reply.nodes.into_iter().map(Node::from).collect(),
             vms: reply.instances.into_iter().map(Vm::from).collect(),

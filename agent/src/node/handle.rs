@@ -21,7 +21,8 @@ use super::known::{Shared, Standing};
 use super::snapshot::Serve;
 use super::{Attempt, BY_NO_ENTRY, Common, Followers, Input, Introduced, News, Proposal, Waiting};
 use crate::transport::{
-    ApiResponse, Beat, Directory, ForwardError, Member, PassError, SnapshotRows, Told, Transport, WholeRequest,
+    ApiResponse, Beat, Certificate, Directory, ForwardError, Member, PassError, SnapshotRows, Told, Transport,
+    WholeRequest,
 };
 
 /// How long a proposal or a read waits before it ends in an error.
@@ -214,6 +215,11 @@ impl Handle {
     /// Why this node can't reach a member, for each that it can't.
     pub(super) fn faults(&self) -> BTreeMap<NodeId, String> {
         self.transport.faults()
+    }
+
+    /// The certificate that this node shows.
+    pub fn certificate(&self) -> Option<Certificate> {
+        self.transport.certificate()
     }
 
     /// Reads the state of this node as it is; nothing is applied meanwhile. `read` must not read again.

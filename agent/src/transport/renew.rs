@@ -2,9 +2,9 @@
 //! whoever asks, only that member can use it. Hence one that has expired is no obstacle.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use blixard_core::types::{Address, Hash};
+use blixard_core::types::{Address, Hash, Timestamp};
 use tonic::{Request, Response, Status};
 
 use super::connect::{self, ConnectError};
@@ -14,7 +14,7 @@ use super::link::describe;
 use super::proto::join_client::JoinClient;
 use super::proto::renew_reply::Result as Reply;
 use super::proto::{RenewReply, RenewRequest};
-use super::{Tasks, proto};
+use super::{Tasks, Transport, proto};
 use crate::error_chain;
 use crate::identity::{Clock, IdentityError, Issued, NodeIdentity, TlsError, renewing_client};
 
@@ -36,6 +36,31 @@ pub enum RenewError {
     Refused { address: Address, reason: String },
     #[error("cannot use what {address} has issued")]
     Issued { address: Address, source: IdentityError },
+}
+
+/// The certificate that a member shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    pub expires: Timestamp,
+    /// For how long it holds yet.
+    pub left: Duration,
+    /// Why it is not as it is to be, if it isn't.
+    pub fault: Option<String>,
+}
+
+impl Transport {
+    /// The certificate that this node shows; nothing where it is no member.
+    pub fn certificate(&self) -> Option<Certificate> {
+        let expires = self.shared.identity.borrow().as_ref()?.expires()?;
+        let until = UNIX_EPOCH + Duration::from_millis(expires.0);
+        let left = until.duration_since(self.shared.clock.now()).unwrap_or_default();
+        Some(Certificate { expires, left, fault: self.shared.certificate_fault.borrow().clone() })
+    }
+
+    /// Whoever sees to the certificate says why it isn't as it is to be, or that it is.
+    pub fn set_certificate_fault(&self, fault: Option<String>) {
+        self.shared.certificate_fault.send_replace(fault);
+    }
 }
 
 /// The certificate (DER) that the member at `address` has issued for `identity`.

@@ -56,6 +56,27 @@ async fn certificates_are_renewed_before_they_expire_and_nobody_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_cannot_be_renewed_is_a_problem_in_the_status_with_the_reason_until_it_is() {
+    let (mut alpha, agent, [mut beta]) = founder_of(["beta"]).await;
+    let other = beta.start();
+    let first = cluster(&sees_servers(&other, 1, 2).await).certificate_expires;
+    stop([agent, other]).await;
+    for host in [&mut alpha, &mut beta] {
+        later(std::slice::from_mut(host), 80);
+    }
+    let other = beta.start();
+    let is_told = |status: &proto::StatusReply| {
+        let is_of_it = |problem: &String| problem.contains("the certificate of beta expires in 9 days");
+        status.problems.iter().any(|problem| is_of_it(problem) && problem.contains("no cluster secret"))
+    };
+    assert_eq!(cluster(&other.sees("why it can't be renewed", is_told).await).certificate_expires, first);
+    let agent = alpha.start();
+    let renewed = cluster(&sees_servers(&other, 1, 2).await).certificate_expires;
+    assert!(renewed > first + 70 * 24 * 3600 * 1000, "{renewed} {first}");
+    stop([agent, other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_was_off_until_all_certificates_had_expired_starts_by_itself() {
     // Who has no secret can't sign its own.
     let (mut alpha, agent, [mut beta]) = founder_of(["beta"]).await;
