@@ -10,6 +10,7 @@ let
     filterAttrsRecursive
     head
     last
+    length
     literalExpression
     mkEnableOption
     mkIf
@@ -26,6 +27,12 @@ let
   label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
   # What is loaded as a credential is where the service reads it.
   credential = file: name: if file == null then null else "/run/credentials/blixard.service/${name}";
+  # By what this node joins.
+  credentials = lib.filter (file: file != null) [
+    settings.cluster.secret_file
+    settings.cluster.token_file
+    settings.node.key_file
+  ];
   serverNames = map (server: head (splitString "@" server)) settings.cluster.servers;
 
   # Asked of the VMs first, so that what is wrong with one is said by its assertion and not by its manifest.
@@ -88,6 +95,18 @@ in
       '';
     };
 
+    nodeKeyFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "config.age.secrets.blixard-node.path";
+      description = ''
+        A file on the host, outside the Nix store, with a key of this node's own, from
+        {command}`openssl genpkey -algorithm ed25519`, by which it joins instead of by
+        {option}`services.blixard.clusterSecretFile`. It is handed to `blixard.service` as a credential, which doesn't start
+        without the file. Unless {option}`services.blixard.nodes` declares its public part, this node isn't let in.
+      '';
+    };
+
     settings = mkOption {
       default = { };
       description = ''
@@ -121,6 +140,15 @@ in
                 Where the other nodes reach `blixard.service` on this host, if it isn't among
                 {option}`services.blixard.settings.cluster.servers`. If the others can't reach it there, this host never
                 becomes a server.
+              '';
+            };
+            key_file = mkOption {
+              type = types.nullOr (types.strMatching "/.+");
+              default = credential cfg.nodeKeyFile "node-key";
+              defaultText = "the credential made from services.blixard.nodeKeyFile";
+              description = ''
+                Where `blixard.service` reads the key by which this node joins, if it has one of its own. While the
+                manifest declares none, or another, for this node, it waits.
               '';
             };
             role = mkOption {
@@ -194,6 +222,15 @@ in
               description = ''
                 Where `blixard.service` reads the token by which this node joins, if it doesn't have the cluster's
                 secret. With one that was used, or has expired, it waits for another.
+              '';
+            };
+            authority = mkOption {
+              type = types.nullOr (types.strMatching "[0-9a-f]{32}:[0-9a-f]{64}");
+              default = null;
+              description = ''
+                By what a node with {option}`services.blixard.nodeKeyFile` knows the cluster that it joins: what
+                {command}`blixard cluster authority` prints on a member. `blixard.service` tells nothing to a server that
+                isn't of this cluster, so with a wrong one, or after {command}`blixard cluster rotate-ca`, it never joins.
               '';
             };
           };
@@ -289,17 +326,31 @@ in
         '';
       }
       {
-        assertion = settings.cluster.secret_file != null || settings.cluster.token_file != null;
+        assertion = credentials != [ ];
         message = ''
-          services.blixard on ${config.networking.hostName}: there is neither a cluster secret nor a join token.
-          Set services.blixard.clusterSecretFile, or clusterTokenFile, to a file on the host, for example a path from agenix or sops-nix.
+          services.blixard on ${config.networking.hostName}: there is neither a cluster secret nor a join token nor a key of the node's own.
+          Set services.blixard.clusterSecretFile, clusterTokenFile or nodeKeyFile to a file on the host, for example a path from agenix or sops-nix.
         '';
       }
       {
-        assertion = settings.cluster.secret_file == null || settings.cluster.token_file == null;
+        assertion = length credentials <= 1;
         message = ''
-          services.blixard on ${config.networking.hostName}: there is a cluster secret and a join token.
-          Leave services.blixard.clusterTokenFile out: a node that has the secret needs no token.
+          services.blixard on ${config.networking.hostName}: there is more than one of a cluster secret, a join token and a key of the node's own, and a node joins by one.
+          Set one of services.blixard.clusterSecretFile, clusterTokenFile and nodeKeyFile, and leave the others out.
+        '';
+      }
+      {
+        assertion = (settings.node.key_file != null) == (settings.cluster.authority != null);
+        message = ''
+          services.blixard on ${config.networking.hostName}: a node with a key of its own, and no other, knows the cluster by settings.cluster.authority.
+          Set services.blixard.nodeKeyFile, and services.blixard.settings.cluster.authority to what `blixard cluster authority` prints on a member, or neither.
+        '';
+      }
+      {
+        assertion = cfg.nodes ? ${settings.node.name} -> settings.node.key_file != null;
+        message = ''
+          services.blixard on ${config.networking.hostName}: services.blixard.nodes declares a key for "${settings.node.name}", which joins by that alone.
+          Set services.blixard.nodeKeyFile to the key's file, or remove services.blixard.nodes.${settings.node.name}.
         '';
       }
     ]
@@ -311,7 +362,7 @@ in
         services.blixard on ${config.networking.hostName}: ${option} (${toString file}) is in the Nix store, which everybody on the host can read, or would be copied there.
         Give the path of a file outside of it as a string, for example "/run/secrets/blixard".
       '';
-    }) { inherit (cfg) clusterSecretFile clusterTokenFile; };
+    }) { inherit (cfg) clusterSecretFile clusterTokenFile nodeKeyFile; };
 
     environment.systemPackages = [ cfg.package ];
     environment.etc."blixard/config.toml".source = cfg.check "check-config" (

@@ -58,6 +58,29 @@ in
       };
     };
 
+    nodes = mkOption {
+      type = types.attrsOf (
+        types.submodule {
+          options.publicKey = mkOption {
+            # An Ed25519 key as every one is written (RFC 8410).
+            type = types.strMatching "MCowBQYDK2VwAyEA[A-Za-z0-9+/]{43}=";
+            example = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+            description = ''
+              The public part of the key in this host's {option}`services.blixard.nodeKeyFile`: the line that
+              {command}`openssl pkey -pubout` prints between BEGIN and END. A host of this name with another key isn't
+              let in.
+            '';
+          };
+        }
+      );
+      default = { };
+      description = ''
+        Hosts that join by a key of their own, by their names, and by nothing else. It travels in the manifest, so it
+        belongs beside {option}`services.blixard.vms`. The key is asked for when a host joins, and at no other time: to
+        change it removes no member.
+      '';
+    };
+
     manifestFile = mkOption {
       type = types.nullOr types.path;
       default =
@@ -86,7 +109,7 @@ in
         else
           {
             version = 1;
-            inherit (cfg) cluster;
+            inherit (cfg) cluster nodes;
             vms = mapAttrs (_: vm: entry vm // overhead vm) cfg.vms;
           };
     };

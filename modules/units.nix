@@ -83,7 +83,8 @@ in
         LimitNOFILE = 65536;
         LoadCredential =
           optional (cfg.clusterSecretFile != null) "cluster-secret:${toString cfg.clusterSecretFile}"
-          ++ optional (cfg.clusterTokenFile != null) "join-token:${toString cfg.clusterTokenFile}";
+          ++ optional (cfg.clusterTokenFile != null) "join-token:${toString cfg.clusterTokenFile}"
+          ++ optional (cfg.nodeKeyFile != null) "node-key:${toString cfg.nodeKeyFile}";
         RuntimeDirectory = "blixard";
         RuntimeDirectoryMode = "0750";
         RuntimeDirectoryPreserve = "yes";

@@ -13,6 +13,7 @@ let
     vcpus = 1;
     memoryMiB = 96;
   };
+  authority = lib.concatStrings (lib.genList (_: "0") 32 ++ [ ":" ] ++ lib.genList (_: "0") 64);
   tap = id: mac: {
     microvm.interfaces = [
       {
@@ -22,6 +23,14 @@ let
     ];
   };
   guest = vm: { vms.web.config.microvm = vm; };
+
+  # A host that joins by a key of its own.
+  declared = {
+    clusterSecretFile = lib.mkForce null;
+    nodeKeyFile = "/run/secrets/blixard-node";
+    nodes.alpha.publicKey = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+    settings.cluster.authority = authority;
+  };
 
   # says → what of services.blixard must be refused so
   cases = {
@@ -34,11 +43,21 @@ let
     "names a node twice" = {
       settings.cluster.servers = [ "alpha@10.0.0.2:7420" ];
     };
-    "there is neither a cluster secret nor a join token" = {
+    "there is neither a cluster secret nor a join token nor a key" = {
       clusterSecretFile = lib.mkForce null;
     };
-    "there is a cluster secret and a join token" = {
+    "there is more than one of a cluster secret, a join token" = {
       clusterTokenFile = "/run/secrets/blixard-token";
+    };
+    "and a key of the node's own, and a node joins by one" = declared // {
+      clusterSecretFile = "/run/secrets/blixard";
+    };
+    "knows the cluster by settings.cluster.authority" = removeAttrs declared [ "settings" ];
+    "a node with a key of its own, and no other" = {
+      settings.cluster.authority = authority;
+    };
+    "declares a key for \"alpha\", which joins by that alone" = {
+      inherit (declared) nodes;
     };
     "clusterSecretFile (${runner "secret"}) is in the Nix store" = {
       clusterSecretFile = lib.mkForce (runner "secret");
@@ -46,6 +65,9 @@ let
     "clusterTokenFile (${runner "token"}) is in the Nix store" = {
       clusterSecretFile = lib.mkForce null;
       clusterTokenFile = runner "token";
+    };
+    "nodeKeyFile (${runner "key"}) is in the Nix store" = declared // {
+      nodeKeyFile = runner "key";
     };
     "\"Web_1\" isn't a DNS label" = {
       vms.Web_1 = ready;
@@ -169,12 +191,17 @@ let
         }).assertions
     );
   wrong = lib.filterAttrs (says: blixard: !lib.hasInfix says (refused blixard)) cases;
+  # What is right.
+  needless = lib.concatMapStrings refused [
+    { }
+    declared
+  ];
 in
-if wrong == { } && refused { } == "" then
+if wrong == { } && needless == "" then
   runCommand "refusals" { } "touch $out"
 else
   throw (
-    lib.optionalString (refused { } != "") "What is right is refused: ${refused { }}\n"
+    lib.optionalString (needless != "") "What is right is refused: ${needless}\n"
     + lib.concatStrings (
       lib.mapAttrsToList (
         says: blixard: "Not refused with '${says}' but with '${refused blixard}'\n"
