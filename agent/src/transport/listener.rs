@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::door::{Challenge, Door};
 use super::passing::{API_PATH, ApiResponse};
-use super::peer::PeerService;
+use super::peer::{PeerService, no_certificate};
 use super::proto::join_server::JoinServer;
 use super::proto::peer_server::PeerServer;
 use super::strangers::Place;
@@ -178,13 +178,16 @@ impl Port {
             }
             request.extensions_mut().insert(caller.clone());
             // Each answers "unimplemented" to what it doesn't know.
-            if request.uri().path().starts_with(PEER_PATH) {
-                tower::Service::call(&mut peer.clone(), request)
-            } else if let (Some(peer), true) = (caller.peer, request.uri().path().starts_with(API_PATH)) {
-                let shared = shared.clone();
-                Box::pin(async move { Ok(shared.api(peer, request.map(Body::new)).await) })
-            } else {
-                tower::Service::call(&mut join.clone(), request)
+            let is_of = |path| request.uri().path().starts_with(path);
+            match caller.peer {
+                Some(_) if is_of(PEER_PATH) => tower::Service::call(&mut peer.clone(), request),
+                Some(peer) if is_of(API_PATH) => {
+                    let shared = shared.clone();
+                    Box::pin(async move { Ok(shared.api(peer, request.map(Body::new)).await) })
+                }
+                // Before its frame is read, which may be large.
+                None if is_of(PEER_PATH) => Box::pin(std::future::ready(Ok(no_certificate().into_http()))),
+                _ => tower::Service::call(&mut join.clone(), request),
             }
         });
         hyper::server::conn::http2::Builder::new(self.shared.tasks.clone())

@@ -45,7 +45,7 @@ impl PeerService {
         let identity = self.shared.identity.borrow().clone();
         match (caller.peer, identity) {
             (Some(peer), Some(identity)) => Ok((peer, identity.node, identity.cluster)),
-            _ => Err(Status::unauthenticated("this call needs a client certificate of this node's cluster")),
+            _ => Err(no_certificate()),
         }
     }
 
@@ -207,6 +207,11 @@ fn end_of(verdict: Verdict) -> Option<RaftEnd> {
         Verdict::Prove(token) => Some(RaftEnd { prove: token, ..RaftEnd::default() }),
         Verdict::Superseded => Some(RaftEnd { superseded: true, ..RaftEnd::default() }),
     }
+}
+
+/// What whoever is no member is told.
+pub fn no_certificate() -> Status {
+    Status::unauthenticated("this call needs a client certificate of this node's cluster")
 }
 
 /// The one place where what the gate refuses becomes a status.

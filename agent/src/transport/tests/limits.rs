@@ -8,6 +8,7 @@ use raft::eraftpb::{Entry, Message, MessageType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use super::super::link::QUEUE_MESSAGES;
@@ -115,6 +116,20 @@ async fn tries_to_join_that_fail_are_limited_and_say_so() {
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("try again later"), "{status}");
     assert_eq!(cluster.nodes[0].recorder.admits.load(Ordering::Relaxed), 20, "the cluster isn't asked");
+}
+
+#[tokio::test]
+async fn a_frame_of_who_has_no_certificate_is_not_even_read() {
+    let cluster = Cluster::start(1).await;
+    let channel = channel(cluster.nodes[0].address(), stranger_client()).await.unwrap();
+    // A message of 8 MiB, of which no more comes than its head.
+    let head = hyper::body::Bytes::from_static(&[0, 0, 0x80, 0, 0]);
+    let frames = tokio_stream::once(Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(head)));
+    let body = tonic::body::Body::new(http_body_util::StreamBody::new(frames.chain(tokio_stream::pending())));
+    let request = http::Request::post("/blixard.peer.v1.Peer/Forward").header("content-type", "application/grpc");
+    let answer = tower::ServiceExt::oneshot(channel, request.body(body).unwrap());
+    let answer = tokio::time::timeout(MAX_WAIT, answer).await.expect("an answer").unwrap();
+    assert_eq!(tonic::Status::from_header_map(answer.headers()).unwrap().code(), Code::Unauthenticated);
 }
 
 #[tokio::test]
