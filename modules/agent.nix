@@ -84,6 +84,17 @@ in
       '';
     };
 
+    nextClusterSecretFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "config.age.secrets.blixard-next.path";
+      description = ''
+        A file as {option}`services.blixard.clusterSecretFile`, with the secret that is to take the place of that one:
+        once all nodes that have the one have the other, too, {command}`blixard cluster rotate-secret` does it, and this
+        file is given as the former. It is handed to `blixard.service` as a credential, which doesn't start without it.
+      '';
+    };
+
     clusterTokenFile = mkOption {
       type = types.nullOr types.path;
       default = null;
@@ -213,6 +224,14 @@ in
               description = ''
                 Where `blixard.service` reads the cluster's secret; the service doesn't start without it, unless
                 {option}`services.blixard.settings.cluster.token_file` is set instead.
+              '';
+            };
+            next_secret_file = mkOption {
+              type = types.nullOr (types.strMatching "/.+");
+              default = credential cfg.nextClusterSecretFile "next-cluster-secret";
+              defaultText = "the credential made from services.blixard.nextClusterSecretFile";
+              description = ''
+                Where `blixard.service` reads the secret that is to take the place of the cluster's.
               '';
             };
             token_file = mkOption {
@@ -353,6 +372,13 @@ in
           Set services.blixard.nodeKeyFile to the key's file, or remove services.blixard.nodes.${settings.node.name}.
         '';
       }
+      {
+        assertion = settings.cluster.next_secret_file == null || settings.cluster.secret_file != null;
+        message = ''
+          services.blixard on ${config.networking.hostName}: there is a next cluster secret and no current one.
+          Set services.blixard.clusterSecretFile, too, or, where that was rotated, to the next one alone.
+        '';
+      }
     ]
     ++ lib.mapAttrsToList (option: file: {
       assertion =
@@ -362,7 +388,7 @@ in
         services.blixard on ${config.networking.hostName}: ${option} (${toString file}) is in the Nix store, which everybody on the host can read, or would be copied there.
         Give the path of a file outside of it as a string, for example "/run/secrets/blixard".
       '';
-    }) { inherit (cfg) clusterSecretFile clusterTokenFile nodeKeyFile; };
+    }) { inherit (cfg) clusterSecretFile nextClusterSecretFile clusterTokenFile nodeKeyFile; };
 
     environment.systemPackages = [ cfg.package ];
     environment.etc."blixard/config.toml".source = cfg.check "check-config" (

@@ -83,6 +83,9 @@ in
         LimitNOFILE = 65536;
         LoadCredential =
           optional (cfg.clusterSecretFile != null) "cluster-secret:${toString cfg.clusterSecretFile}"
+          ++ optional (
+            cfg.nextClusterSecretFile != null
+          ) "next-cluster-secret:${toString cfg.nextClusterSecretFile}"
           ++ optional (cfg.clusterTokenFile != null) "join-token:${toString cfg.clusterTokenFile}"
           ++ optional (cfg.nodeKeyFile != null) "node-key:${toString cfg.nodeKeyFile}";
         RuntimeDirectory = "blixard";

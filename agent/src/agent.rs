@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::api::{self, ApiError, Stage};
 use crate::config::{Config, ConfigError};
 use crate::gate::files::Account;
-use crate::identity::{Clock, ClusterSecret, SecretError};
+use crate::identity::{Clock, SecretError, Secrets};
 use crate::log::LogError;
 use crate::nix::NixCommand;
 use crate::node::{self, End, Handle, NodeError};
@@ -200,6 +200,12 @@ fn failed(error: &AgentError) -> ExitCode {
     if error.is_of_disk() { ExitCode::from(EXIT_DISK) } else { ExitCode::FAILURE }
 }
 
+/// Those that this host is configured with; none where it joins by a token.
+fn secrets(config: &Config) -> Result<Option<Secrets>, SecretError> {
+    let next = config.cluster.next_secret_file.as_deref();
+    config.cluster.secret_file.as_deref().map(|current| Secrets::read(current, next)).transpose()
+}
+
 /// Where log and store are.
 fn raft_dir(config: &Config) -> PathBuf {
     config.node.data_dir.join("raft")
@@ -256,8 +262,7 @@ where
     U: Units,
     C: Future<Output = Result<U, UnitsError>>,
 {
-    let secret =
-        config.cluster.secret_file.as_deref().map(ClusterSecret::read).transpose().map_err(AgentError::Secret)?;
+    let secrets = secrets(&config).map_err(AgentError::Secret)?;
     let raft_dir = raft_dir(&config);
     make_dir(&config.node.data_dir, 0o755)?;
     make_dir(&config.node.run_dir, 0o755)?;
@@ -271,12 +276,12 @@ where
     let (stage, stages) = watch::channel(Stage::Waiting("the agent is starting".to_owned()));
     let socket = api::listen(&config.node.run_dir.join("api.sock")).map_err(AgentError::Api)?;
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
-    let service = api::Service::new(stages, secret.clone());
+    let service = api::Service::new(stages, secrets.clone());
     let api = tokio::spawn(api::serve(socket, service.clone(), async {
         let _ = api_stopped.await;
     }));
     let watchdog = watchdog::start();
-    let mut host = Host { config, traits, secret, stage, api: service, connect, units: None, watchdog };
+    let mut host = Host { config, traits, secrets, stage, api: service, connect, units: None, watchdog };
     let mut result = host.run(data, told).await;
     if matches!(result, Err(AgentError::Node(NodeError::Superseded { .. }))) {
         // Started again, it would supersede the other in turn.

@@ -16,12 +16,13 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use crate::identity::ClusterSecret;
+use crate::identity::Secrets;
 use crate::node::{Handle, ProposeError, Standing};
 use crate::transport::{ApiRequest, ApiResponse};
 
 mod elsewhere;
 mod identities;
+mod secret;
 pub mod view;
 
 use elsewhere::Front;
@@ -96,8 +97,8 @@ pub struct Service {
 
 impl Service {
     /// Needs a tokio runtime, on which what takes long is done.
-    pub fn new(stage: watch::Receiver<Stage>, secret: Option<ClusterSecret>) -> Self {
-        let api = Api { stage: stage.clone(), secret, runtime: tokio::runtime::Handle::current() };
+    pub fn new(stage: watch::Receiver<Stage>, secrets: Option<Secrets>) -> Self {
+        let api = Api { stage: stage.clone(), secrets, runtime: tokio::runtime::Handle::current() };
         let inner = proto::api_server::ApiServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES);
         Self { stage, inner }
     }
@@ -139,7 +140,7 @@ pub enum Stage {
 
 pub struct Api {
     stage: watch::Receiver<Stage>,
-    secret: Option<ClusterSecret>,
+    secrets: Option<Secrets>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -433,6 +434,15 @@ impl proto::api_server::Api for Api {
         let token = id.parse().map_err(|error: InvalidValue| Status::invalid_argument(error.to_string()))?;
         let index = self.change(Command::RevokeToken { token }).await?;
         Ok(Response::new(proto::RevokeTokenReply { index }))
+    }
+
+    async fn rotate_secret(
+        &self,
+        _request: Request<proto::RotateSecretRequest>,
+    ) -> Result<Response<proto::RotateSecretReply>, Status> {
+        self.await_fresh(proto::Freshness::Linearizable).await?;
+        let index = self.change(self.reseal()?).await?;
+        Ok(Response::new(proto::RotateSecretReply { index }))
     }
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<proto::BackupPiece, Status>> + Send>>;

@@ -55,6 +55,9 @@ pub struct Cluster {
     /// At least 32 bytes that the hosts of the cluster share, and nobody else has.
     #[serde(default, deserialize_with = "absolute_if_any")]
     pub secret_file: Option<PathBuf>,
+    /// The one that is to take its place.
+    #[serde(default, deserialize_with = "absolute_if_any")]
+    pub next_secret_file: Option<PathBuf>,
     /// Holds what lets a host in that doesn't have the secret.
     #[serde(default, deserialize_with = "absolute_if_any")]
     pub token_file: Option<PathBuf>,
@@ -229,10 +232,13 @@ impl Config {
 
     /// What is wrong with that by which this host joins.
     fn wrong_credential(&self) -> Option<&'static str> {
-        let Cluster { secret_file, token_file, authority, .. } = &self.cluster;
+        let Cluster { secret_file, next_secret_file, token_file, authority, .. } = &self.cluster;
         let key_file = &self.node.key_file;
         match [secret_file, token_file, key_file].into_iter().flatten().count() {
             0 => Some("none of secret_file, token_file and node.key_file is set, and a host joins by one of them"),
+            1 if secret_file.is_none() && next_secret_file.is_some() => {
+                Some("next_secret_file is set without the secret_file whose place it is to take")
+            }
             1 if key_file.is_some() && authority.is_none() => Some(
                 "authority isn't set, by which a host with a key knows the cluster: `blixard cluster authority` prints it",
             ),
@@ -389,6 +395,12 @@ secret_file = "/run/secret"
             ("[cluster]", "key_file = \"/run/key\"\n[cluster]", "line 7", "more than one of"),
             ("[cluster]", "key_file = \"key\"\n[cluster]", "line 5", "key is not an absolute path"),
             ("\"/run/secret\"", "\"/run/secret\"\nauthority = \"ab:cd\"", "line 8", "blixard cluster authority"),
+            (
+                "secret_file = \"/run/secret\"",
+                "token_file = \"/t\"\nnext_secret_file = \"/s\"",
+                "line 6",
+                "without the secret_file",
+            ),
             ("secret_file = \"/run/secret\"", "token_file = \"token\"", "line 7", "token is not an absolute path"),
             ("[cluster]", "data_dir = \"x\"\n[cluster]", "line 5", "x is not an absolute path"),
             ("[cluster]", "[vms]\nbridge = \"a-name-that-is-too-long\"\n[cluster]", "line 6", "15 bytes"),

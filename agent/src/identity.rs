@@ -4,6 +4,7 @@ mod authority;
 mod clock;
 mod host_key;
 mod secret;
+mod secrets;
 mod tls;
 mod token;
 mod verify;
@@ -19,6 +20,7 @@ pub use authority::{Authority, AuthorityError, anchor_of};
 pub use clock::Clock;
 pub use host_key::{HostKey, HostKeyError, verify_signature};
 pub use secret::{ClusterSecret, MIN_SECRET, SecretError};
+pub use secrets::Secrets;
 pub use tls::{
     Expected, PeerError, ServerSide, TlsError, joining_client, key_of, member_client, member_server, peer_of, refusal,
     renewing_client, stranger_client, stranger_server,

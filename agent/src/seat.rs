@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::identity::{
-    self, Authority, AuthorityError, ClusterSecret, HostKey, IdentityError, JoinToken, NodeIdentity, NodeKey,
+    self, Authority, AuthorityError, HostKey, IdentityError, JoinToken, NodeIdentity, NodeKey, Secrets,
 };
 use crate::store::{Store, StoreError};
 use crate::transport::{
@@ -105,7 +105,7 @@ impl Seat {
     /// What asking again can't mend.
     pub async fn take(
         config: &Config,
-        secret: Option<&ClusterSecret>,
+        secrets: Option<&Secrets>,
         store: &mut Store,
         kept: Option<Vec<u8>>,
         understands: Level,
@@ -123,7 +123,7 @@ impl Seat {
             }
         };
         let asking = Asking { own: config.own(), key, was_in, understands, role: config.role() };
-        let seat = Self::ask(config, secret, &asking, tell).await?;
+        let seat = Self::ask(config, secrets, &asking, tell).await?;
         seat.keep(config, store)?;
         Ok(seat)
     }
@@ -193,14 +193,14 @@ impl Seat {
 
     async fn ask(
         config: &Config,
-        secret: Option<&ClusterSecret>,
+        secrets: Option<&Secrets>,
         asking: &Asking,
         tell: impl Fn(String),
     ) -> Result<Self, SeatError> {
         let mut told = String::new();
         loop {
-            let (asked, again) = match secret {
-                Some(secret) => (Self::ask_by_secret(config, secret, asking).await?, ASK_AGAIN),
+            let (asked, again) = match secrets {
+                Some(secrets) => (Self::ask_by_secret(config, secrets, asking).await?, ASK_AGAIN),
                 None => (Self::ask_members(config, asking).await, ASK_MEMBERS_AGAIN),
             };
             let waiting = match asked {
@@ -219,22 +219,22 @@ impl Seat {
     /// The seat, or what is waited for.
     async fn ask_by_secret(
         config: &Config,
-        secret: &ClusterSecret,
+        secrets: &Secrets,
         asking: &Asking,
     ) -> Result<ControlFlow<Self, String>, SeatError> {
-        let answers = ask_all(config.servers(), secret, config.name()).await;
+        let answers = ask_all(config.servers(), secrets, config.name()).await;
         let servers = match decide(&answers).map_err(SeatError::TwoClusters)? {
             Decision::Found if asking.was_in.is_some() => {
                 let reason = "this host rejoins a cluster, and no server that answers is in one";
                 return Ok(ControlFlow::Continue(reason.to_owned()));
             }
-            Decision::Found => return Self::found(secret, asking).map(ControlFlow::Break),
+            Decision::Found => return Self::found(secrets, asking).map(ControlFlow::Break),
             Decision::Wait(reason) => return Ok(ControlFlow::Continue(reason)),
             Decision::Join(servers) => servers,
         };
         let mut failures = Vec::new();
         for server in servers {
-            match join(&server, secret, asking).await {
+            match join(&server, secrets, asking).await {
                 Ok(joined) => return Ok(ControlFlow::Break(joined.into())),
                 Err(error) => failures.push(crate::error_chain(&error)),
             }
@@ -265,7 +265,7 @@ impl Seat {
         ControlFlow::Continue(failures.join("; "))
     }
 
-    fn found(secret: &ClusterSecret, asking: &Asking) -> Result<Self, SeatError> {
+    fn found(secrets: &Secrets, asking: &Asking) -> Result<Self, SeatError> {
         let Asking { own, key, understands, role, .. } = asking;
         let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
         let (cluster, epoch, node, raft) = (authority.cluster(), ClusterEpoch::FIRST, NodeId(1), FOUNDER);
@@ -290,7 +290,7 @@ impl Seat {
             founding: Some(Command::Found {
                 cluster,
                 ca_certificate: authority.certificate().to_vec(),
-                sealed_ca_key: authority.seal(secret),
+                sealed_ca_key: authority.seal(secrets.current()),
                 first,
             }),
         })
@@ -300,10 +300,10 @@ impl Seat {
     ///
     /// # Errors
     /// [`SeatError::OtherCluster`].
-    pub async fn check_cluster(&self, config: &Config, secret: Option<&ClusterSecret>) -> Result<(), SeatError> {
+    pub async fn check_cluster(&self, config: &Config, secrets: Option<&Secrets>) -> Result<(), SeatError> {
         // Without it, nobody's word on this can be trusted; certificates of another cluster are refused in any case.
-        let Some(secret) = secret else { return Ok(()) };
-        for (server, answer) in ask_all(config.servers(), secret, config.name()).await {
+        let Some(secrets) = secrets else { return Ok(()) };
+        for (server, answer) in ask_all(config.servers(), secrets, config.name()).await {
             match answer {
                 Answer::Member(found) if found != self.identity.cluster => {
                     return Err(SeatError::OtherCluster {

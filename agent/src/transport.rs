@@ -37,8 +37,8 @@ use std::time::Duration;
 
 use blixard_core::driver::Position;
 use blixard_core::types::{
-    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, Server, Timestamp,
-    TokenId,
+    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, SecretId, Server,
+    Timestamp, TokenId,
 };
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -46,7 +46,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::identity::{
-    Clock, ClusterSecret, IdentityError, Issued, NodeIdentity, ServerSide, TlsError, member_server, stranger_server,
+    Clock, IdentityError, Issued, NodeIdentity, Secrets, ServerSide, TlsError, member_server, stranger_server,
 };
 
 pub use bootstrap::{Decision, TwoClusters, decide};
@@ -168,8 +168,8 @@ pub struct Candidate {
 /// By what a host is to be let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Credential {
-    /// It has proved the cluster secret.
-    Secret,
+    /// It has proved this cluster secret.
+    Secret(SecretId),
     /// It has proved that it has this key, which the cluster is to have declared for its name.
     Key(PublicKey),
     /// It has shown a token, which the cluster is to check.
@@ -221,8 +221,8 @@ pub struct Settings {
     pub own: Server,
     /// `cluster.servers`, in its order.
     pub servers: Vec<Server>,
-    /// Without one, this node can't vouch for itself to hosts that go by it.
-    pub secret: Option<ClusterSecret>,
+    /// Without any, this node can't vouch for itself to hosts that go by it.
+    pub secrets: Option<Secrets>,
     pub clock: Clock,
 }
 
@@ -245,7 +245,7 @@ pub struct Transport {
 struct Shared {
     own: Server,
     servers: Vec<Server>,
-    secret: Option<ClusterSecret>,
+    secrets: Option<Secrets>,
     clock: Clock,
     inbound: Arc<dyn Inbound>,
     directory: watch::Receiver<Arc<Directory>>,
@@ -329,7 +329,7 @@ impl Transport {
         let shared = Arc::new(Shared {
             own: settings.own,
             servers: settings.servers,
-            secret: settings.secret,
+            secrets: settings.secrets,
             clock: settings.clock,
             inbound,
             directory,

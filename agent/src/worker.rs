@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use blixard_core::command::{Command, Reply};
 use blixard_core::reconcile;
-use blixard_core::types::{Address, NodeRole};
 use blixard_core::unit::Observed;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -25,10 +24,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 /// How long a proposal that failed waits before the next.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Tells the cluster what this host has to give, until it has heard it.
-pub async fn register(handle: &Handle, address: Address, role: NodeRole, worker: blixard_core::command::Worker) {
-    let (node, understands) = (handle.node(), handle.understands());
-    let command = Command::RegisterWorker { node, address, understands, role, worker };
+/// Tells the cluster what this host has to give, by this [`Command::RegisterWorker`], until it has heard it.
+pub async fn register(handle: &Handle, command: Command) {
     loop {
         match handle.propose(command.clone()).await.map(|answer| answer.reply) {
             Ok(Reply::Refused(why)) => tracing::warn!(error = why, "this host could not register as a worker"),

@@ -59,6 +59,11 @@ let
     "declares a key for \"alpha\", which joins by that alone" = {
       inherit (declared) nodes;
     };
+    "there is a next cluster secret and no current one" = {
+      clusterSecretFile = lib.mkForce null;
+      nextClusterSecretFile = "/run/secrets/blixard-next";
+      clusterTokenFile = "/run/secrets/blixard-token";
+    };
     "clusterSecretFile (${runner "secret"}) is in the Nix store" = {
       clusterSecretFile = lib.mkForce (runner "secret");
     };
@@ -68,6 +73,9 @@ let
     };
     "nodeKeyFile (${runner "key"}) is in the Nix store" = declared // {
       nodeKeyFile = runner "key";
+    };
+    "nextClusterSecretFile (${runner "next"}) is in the Nix store" = {
+      nextClusterSecretFile = runner "next";
     };
     "\"Web_1\" isn't a DNS label" = {
       vms.Web_1 = ready;

@@ -6,7 +6,8 @@ use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
-    NodeName, NodeRole, PublicKey, RaftId, Resources, RotationStep, TaskId, Term, Timestamp, TokenId, VmName,
+    NodeName, NodeRole, PublicKey, RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId,
+    VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -60,6 +61,8 @@ pub enum Command {
         understands: Level,
         role: NodeRole,
         worker: Worker,
+        /// The cluster secrets that it has; nothing where it joins otherwise.
+        secrets: Option<SecretIds>,
     },
     /// A manifest, by a host that carries it or by a person.
     OfferManifest {
@@ -195,6 +198,18 @@ pub enum Command {
         node: NodeId,
         step: RotationStep,
     },
+    /// A person wants the next cluster secret to open what the current one does: all of it at once.
+    Reseal {
+        keys: Vec<Resealed>,
+    },
+}
+
+/// A key that was sealed with another secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resealed {
+    /// SHA-256 of the sealed key whose place it takes.
+    pub was: Hash,
+    pub sealed: Vec<u8>,
 }
 
 /// Whether a VM has to be there already: of two that create the same one, the second is refused.

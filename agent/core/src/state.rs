@@ -10,7 +10,7 @@ use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Rep
 use crate::manifest::{ClusterSettings, Constraints, DeclaredNode, Manifest, VmSpec};
 use crate::types::{
     Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole, RaftId,
-    Resources, RotationStep, TaskId, Term, Timestamp, TokenId, VmName,
+    Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
@@ -30,6 +30,7 @@ mod placements;
 mod removal;
 mod roles;
 mod rows;
+mod secret;
 mod sessions;
 mod tasks;
 mod tokens;
@@ -73,7 +74,7 @@ pub struct Cluster {
     pub id: ClusterId,
     /// DER.
     pub ca_certificate: Vec<u8>,
-    /// The authority's key, sealed with the cluster secret.
+    /// The authority's key, sealed with the cluster secret, whose id it begins with.
     pub sealed_ca_key: Vec<u8>,
     /// Another authority is taking its place.
     pub rotation: Option<Rotation>,
@@ -117,6 +118,8 @@ pub struct Node {
     pub leaving: bool,
     /// How far it has come with the last rotation of the authority of which it said so.
     pub rotated: Option<RotationStep>,
+    /// The cluster secrets that it said last that it has; nothing where it joins otherwise.
+    pub secrets: Option<SecretIds>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -271,8 +274,10 @@ impl State {
                 self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
             }
             Command::Admit(host) => self.check_undeclared(&host.name).and_then(|()| self.admit(host, at)),
-            Command::RegisterWorker { node, address, understands, role, worker } => {
-                self.register_worker(*node, address, *understands, *role, worker, at)
+            Command::RegisterWorker { node, address, understands, role, worker, secrets } => {
+                let reply = self.register_worker(*node, address, *understands, *role, worker, at)?;
+                self.note_secrets(*node, *secrets);
+                Ok(reply)
             }
             Command::SetWorkerAlive { node, alive } => self.set_worker_alive(*node, *alive, at),
             Command::OfferManifest { manifest, from } => self.offer_manifest(index, manifest, from, at),
@@ -308,6 +313,7 @@ impl State {
                 self.rotate_authority(index, certificate, sealed_key)
             }
             Command::Rotated { node, step } => self.note_rotated(*node, *step),
+            Command::Reseal { keys } => self.reseal(keys),
         }
     }
 

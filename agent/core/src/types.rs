@@ -13,6 +13,7 @@ mod public_key;
 mod resources;
 mod role;
 mod rotation;
+mod secret;
 mod token;
 mod trust_anchor;
 
@@ -23,6 +24,7 @@ pub use public_key::PublicKey;
 pub use resources::{Hypervisor, Labels, Resources};
 pub use role::NodeRole;
 pub use rotation::RotationStep;
+pub use secret::{SecretId, SecretIds};
 pub use token::TokenId;
 pub use trust_anchor::TrustAnchor;
 

@@ -4,11 +4,12 @@ use std::sync::{Arc, OnceLock};
 
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Message, Position};
-use blixard_core::types::{ClusterId, Hash, NodeId, RaftId};
+use blixard_core::state::Cluster;
+use blixard_core::types::{ClusterId, Hash, NodeId, RaftId, SecretId};
 use tokio::time::Instant;
 
 use crate::api;
-use crate::identity::{Authority, Clock, ClusterSecret, Issued};
+use crate::identity::{Authority, Clock, ClusterSecret, Issued, Secrets};
 use crate::node::{Handle, directory_of, now};
 use crate::transport::{
     Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Directory, ForwardError, Inbound, Member, Refusal,
@@ -17,7 +18,7 @@ use crate::transport::{
 
 /// The node behind the transport, once there is one.
 pub struct Inward {
-    secret: Option<ClusterSecret>,
+    secrets: Option<Secrets>,
     clock: Clock,
     /// The cluster of a host that was a member before: nobody may take it for blank while it starts.
     kept: Option<ClusterId>,
@@ -29,16 +30,29 @@ pub struct Inward {
 
 impl Inward {
     /// Needs a tokio runtime.
-    pub fn new(secret: Option<ClusterSecret>, clock: Clock, kept: Option<ClusterId>, api: api::Service) -> Self {
-        Self { secret, clock, kept, node: OnceLock::new(), api, runtime: tokio::runtime::Handle::current() }
+    pub fn new(secrets: Option<Secrets>, clock: Clock, kept: Option<ClusterId>, api: api::Service) -> Self {
+        Self { secrets, clock, kept, node: OnceLock::new(), api, runtime: tokio::runtime::Handle::current() }
     }
 
     /// An authority by what the state has of its key.
     fn unseal(&self, sealed_key: &[u8]) -> Result<Authority, String> {
-        let secret =
-            self.secret.as_ref().ok_or("this host has no cluster secret, so it can't sign: ask one that has")?;
-        let authority = Authority::unseal(sealed_key, secret);
+        let secrets =
+            self.secrets.as_ref().ok_or("this host has no cluster secret, so it can't sign: ask one that has")?;
+        let authority = Authority::unseal(sealed_key, secrets);
         Ok(authority.map_err(|error| crate::error_chain(&error))?.at(self.clock))
+    }
+
+    /// Refuses who has proved the secret that another one has taken the place of.
+    fn check_secret(&self, cluster: &Cluster, proved: SecretId) -> Result<(), String> {
+        let next = self.secrets.as_ref().and_then(Secrets::next).map(ClusterSecret::id);
+        if next.is_some() && cluster.secret() == next && next != Some(proved) {
+            return Err(
+                "the cluster secret was rotated, and this host has the one before: put the one that there is now \
+                        into its cluster.secret_file"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 
     /// A certificate for the member that has this key; see [`Inbound::renew`].
@@ -67,11 +81,15 @@ impl Inward {
         let (handle, _) = self.node.get().ok_or("this host is starting: try again")?;
         // Before anything is proposed: who could not be given a certificate is not to have used up a token.
         let cluster = handle.read(|state, _| state.cluster().cloned()).map_err(|error| text(&error))?;
-        self.unseal(&cluster.ok_or("the cluster is being founded: try again")?.sealed_ca_key)?;
+        let cluster = cluster.ok_or("the cluster is being founded: try again")?;
+        self.unseal(&cluster.sealed_ca_key)?;
+        if let Credential::Secret(proved) = candidate.credential {
+            self.check_secret(&cluster, proved)?;
+        }
         let key = Authority::key_of(&candidate.request).map_err(|error| text(&error))?;
         let Candidate { name, address, request, understands, role, was_in, credential } = candidate;
         let new = NewNode { name: name.clone(), address: address.clone(), key, understands, role };
-        if credential != Credential::Secret {
+        if !matches!(credential, Credential::Secret(_)) {
             handle.barrier().await.map_err(|error| text(&error))?;
             // Who only guesses is no work for the cluster. Who is no server knows no tokens, and no manifest.
             let known = handle.read(|state, standing| match (standing.raft, &credential) {
@@ -84,8 +102,8 @@ impl Inward {
             known.map_err(|error| text(&error))??;
         }
         let command = match (credential, was_in) {
-            (Credential::Secret, None) => Command::Admit(new),
-            (Credential::Secret, Some(was_in)) => Command::Rejoin { host: new, was_in },
+            (Credential::Secret(_), None) => Command::Admit(new),
+            (Credential::Secret(_), Some(was_in)) => Command::Rejoin { host: new, was_in },
             (Credential::Key(key), was_in) => Command::AdmitDeclared { key, host: new, was_in },
             (Credential::Token { id, secret, expires }, was_in) => {
                 Command::Redeem { token: id, secret, expires, host: new, was_in }

@@ -13,9 +13,9 @@ use blixard_core::types::{ClusterEpoch, ClusterId, Level, NodeId, NodeName, Node
 use rustix::fs::{CWD, RenameFlags};
 
 use super::data::{self, Data, Replica};
-use super::{AgentError, make_dir, raft_dir};
+use super::{AgentError, make_dir, raft_dir, secrets};
 use crate::config::Config;
-use crate::identity::{self, Authority, AuthorityError, ClusterSecret, IdentityError, NodeKey, SecretError};
+use crate::identity::{self, Authority, AuthorityError, IdentityError, NodeKey, SecretError, Secrets};
 use crate::log::{Log, LogError};
 use crate::node::{NodeError, directory_of, now};
 use crate::seat::{Seat, SeatError};
@@ -96,7 +96,7 @@ pub struct Survivor {
 /// # Errors
 /// When another agent runs, or the cluster can't begin anew from it.
 pub fn examine(config: Config, understands: Level) -> Result<Survivor, RecoveryError> {
-    let secret = read_secret(&config)?;
+    let secrets = read_secrets(&config)?;
     let (Data { dir, store, replica, .. }, seat) = open(&config)?;
     let (replica, raft) = replica.zip(seat.raft).ok_or(RecoveryError::NoServer)?;
     let Replica { log, recovered, mut state } = replica;
@@ -111,7 +111,7 @@ pub fn examine(config: Config, understands: Level) -> Result<Survivor, RecoveryE
         return Err(RecoveryError::Unfit(NodeError::Diverged(diverged)));
     }
     let cluster = state.cluster().ok_or_else(|| RecoveryError::Blank { path: dir.clone() })?;
-    let authority = Authority::unseal(&cluster.sealed_ca_key, &secret).map_err(RecoveryError::Issue)?;
+    let authority = Authority::unseal(&cluster.sealed_ca_key, &secrets).map_err(RecoveryError::Issue)?;
     Ok(Survivor { config, dir, _files: (log, store), recovered, seat, raft, state, authority })
 }
 
@@ -174,7 +174,7 @@ pub fn examine_backup(file: &Path, config: Config, understands: Level) -> Result
     if config.role() == NodeRole::Worker {
         return Err(RecoveryError::Worker);
     }
-    let secret = read_secret(&config)?;
+    let secrets = read_secrets(&config)?;
     let dir = raft_dir(&config);
     make_dir(&config.node.data_dir, 0o755).map_err(RecoveryError::Open)?;
     make_dir(&dir, 0o700).map_err(RecoveryError::Open)?;
@@ -192,7 +192,7 @@ pub fn examine_backup(file: &Path, config: Config, understands: Level) -> Result
     let rows = |source| RecoveryError::Rows { path: file.to_owned(), source };
     let state = loading.finish().map_err(rows)?;
     let cluster = state.cluster().ok_or(RecoveryError::Begin(BeginError::NoCluster))?;
-    let authority = Authority::unseal(&cluster.sealed_ca_key, &secret).map_err(RecoveryError::Issue)?;
+    let authority = Authority::unseal(&cluster.sealed_ca_key, &secrets).map_err(RecoveryError::Issue)?;
     Ok(Restorable { config, data, head, state, authority })
 }
 
@@ -297,9 +297,8 @@ fn open(config: &Config) -> Result<(Data, Seat), RecoveryError> {
     Ok((data, seat.flatten().ok_or_else(blank)?))
 }
 
-fn read_secret(config: &Config) -> Result<ClusterSecret, RecoveryError> {
-    let path = config.cluster.secret_file.as_deref().ok_or(RecoveryError::NoSecret)?;
-    ClusterSecret::read(path).map_err(RecoveryError::Secret)
+fn read_secrets(config: &Config) -> Result<Secrets, RecoveryError> {
+    secrets(config).map_err(RecoveryError::Secret)?.ok_or(RecoveryError::NoSecret)
 }
 
 fn draw_tag() -> u32 {

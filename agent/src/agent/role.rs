@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use blixard_core::command::Command;
 use blixard_core::driver::{Driver, Settings};
 use blixard_core::types::{ClientId, RaftId};
 use sd_notify::NotifyState;
@@ -23,7 +24,7 @@ use super::servers::ServerThread;
 use super::{AgentError, Told, Traits, notify, offer, stop, stopped};
 use crate::api::{self, Stage};
 use crate::config::Config;
-use crate::identity::{self, ClusterSecret};
+use crate::identity::{self, Secrets};
 use crate::node::{self, Common, End, Ended, Founding, Handle, Parts};
 use crate::seat::Seat;
 use crate::store::Store;
@@ -37,7 +38,7 @@ pub struct Host<U, F> {
     pub config: Config,
     pub traits: Traits,
     /// Nothing on a host that joins by a token.
-    pub secret: Option<ClusterSecret>,
+    pub secrets: Option<Secrets>,
     pub stage: watch::Sender<Stage>,
     /// What other hosts ask of this one's API.
     pub api: api::Service,
@@ -67,15 +68,15 @@ where
 
     /// As what it is, until that ends; the seat by which it goes on, if it does.
     async fn live(&mut self, mut data: Data, told: &mut mpsc::Receiver<Told>) -> Result<Option<Seat>, AgentError> {
-        let Self { config, traits, secret, .. } = &*self;
+        let Self { config, traits, secrets, .. } = &*self;
         let (directory, directories) = watch::channel(Arc::default());
         let kept = data.kept.as_deref().and_then(Seat::cluster_of);
-        let inward = Arc::new(Inward::new(secret.clone(), traits.clock, kept, self.api.clone()));
+        let inward = Arc::new(Inward::new(secrets.clone(), traits.clock, kept, self.api.clone()));
         let settings = transport::Settings {
             listen: config.node.listen,
             own: config.own(),
             servers: config.servers().to_vec(),
-            secret: secret.clone(),
+            secrets: secrets.clone(),
             clock: traits.clock,
         };
         let servers = ServerThread::start();
@@ -87,7 +88,7 @@ where
         let tell = |reason| _ = self.stage.send_replace(Stage::Waiting(reason));
         let kept = data.kept.take();
         let seat = tokio::select! {
-            seat = Seat::take(config, secret.as_ref(), &mut data.store, kept, traits.understands, tell) => {
+            seat = Seat::take(config, secrets.as_ref(), &mut data.store, kept, traits.understands, tell) => {
                 seat.map_err(AgentError::Seat)?
             }
             () = stopped(told) => return Ok(None),
@@ -155,7 +156,7 @@ where
         let founded = handle.founded();
         let connected = reached(self.units.clone(), connect, &config);
         let same_cluster = seat.clone();
-        let same_cluster = same_cluster.check_cluster(&config, self.secret.as_ref());
+        let same_cluster = same_cluster.check_cluster(&config, self.secrets.as_ref());
         tokio::pin!(same_cluster, founded, connected);
         let (mut checked, mut is_member, mut works) = (false, false, false);
         let result = loop {
@@ -180,7 +181,7 @@ where
                     let started = match units {
                         Ok(units) => {
                             self.units = Some(units.clone());
-                            start_worker(&config, &handle, units, &mut tasks)
+                            start_worker(&config, &handle, self.secrets.as_ref(), units, &mut tasks)
                         }
                         Err(error) => Err(AgentError::Units(error)),
                     };
@@ -242,6 +243,7 @@ struct Life {
 fn start_worker<U: Units>(
     config: &Config,
     handle: &Handle,
+    secrets: Option<&Secrets>,
     units: Arc<U>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), AgentError> {
@@ -253,8 +255,16 @@ fn start_worker<U: Units>(
         hypervisors: config.resources.hypervisors.clone().unwrap_or_else(|| machine.hypervisors.into_iter().collect()),
         labels: config.node.labels.clone(),
     };
-    let (own, address, role) = (handle.clone(), config.own().address, config.role());
-    tasks.spawn(async move { worker::register(&own, address, role, offered).await });
+    let registering = Command::RegisterWorker {
+        node: handle.node(),
+        address: config.own().address,
+        understands: handle.understands(),
+        role: config.role(),
+        worker: offered,
+        secrets: secrets.map(Secrets::ids),
+    };
+    let own = handle.clone();
+    tasks.spawn(async move { worker::register(&own, registering).await });
     tasks.spawn(worker::work(handle.clone(), units));
     Ok(())
 }

@@ -46,13 +46,14 @@ impl Api {
         &self,
         request: proto::RotateAuthorityRequest,
     ) -> Result<proto::RotateAuthorityReply, Status> {
-        let secret = self.secret.as_ref().ok_or_else(|| {
+        let secrets = self.secrets()?;
+        let cluster = self.read(|state, _| state.cluster().map(|known| (known.id, known.secret())))?;
+        let (cluster, secret) = cluster.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
+        let secret = secrets.find(|known| secret == Some(known.id())).ok_or_else(|| {
             Status::failed_precondition(
-                "this host has no cluster secret, with which the key is sealed: ask on one that has",
+                "the cluster has another secret than what is in cluster.secret_file here: ask on a host that has it",
             )
         })?;
-        let cluster = self.read(|state, _| state.cluster().map(|known| known.id))?;
-        let cluster = cluster.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
         let authority = match request.given {
             None => Authority::create(cluster),
             Some(proto::GivenAuthority { certificate, key }) => Authority::of_pem(cluster, &certificate, &key),

@@ -11,7 +11,7 @@ use blixard_core::state::{
 };
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
 
-use super::proto;
+use super::{proto, secret};
 use crate::identity::anchor_of;
 use crate::node::Standing;
 
@@ -300,6 +300,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
     problems.extend(diverged(state));
     problems.extend(rotating(state));
     problems.extend(absent(state));
+    problems.extend(secret::problems(state));
     for node in state.held().keys() {
         let node = name_of(state, *node);
         problems.push(format!(
@@ -426,7 +427,7 @@ fn task(state: &State, rooms: &Rooms, id: TaskId, task: &Task) -> proto::Task {
     }
 }
 
-fn name_of(state: &State, node: NodeId) -> String {
+pub fn name_of(state: &State, node: NodeId) -> String {
     state.nodes().get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
 }
 

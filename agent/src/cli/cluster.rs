@@ -36,6 +36,11 @@ pub enum ClusterVerb {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Let the next cluster secret take the place of the current one
+    ///
+    /// Every server that has the secret must have both (`cluster.next_secret_file`). From then on nobody joins or signs by
+    /// the old one.
+    RotateSecret(Socket),
     /// Let another server lead, and wait until it does
     TransferLeader {
         /// Which one; without a name the one that lacks least
@@ -83,7 +88,9 @@ pub struct Offline {
 impl Offline {
     pub fn config(&self) -> Result<Config, AskError> {
         let mut config = Config::load(&self.config).map_err(AskError::Config)?;
-        config.cluster.secret_file = self.secret_file.clone().or(config.cluster.secret_file);
+        if let Some(file) = &self.secret_file {
+            (config.cluster.secret_file, config.cluster.next_secret_file) = (Some(file.clone()), None);
+        }
         Ok(config)
     }
 }
@@ -112,6 +119,14 @@ pub async fn ask(verb: &ClusterVerb) -> Asked {
             let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
             client.rotate_authority(proto::RotateAuthorityRequest { given }).await.map_err(AskError::Refused)?;
             print("the certificate authority is being rotated: `blixard status` says for whom that waits\n")
+        }
+        ClusterVerb::RotateSecret(Socket { socket }) => {
+            let mut client = connect(socket).await.map_err(AskError::Connect)?;
+            client.rotate_secret(proto::RotateSecretRequest {}).await.map_err(AskError::Refused)?;
+            print(
+                "only the next secret lets hosts in and signs from now on: make it the current one (cluster.secret_file) on \
+                 every host, and leave cluster.next_secret_file out; `blixard status` says who is left\n",
+            )
         }
         ClusterVerb::Recover(args) => recover(args),
         ClusterVerb::Rejoin(offline) => rejoin(offline),

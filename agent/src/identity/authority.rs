@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 
-use super::{Clock, ClusterSecret, IdentityError, Issued, NodeIdentity, NodeKey, SecretError, tls};
+use super::{Clock, ClusterSecret, IdentityError, Issued, NodeIdentity, NodeKey, SecretError, Secrets, tls};
 
 /// How long a node's certificate holds; it is renewed when two thirds of that are over.
 pub(super) const VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -198,14 +198,22 @@ impl Authority {
     /// What [`Self::seal`] was called on.
     ///
     /// # Errors
-    /// `Unseal` if it was sealed with another secret; `Decode`, `ReadKey`.
-    pub fn unseal(sealed: &[u8], secret: &ClusterSecret) -> Result<Self, AuthorityError> {
-        let plain = secret.open(PURPOSE, sealed).map_err(AuthorityError::Unseal)?;
+    /// `Unseal` if it was sealed with none of these secrets; `Decode`, `ReadKey`.
+    pub fn unseal(sealed: &[u8], secrets: &Secrets) -> Result<Self, AuthorityError> {
+        let plain = secrets.open(PURPOSE, sealed).map_err(AuthorityError::Unseal)?;
         let Sealed { cluster, certificate, key } = postcard::from_bytes(&plain).map_err(AuthorityError::Decode)?;
         let key = KeyPair::try_from(key).map_err(AuthorityError::ReadKey)?;
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(certificate.as_slice()), key)
             .map_err(AuthorityError::ReadKey)?;
         Ok(Self { cluster, certificate, issuer, clock: Clock::default() })
+    }
+
+    /// What [`Self::seal`] has returned for the secret `from`, for the secret `to`.
+    ///
+    /// # Errors
+    /// `Unseal`.
+    pub fn reseal(sealed: &[u8], from: &ClusterSecret, to: &ClusterSecret) -> Result<Vec<u8>, AuthorityError> {
+        Ok(to.seal(PURPOSE, &from.open(PURPOSE, sealed).map_err(AuthorityError::Unseal)?))
     }
 }
 
@@ -230,19 +238,18 @@ pub(super) fn params(name: &str, clock: Clock, validity: Duration) -> Certificat
 #[cfg(test)]
 mod tests {
     use super::super::draw_cluster_id;
+    use super::super::secret::tests::in_file;
     use super::*;
 
-    fn secret(byte: u8) -> ClusterSecret {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("secret"), [byte; 32]).unwrap();
-        ClusterSecret::read(&dir.path().join("secret")).unwrap()
+    fn secrets(byte: u8) -> Secrets {
+        Secrets::read(in_file(&[byte; 32]).path(), None).unwrap()
     }
 
     #[test]
     fn an_unsealed_authority_issues_what_the_sealed_one_vouches_for() {
         let made = Authority::create(draw_cluster_id()).unwrap();
-        let sealed = made.seal(&secret(1));
-        let read = Authority::unseal(&sealed, &secret(1)).unwrap();
+        let sealed = made.seal(secrets(1).current());
+        let read = Authority::unseal(&sealed, &secrets(1)).unwrap();
         assert_eq!((read.cluster(), read.certificate()), (made.cluster(), made.certificate()));
         let key = NodeKey::generate().unwrap();
         let mut issued = read.issue_alone(&key.request().unwrap(), ClusterEpoch::FIRST, NodeId(9)).unwrap();
@@ -252,10 +259,20 @@ mod tests {
 
     #[test]
     fn another_secret_does_not_unseal_the_authority_and_the_error_names_the_file() {
-        let sealed = Authority::create(draw_cluster_id()).unwrap().seal(&secret(1));
-        let error = Authority::unseal(&sealed, &secret(2)).unwrap_err();
+        let sealed = Authority::create(draw_cluster_id()).unwrap().seal(secrets(1).current());
+        let error = Authority::unseal(&sealed, &secrets(2)).unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.contains("another cluster secret") && cause.contains("secret file"), "{cause}");
+        assert!(cause.contains("another cluster secret") && cause.contains("cluster.secret_file"), "{cause}");
+    }
+
+    #[test]
+    fn what_is_sealed_anew_opens_with_the_next_secret_alone() {
+        let made = Authority::create(draw_cluster_id()).unwrap();
+        let (old, new) = (secrets(1), secrets(2));
+        let sealed = Authority::reseal(&made.seal(old.current()), old.current(), new.current()).unwrap();
+        assert_eq!(Authority::unseal(&sealed, &new).unwrap().certificate(), made.certificate());
+        assert!(matches!(Authority::unseal(&sealed, &old), Err(AuthorityError::Unseal(SecretError::Other { .. }))));
+        assert!(Authority::reseal(&sealed, old.current(), new.current()).is_err(), "it is done already");
     }
 
     #[test]
@@ -283,7 +300,7 @@ mod tests {
     fn an_authority_that_a_person_gives_issues_and_is_sealed_like_one_that_was_made() {
         let (certificate, key) = given(|_| {});
         let given = Authority::of_pem(draw_cluster_id(), &certificate, &key.serialize_pem()).unwrap();
-        let read = Authority::unseal(&given.seal(&secret(1)), &secret(1)).unwrap();
+        let read = Authority::unseal(&given.seal(secrets(1).current()), &secrets(1)).unwrap();
         assert_eq!(read.certificate(), given.certificate());
         read.identify(NodeId(7)).unwrap();
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use blixard_core::types::SecretId;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::SecureRandom;
 use ring::{hkdf, hmac};
@@ -18,7 +19,7 @@ const MAX_SECRET: usize = 64 * 1024;
 /// Why a cluster secret, or what it sealed, could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    #[error("cannot read the cluster secret {}: check cluster.secret_file, and who may read it", path.display())]
+    #[error("cannot read the cluster secret {}: check cluster.secret_file and cluster.next_secret_file, and who may read them", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error(
         "the cluster secret {} has {length} bytes, and must have {MIN_SECRET} to {MAX_SECRET}: \
@@ -26,8 +27,13 @@ pub enum SecretError {
         path.display()
     )]
     Length { path: PathBuf, length: usize },
-    #[error("cannot open {what}: it was sealed with another cluster secret, or is damaged; restore the secret file")]
-    Open { what: &'static str },
+    #[error(
+        "cannot open {what}: it was sealed with another cluster secret than this host has: put the cluster's own into \
+         cluster.secret_file, which is another one since it was last rotated"
+    )]
+    Other { what: &'static str },
+    #[error("cannot open {what}: it is damaged")]
+    Damaged { what: &'static str },
 }
 
 /// The secret that all hosts of a cluster share; never printed, never sent.
@@ -72,23 +78,33 @@ impl ClusterSecret {
         hmac::verify(&self.proof_key(), &transcript(label, parts), proof).is_ok()
     }
 
-    /// `plain`, encrypted and authenticated under a key derived from the secret for `purpose`: nonce, then ciphertext.
+    /// By which it is known to who doesn't have it.
+    pub fn id(&self) -> SecretId {
+        SecretId(*self.derive("id").first_chunk().expect("a key is longer"))
+    }
+
+    /// `plain`, encrypted and authenticated under a key derived from the secret for `purpose`: the secret's id, nonce,
+    /// ciphertext.
     pub fn seal(&self, purpose: &'static str, plain: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_LEN] = random();
         let mut sealed = plain.to_vec();
         self.seal_key(purpose)
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(purpose), &mut sealed)
             .expect("chacha20poly1305 seals anything that fits in memory");
-        sealed.splice(0..0, nonce);
+        sealed.splice(0..0, self.id().0.into_iter().chain(nonce));
         sealed
     }
 
     /// What [`Self::seal`] was given.
     ///
     /// # Errors
-    /// `Open` if it was sealed with another secret or for another purpose, or was changed.
+    /// `Other` if it was sealed with another secret; `Damaged` if for another purpose, or it was changed.
     pub fn open(&self, purpose: &'static str, sealed: &[u8]) -> Result<Vec<u8>, SecretError> {
-        let failed = || SecretError::Open { what: purpose };
+        if SecretId::of_sealed(sealed) != Some(self.id()) {
+            return Err(SecretError::Other { what: purpose });
+        }
+        let failed = || SecretError::Damaged { what: purpose };
+        let sealed = &sealed[self.id().0.len()..];
         let (nonce, ciphertext) = sealed.split_at_checked(NONCE_LEN).ok_or_else(failed)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| failed())?;
         let mut buffer = ciphertext.to_vec();
@@ -135,14 +151,19 @@ pub(super) fn fill_random(bytes: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
+    pub fn in_file(content: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::Builder::new().prefix("secret").tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
     fn secret(content: &[u8]) -> Result<ClusterSecret, SecretError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("secret");
-        std::fs::write(&path, content).unwrap();
-        ClusterSecret::read(&path)
+        ClusterSecret::read(in_file(content).path())
     }
 
     #[test]
@@ -181,8 +202,8 @@ mod tests {
         let sealed = one.seal("a key", b"plain");
         assert_eq!(one.open("a key", &sealed).unwrap(), b"plain");
         assert_ne!(sealed, one.seal("a key", b"plain"), "each sealing draws its own nonce");
-        assert!(other.open("a key", &sealed).is_err());
-        assert!(one.open("another", &sealed).is_err());
+        assert!(matches!(other.open("a key", &sealed), Err(SecretError::Other { .. })));
+        assert!(matches!(one.open("another", &sealed), Err(SecretError::Damaged { .. })));
         for length in 0..sealed.len() {
             assert!(one.open("a key", &sealed[..length]).is_err());
         }

@@ -23,7 +23,7 @@ use super::proto::{
     AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest, RenewReply, RenewRequest,
 };
 use super::{Admission, Candidate, Credential, Shared, Standing, proto};
-use crate::identity::{ClusterSecret, HostKey, random, verify_signature};
+use crate::identity::{ClusterSecret, HostKey, Secrets, random, verify_signature};
 
 /// How long after Hello an Admit is taken.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(30);
@@ -126,9 +126,9 @@ impl Door {
         self.shared.strangers.forgive(caller.remote.ip(), Instant::now());
     }
 
-    fn secret(&self) -> Result<&ClusterSecret, Status> {
+    fn secrets(&self) -> Result<&Secrets, Status> {
         let without = || Status::failed_precondition("this host has no cluster secret: ask one that has");
-        self.shared.secret.as_ref().ok_or_else(without)
+        self.shared.secrets.as_ref().ok_or_else(without)
     }
 
     /// What the cluster says to who has shown something.
@@ -177,12 +177,13 @@ impl Join for Door {
             },
             servers: hash_of_names(&self.shared.servers).to_string(),
         };
+        let proofs = self.secrets()?.newest_first().map(|secret| transcript.prove_server(secret).to_vec());
         let reply = HelloReply {
             nonce: transcript.server_nonce.clone(),
             name: transcript.server.to_string(),
             cluster: transcript.cluster.clone(),
             servers: transcript.servers.clone(),
-            proof: transcript.prove_server(self.secret()?).to_vec(),
+            proofs: proofs.collect(),
         };
         let challenge = Challenge { transcript, since: Instant::now() };
         *caller.challenge.lock().expect("nothing panics while it holds this lock") = Some(challenge);
@@ -200,23 +201,22 @@ impl Join for Door {
         let role = role_of(request.role());
         let AdmitRequest { name, address, request, proof, understands, was_in, declared, .. } = request;
         let address: Address = address.parse().map_err(|error| invalid(&error))?;
-        let (credential, what) = match declared {
-            Some(key) => {
-                (Credential::Key(key.parse().map_err(|error| invalid(&error))?), "that it has the key it names")
-            }
-            None => (Credential::Secret, "the cluster secret: cluster.secret_file must hold the same on both hosts"),
+        let (credential, what) = if let Some(key) = declared {
+            let key = key.parse().map_err(|error| invalid(&error))?;
+            let proved = transcript.verify_signature(&key, &address, &request, &proof);
+            (proved.then_some(Credential::Key(key)), "that it has the key it names")
+        } else {
+            let proved = self.secrets()?.find(|secret| transcript.verify_joiner(secret, &address, &request, &proof));
+            let what = "the cluster secret: cluster.secret_file must hold the same on both hosts";
+            (proved.map(|secret| Credential::Secret(secret.id())), what)
         };
-        let proved = match &credential {
-            Credential::Key(key) => transcript.verify_signature(key, &address, &request, &proof),
-            _ => transcript.verify_joiner(self.secret()?, &address, &request, &proof),
-        };
-        if !proved || name != transcript.joiner.as_str() {
+        let Some(credential) = credential.filter(|_| name == transcript.joiner.as_str()) else {
             let (remote, name) = (caller.remote, &transcript.joiner);
             self.shared.noise.warn(format_args!("{name} at {remote} did not prove {what}"));
             return Err(Status::permission_denied(format!("{name} did not prove {what}")));
-        }
+        };
         // Anybody has a key: whether it is the declared one, the cluster says.
-        let is_stranger = credential != Credential::Secret;
+        let is_stranger = !matches!(credential, Credential::Secret(_));
         if !is_stranger {
             self.forgive(&caller);
         }

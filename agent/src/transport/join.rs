@@ -20,7 +20,8 @@ use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloRequest};
 use super::{Directory, Member, Standing, Tasks, directory};
 use crate::error_chain;
 use crate::identity::{
-    ClusterSecret, HostKey, IdentityError, NodeIdentity, NodeKey, PeerError, joining_client, random, stranger_client,
+    ClusterSecret, HostKey, IdentityError, NodeIdentity, NodeKey, PeerError, Secrets, joining_client, random,
+    stranger_client,
 };
 
 /// How long one server may take to answer Hello, beyond the connection.
@@ -52,8 +53,8 @@ pub enum AskError {
     #[error("{server} gave an answer that makes no sense: {what}")]
     Answer { server: Server, what: String },
     #[error(
-        "{server} did not prove the cluster secret: cluster.secret_file must hold the same on both hosts \
-         (if it does, somebody is between them)"
+        "{server} did not prove the cluster secret: cluster.secret_file must hold the same on both hosts, also after \
+         it was rotated (if it does, somebody is between them)"
     )]
     Secret { server: Server },
     #[error("{found} answered at the address of {server}: correct the address in cluster.servers")]
@@ -112,15 +113,15 @@ pub struct Joined {
 /// The answer of each of `servers`, in their order, all asked at once; takes at most some seconds.
 ///
 /// `own` is this node's name in the list, and isn't asked.
-pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName) -> Vec<(Server, Answer)> {
+pub async fn ask_all(servers: &[Server], secrets: &Secrets, own: &NodeName) -> Vec<(Server, Answer)> {
     let list = hash_of_names(servers).to_string();
     let questions = servers.iter().map(|server| async {
         if server.name == *own {
             return (server.clone(), Answer::Own);
         }
-        let answer = match ask(server, secret, own).await {
+        let answer = match ask(server, secrets, own).await {
             Err(error) => Answer::Failed(error),
-            Ok(greeted) => match greeted.standing {
+            Ok((greeted, _)) => match greeted.standing {
                 Standing::Member(cluster) => Answer::Member(cluster),
                 Standing::Blank if greeted.transcript.servers == list => Answer::Blank,
                 Standing::Blank => Answer::Failed(AskError::OtherList { server: server.clone() }),
@@ -136,9 +137,9 @@ pub async fn ask_all(servers: &[Server], secret: &ClusterSecret, own: &NodeName)
 /// # Errors
 /// Nothing is left half-done on this side after any of them. After `TimedOut` the cluster may know this host already;
 /// asking again with the same `key` gets the same node id.
-pub async fn join(server: &Server, secret: &ClusterSecret, asking: &Asking) -> Result<Joined, JoinError> {
+pub async fn join(server: &Server, secrets: &Secrets, asking: &Asking) -> Result<Joined, JoinError> {
     let asked = |source| JoinError::Ask { server: server.clone(), source: Box::new(source) };
-    let greeted = ask(server, secret, &asking.own.name).await.map_err(asked)?;
+    let (greeted, secret) = ask(server, secrets, &asking.own.name).await.map_err(asked)?;
     let Standing::Member(cluster) = greeted.standing else { return Err(JoinError::Blank { server: server.clone() }) };
     let address = &asking.own.address;
     let prove = |transcript: &Transcript, request: &[u8]| transcript.prove_joiner(secret, address, request).to_vec();
@@ -258,17 +259,21 @@ impl Drop for Connection {
     }
 }
 
-async fn ask(server: &Server, secret: &ClusterSecret, own: &NodeName) -> Result<Greeted, AskError> {
-    let (greeted, proof) = greet(server, own, stranger_client()).await?;
+/// A server that has proved this one of the secrets.
+async fn ask<'a>(
+    server: &Server,
+    secrets: &'a Secrets,
+    own: &NodeName,
+) -> Result<(Greeted, &'a ClusterSecret), AskError> {
+    let (greeted, proofs) = greet(server, own, stranger_client()).await?;
     // Before anything in the answer is believed.
-    if !greeted.transcript.verify_server(secret, &proof) {
-        return Err(AskError::Secret { server: server.clone() });
-    }
-    greeted.check_name(server)
+    let is_proved = |secret: &ClusterSecret| proofs.iter().any(|proof| greeted.transcript.verify_server(secret, proof));
+    let secret = secrets.find(is_proved).ok_or_else(|| AskError::Secret { server: server.clone() })?;
+    Ok((greeted.check_name(server)?, secret))
 }
 
-/// Whoever answers Hello at the address of `server`, and what that one proves itself with.
-async fn greet(server: &Server, own: &NodeName, client: ClientConfig) -> Result<(Greeted, Vec<u8>), AskError> {
+/// Whoever answers Hello at the address of `server`, and its proofs of secrets.
+async fn greet(server: &Server, own: &NodeName, client: ClientConfig) -> Result<(Greeted, Vec<Vec<u8>>), AskError> {
     let stream = connect::connect(&server.address, Arc::new(client)).await?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let leaf = Hash::of(certificates.first().map_or(&[][..], |certificate| certificate));
@@ -300,7 +305,7 @@ async fn greet(server: &Server, own: &NodeName, client: ClientConfig) -> Result<
         cluster: reply.cluster,
         servers: reply.servers,
     };
-    Ok((Greeted { client, transcript, standing, _tasks: tasks }, reply.proof))
+    Ok((Greeted { client, transcript, standing, _tasks: tasks }, reply.proofs))
 }
 
 fn directory_of(admitted: &Admitted) -> Result<Directory, InvalidValue> {

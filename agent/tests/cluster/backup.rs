@@ -13,7 +13,7 @@ use super::support::{Api, Host, manifest, runner};
 use super::{apply, cluster, no_vm_runs_twice, node, sees_running, sees_servers, start};
 
 /// Written by this agent to a file in the directory.
-async fn backup(agent: &Api, dir: &Path, name: &str) -> PathBuf {
+pub async fn backup(agent: &Api, dir: &Path, name: &str) -> PathBuf {
     let mut client = agent.client().await;
     let mut pieces = client.backup(proto::BackupRequest::default()).await.unwrap().into_inner();
     let mut bytes = Vec::new();
@@ -27,7 +27,7 @@ async fn backup(agent: &Api, dir: &Path, name: &str) -> PathBuf {
 }
 
 /// Makes a cluster of this host alone of a backup.
-fn restore(host: &Host, file: &Path, replaces: bool) -> Result<u64, String> {
+pub fn restore(host: &Host, file: &Path, replaces: bool) -> Result<u64, String> {
     let examined = recovery::examine_backup(file, host.config(), Level::NEWEST);
     let restored = examined.and_then(|restorable| restorable.restore(replaces));
     restored.map(|epoch| epoch.number).map_err(|error| blixard::error_chain(&error))

@@ -18,6 +18,7 @@ mod refusals;
 mod removal;
 mod restarts;
 mod roles;
+mod secrets;
 mod tokens;
 mod units;
 mod vms;

@@ -47,6 +47,7 @@ pub struct Host {
     /// `cluster.servers`
     pub servers: Vec<String>,
     pub secret: &'static str,
+    pub next_secret: Option<&'static str>,
     /// What it has instead of the secret.
     pub token: Option<String>,
     /// The same: a private key of its own, and by what it knows the cluster.
@@ -71,6 +72,7 @@ impl Host {
             address: addresses.next().unwrap(),
             servers: servers.clone(),
             secret: "a secret of thirty-two bytes, say",
+            next_secret: None,
             token: None,
             key: None,
             zone: "a",
@@ -107,6 +109,10 @@ impl Host {
             (None, Some((key, _))) => ("key", &**key),
             (None, None) => ("secret", self.secret),
         };
+        let next = self.next_secret.map_or_else(String::new, |secret| {
+            std::fs::write(self.dir.path().join("next-secret"), secret).unwrap();
+            format!("next_secret_file = \"{dir}/next-secret\"\n")
+        });
         let credential = format!("{file}_file = \"{dir}/{file}\"\n");
         let (of_node, of_cluster) = match &self.key {
             Some((_, authority)) => (credential, format!("authority = \"{authority}\"\n")),
@@ -115,7 +121,7 @@ impl Host {
         let text = format!(
             "[node]\nname = \"{name}\"\ndata_dir = \"{dir}/data\"\nrun_dir = \"{dir}/run\"\nlisten = \"{address}\"\n\
              role = \"{role}\"\n{reached}{of_node}labels = {{ zone = \"{zone}\" }}\n\
-             [cluster]\nservers = {servers:?}\n{of_cluster}\
+             [cluster]\nservers = {servers:?}\n{of_cluster}{next}\
              [resources]\ncpus = {cpus}\nmemory_mib = 4096\ndisk_mib = 2048\nhypervisors = [\"qemu\"]\n\
              reserve = {{ memory_mib = 96, disk_mib = 48 }}\n{carried}"
         );

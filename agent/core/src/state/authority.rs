@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::nodes::not_a_member;
 use super::{Cluster, Refusal, State, refuse};
 use crate::command::Reply;
-use crate::types::{Hash, NodeId, RotationStep};
+use crate::types::{Hash, NodeId, RotationStep, SecretId};
 
 /// One authority takes the other's place.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -82,6 +82,9 @@ impl State {
         if cluster.ca_certificate == certificate {
             return refuse("this is the cluster's authority already");
         }
+        if SecretId::of_sealed(sealed_key) != cluster.secret() {
+            return refuse("the cluster secret was rotated meanwhile: try again");
+        }
         let (certificate, sealed_key) = (certificate.to_vec(), sealed_key.to_vec());
         cluster.rotation = Some(Rotation { began: index, other: Other::Coming { certificate, sealed_key } });
         self.dirty.cluster = true;
@@ -125,9 +128,10 @@ mod tests {
 
     const OLD: &[u8] = &[1];
     const NEW: &[u8] = b"new";
+    const SEALED: &[u8] = &[2; 10];
 
     fn rotate(fixture: &mut Fixture, to: &[u8]) -> Reply {
-        fixture.say(Command::RotateAuthority { certificate: to.to_vec(), sealed_key: b"sealed".to_vec() })
+        fixture.say(Command::RotateAuthority { certificate: to.to_vec(), sealed_key: SEALED.to_vec() })
     }
 
     fn report(fixture: &mut Fixture, node: u64, step: RotationStep) {
@@ -164,7 +168,7 @@ mod tests {
         assert_eq!(rotate(&mut fixture, NEW), Reply::Done);
         let trusting = all_but_the_last(&mut fixture, 3, &[OLD, NEW]);
         report(&mut fixture, 3, trusting);
-        assert_eq!(cluster(&fixture).sealed_ca_key, b"sealed");
+        assert_eq!(cluster(&fixture).sealed_ca_key, SEALED);
         let reissued = all_but_the_last(&mut fixture, 3, &[NEW, OLD]);
         // What is heard late, or again, is nothing new.
         report(&mut fixture, 3, trusting);

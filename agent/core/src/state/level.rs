@@ -54,6 +54,7 @@ mod tests {
             understands,
             role: NodeRole::Auto,
             worker: worker(),
+            secrets: None,
         })
     }
 

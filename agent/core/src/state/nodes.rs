@@ -45,6 +45,7 @@ impl State {
                 worker: None,
                 leaving: false,
                 rotated: None,
+                secrets: None,
             },
         );
         self.worker_status.insert(node, WorkerStatus { alive: true, since: at });
@@ -120,7 +121,15 @@ mod tests {
         let larger = Worker { resources: Resources { cpus: 8, ..worker().resources }, ..worker() };
         let Command::RegisterWorker { node, understands, worker, .. } = register(1, larger) else { unreachable!() };
         let role = NodeRole::Worker;
-        fixture.say(Command::RegisterWorker { node, address: address(9), understands, role, worker: worker.clone() });
+        let (moved, capacity) = (address(9), worker.clone());
+        fixture.say(Command::RegisterWorker {
+            node,
+            address: moved,
+            understands,
+            role,
+            worker: capacity,
+            secrets: None,
+        });
         let member = &fixture.state.nodes()[&node];
         assert_eq!((&member.worker, &member.address), (&Some(worker), &address(9)), "a changed address, too");
         assert_eq!(member.role, role, "and a changed role");

@@ -14,7 +14,7 @@ use super::super::proto::join_client::JoinClient;
 use super::super::proto::{AdmitRequest, HelloRequest, admit_reply};
 use super::super::*;
 use super::rig::*;
-use crate::identity::{ClusterSecret, NodeKey, random, stranger_client, stranger_server};
+use crate::identity::{Authority, NodeKey, Secrets, draw_cluster_id, random, stranger_client, stranger_server};
 
 /// A joiner that keeps to the protocol only as far as a test wants.
 pub struct Joiner {
@@ -53,10 +53,10 @@ impl Joiner {
     }
 }
 
-fn admit_request(transcript: &Transcript, secret: &ClusterSecret) -> AdmitRequest {
+fn admit_request(transcript: &Transcript, secrets: &Secrets) -> AdmitRequest {
     let address: Address = "127.0.0.1:9".parse().unwrap();
     let request = NodeKey::generate().unwrap().request().unwrap();
-    let proof = transcript.prove_joiner(secret, &address, &request).to_vec();
+    let proof = transcript.prove_joiner(secrets.current(), &address, &request).to_vec();
     AdmitRequest {
         name: "gamma".to_owned(),
         address: address.to_string(),
@@ -174,8 +174,10 @@ async fn a_server_admits_nobody_with_another_secret() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     // The server's own proof proves nothing for a joiner.
     let transcript = joiner.hello().await;
-    let reflected =
-        AdmitRequest { proof: transcript.prove_server(&secret(1)).to_vec(), ..admit_request(&transcript, &secret(1)) };
+    let reflected = AdmitRequest {
+        proof: transcript.prove_server(secret(1).current()).to_vec(),
+        ..admit_request(&transcript, &secret(1))
+    };
     assert_eq!(joiner.admit(reflected).await.unwrap_err().code(), Code::PermissionDenied);
     // A proof is for what it was made for.
     let transcript = joiner.hello().await;
@@ -205,6 +207,39 @@ async fn a_replayed_admit_is_refused_on_this_and_on_any_other_connection() {
     other.hello_with(nonce).await;
     assert_eq!(other.admit(request).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(cluster.nodes[0].recorder.admits.load(Ordering::Relaxed), 1);
+}
+
+/// What a joiner with these secrets joins by, at a server with those.
+async fn joined_by(server_has: (u8, u8), joiner_has: (u8, u8)) -> Result<u8, JoinError> {
+    let authority = Arc::new(Authority::create(draw_cluster_id()).unwrap());
+    let standing = Standing::Member(authority.cluster());
+    let (current, next) = server_has;
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let node = Node::listen(0, listen, secrets(current, next), Some(authority), standing).await;
+    let alpha = server(0, node.address());
+    let (current, next) = joiner_has;
+    join(&alpha, &secrets(current, next), &asking(own_server())).await?;
+    let Some(Credential::Secret(proved)) = *node.recorder.credential.lock().unwrap() else { panic!("no secret") };
+    let is_proved = |byte: &u8| secret(*byte).current().id() == proved;
+    Ok((1..4).find(is_proved).expect("it is one of those"))
+}
+
+#[tokio::test]
+async fn while_a_secret_is_rotated_hosts_find_the_one_that_both_have_and_the_next_one_before_the_current_one() {
+    for (server_has, joiner_has, by) in [
+        ((1, 1), (1, 2), 1),
+        ((1, 2), (1, 1), 1),
+        ((1, 2), (2, 2), 2),
+        ((2, 2), (1, 2), 2),
+        ((1, 2), (1, 2), 2),
+        ((2, 3), (1, 2), 2),
+    ] {
+        assert_eq!(joined_by(server_has, joiner_has).await.unwrap(), by, "{server_has:?} {joiner_has:?}");
+    }
+    for (server_has, joiner_has) in [((1, 1), (2, 2)), ((2, 2), (1, 1)), ((1, 2), (3, 3)), ((2, 2), (1, 3))] {
+        let error = crate::error_chain(&joined_by(server_has, joiner_has).await.unwrap_err());
+        assert!(error.contains("cluster.secret_file must hold the same on both hosts"), "{error}");
+    }
 }
 
 /// Passes everything on between its own TLS on both sides; what it is told it can read and change.

@@ -227,7 +227,7 @@ async fn a_port_in_use_is_an_error_that_names_it() {
     let listen = taken.local_addr().unwrap();
     let node = Node::blank(0, secret(1)).await;
     let settings =
-        Settings { listen, own: server(0, listen), servers: list(), secret: Some(secret(1)), clock: Clock::default() };
+        Settings { listen, own: server(0, listen), servers: list(), secrets: Some(secret(1)), clock: Clock::default() };
     let started = Transport::start(settings, node.recorder.clone(), node.directory.subscribe()).await;
     let error = started.err().unwrap().to_string();
     assert!(error.contains(&listen.to_string()) && error.contains("node.listen"), "{error}");

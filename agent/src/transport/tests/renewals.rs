@@ -15,7 +15,7 @@ const LAST: Clock = Clock { ahead: Duration::from_secs(100 * 24 * 3600) };
 
 /// As issued when most of the time of the first ones was over.
 fn renewed(authority: &Authority, identity: &NodeIdentity) -> NodeIdentity {
-    let sealed = authority.seal(&secret(1));
+    let sealed = authority.seal(secret(1).current());
     let authority = Authority::unseal(&sealed, &secret(1)).unwrap().at(LATER);
     let certificate = authority.issue(&identity.request().unwrap(), ClusterEpoch::FIRST, identity.node).unwrap();
     identity.renewed(certificate, LATER).unwrap()

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use super::super::*;
 use crate::error_chain;
 use crate::identity::{
-    Authority, Clock, ClusterSecret, Expected, HostKey, NodeIdentity, NodeKey, draw_cluster_id, member_client,
+    Authority, Clock, Expected, HostKey, NodeIdentity, NodeKey, Secrets, draw_cluster_id, member_client,
 };
 
 /// Longest that anything is waited for.
@@ -45,10 +45,19 @@ pub fn host_key() -> HostKey {
     HostKey::read(&dir.path().join("key")).unwrap()
 }
 
-pub fn secret(byte: u8) -> ClusterSecret {
+pub fn secret(byte: u8) -> Secrets {
+    secrets(byte, byte)
+}
+
+/// The current one, and the next one if that is another.
+pub fn secrets(current: u8, next: u8) -> Secrets {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("secret"), [byte; 32]).unwrap();
-    ClusterSecret::read(&dir.path().join("secret")).unwrap()
+    let [current, next] = [("current", current), ("next", next)].map(|(name, byte)| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, [byte; 32]).unwrap();
+        path
+    });
+    Secrets::read(&current, Some(&next)).unwrap()
 }
 
 pub fn server(at: usize, address: SocketAddr) -> Server {
@@ -215,18 +224,18 @@ pub struct Node {
 }
 
 impl Node {
-    pub async fn blank(at: usize, secret: ClusterSecret) -> Self {
-        Self::listen(at, "127.0.0.1:0".parse().unwrap(), secret, None, Standing::Blank).await
+    pub async fn blank(at: usize, secrets: Secrets) -> Self {
+        Self::listen(at, "127.0.0.1:0".parse().unwrap(), secrets, None, Standing::Blank).await
     }
 
     pub async fn listen(
         at: usize,
         listen: SocketAddr,
-        secret: ClusterSecret,
+        secrets: Secrets,
         authority: Option<Arc<Authority>>,
         standing: Standing,
     ) -> Self {
-        Self::listen_at(Clock::default(), at, listen, secret, authority, standing).await
+        Self::listen_at(Clock::default(), at, listen, secrets, authority, standing).await
     }
 
     /// One whose clock is this.
@@ -234,7 +243,7 @@ impl Node {
         clock: Clock,
         at: usize,
         listen: SocketAddr,
-        secret: ClusterSecret,
+        secrets: Secrets,
         authority: Option<Arc<Authority>>,
         standing: Standing,
     ) -> Self {
@@ -260,7 +269,7 @@ impl Node {
             unreachable: unreachable_sender,
         });
         let directory = watch::Sender::new(Arc::new(Directory::default()));
-        let settings = Settings { listen, own: list()[at].clone(), servers: list(), secret: Some(secret), clock };
+        let settings = Settings { listen, own: list()[at].clone(), servers: list(), secrets: Some(secrets), clock };
         let transport = Transport::start(settings, recorder.clone(), directory.subscribe()).await.unwrap();
         Self { transport: Arc::new(transport), recorder, steps, unreachable, directory }
     }

@@ -34,7 +34,7 @@ impl Fixture {
         fixture.decide(Command::Found {
             cluster: ClusterId::from_bytes([7; 16]),
             ca_certificate: vec![1],
-            sealed_ca_key: vec![2],
+            sealed_ca_key: vec![2; 9],
             first: NewNode { role, ..joiner(1) },
         });
         fixture.register(1, role);
@@ -58,7 +58,7 @@ impl Fixture {
         let Command::RegisterWorker { node, address, understands, worker, .. } = register(id, worker()) else {
             unreachable!()
         };
-        self.say(Command::RegisterWorker { node, address, understands, role, worker });
+        self.say(Command::RegisterWorker { node, address, understands, role, worker, secrets: None });
     }
 
     /// What anybody may propose.
@@ -206,7 +206,8 @@ pub fn worker() -> Worker {
 const ROLE: NodeRole = NodeRole::Server;
 
 pub fn register(id: u64, worker: Worker) -> Command {
-    Command::RegisterWorker { node: NodeId(id), address: address(id), understands: Level::NEWEST, role: ROLE, worker }
+    let (node, address, understands) = (NodeId(id), address(id), Level::NEWEST);
+    Command::RegisterWorker { node, address, understands, role: ROLE, worker, secrets: None }
 }
 
 pub fn joiner(id: u64) -> NewNode {

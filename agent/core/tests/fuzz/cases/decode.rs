@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use blixard_core::command::{
-    Command, Entry, InstancePhase, NewNode, Origin, Presence, Reply, Request, TaskPhase, TaskReport, TaskSpec,
-    VmReport, Worker,
+    Command, Entry, InstancePhase, NewNode, Origin, Presence, Reply, Request, Resealed, TaskPhase, TaskReport,
+    TaskSpec, VmReport, Worker,
 };
 use blixard_core::manifest::Manifest;
 use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
     ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, PublicKey,
-    Resources, TaskId, Term, Timestamp, TokenId,
+    Resources, SecretId, SecretIds, TaskId, Term, Timestamp, TokenId,
 };
 
 use super::bytes::Bytes;
@@ -142,6 +142,7 @@ fn of_members() -> Vec<Command> {
         Command::ReturnNode { node },
         Command::Enlist { node },
         Command::AdmitDeclared { key: PublicKey::from_bytes([3; 32]), host: joiner(3), was_in: None },
+        Command::Reseal { keys: vec![Resealed { was: Hash::of(&[2; 9]), sealed: vec![3; 9] }] },
         Command::RemoveNode { node, dead: false, abandon_volumes: true },
         Command::ForgetNode { node },
     ]
@@ -169,7 +170,7 @@ fn samples() -> Vec<Entry> {
         Command::Found {
             cluster: ClusterId::from_bytes([7; 16]),
             ca_certificate: vec![1],
-            sealed_ca_key: vec![2],
+            sealed_ca_key: vec![2; 9],
             first: joiner(1),
         },
         Command::RegisterWorker {
@@ -178,6 +179,7 @@ fn samples() -> Vec<Entry> {
             understands: Level(2),
             role: NodeRole::Server,
             worker,
+            secrets: Some(SecretIds { current: SecretId([2; 8]), next: Some(SecretId([3; 8])) }),
         },
         offer(manifest),
         Command::Place { instance: instance(), node, generation },
