@@ -19,6 +19,7 @@
 //! ```
 
 mod gate;
+mod loss;
 mod membership;
 mod mirror;
 mod proposals;
@@ -32,9 +33,10 @@ use std::collections::VecDeque;
 use raft::eraftpb::HardState;
 use raft::{Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 
-pub use gate::{LostLog, RefusedMessage};
+pub use gate::RefusedMessage;
+pub use loss::LostLog;
 pub use membership::{Membership, MembershipChange, RefusedChange};
-pub use proposals::{Fate, Proposals};
+pub use proposals::{Fate, Proposals, ProposeError};
 pub use raft::eraftpb::Message;
 pub use recovered::{Position, Recovered, StartError, behind_snapshot};
 pub use settings::{ELECTION_TICKS, HEARTBEAT_TICKS, Settings};
@@ -64,6 +66,7 @@ pub struct Driver {
     written_up_to: u64,
     /// Up to where the log on disk knows what is committed.
     commit_on_disk: CommitOnDisk,
+    acknowledged: loss::Acknowledged,
     /// The last index of the newest snapshot that was handed out and that raft doesn't take for applied yet. An election
     /// would make it look for the entries that the snapshot replaces.
     installing: Option<u64>,
@@ -77,25 +80,6 @@ pub struct Driver {
 pub struct Checkpoint {
     pub position: Position,
     pub membership: Membership,
-}
-
-/// Why a proposal was not taken; nothing was appended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    #[error("cannot propose here: the leader is {}", match leader { Some(id) => format!("server {id}"), None => "not known yet".to_owned() })]
-    NotLeader { leader: Option<RaftId> },
-    #[error("cannot propose: leadership is being handed over, or too much waits for a quorum; try again")]
-    Busy,
-    #[error("cannot propose an empty command")]
-    Empty,
-    #[error("cannot propose a command of {bytes} bytes: at most {max} fit in one log entry")]
-    TooLong { bytes: usize, max: usize },
-    #[error("cannot change the servers: another change is not applied yet; try again")]
-    ChangePending,
-    #[error("cannot remove server {id}: it leads; hand leadership over first and let the next leader remove it")]
-    RemovesLeader { id: RaftId },
-    #[error("cannot promote server {id}: it is not a learner that keeps up with the log; try again once it does")]
-    NotCaughtUp { id: RaftId },
 }
 
 /// Why a read index was not asked for; the caller tries again after a tick or two.
@@ -160,6 +144,7 @@ impl Driver {
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, StartError> {
         recovered.validate(&settings)?;
         let (written, commit_on_disk) = (recovered.hard_state.clone(), recovered.commit());
+        let acknowledged = loss::Acknowledged::recovered(&written);
         let config = settings.raft_config(recovered.applied);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, Mirror::new(recovered), &logger)
@@ -174,6 +159,7 @@ impl Driver {
             last_write: 0,
             written_up_to: 0,
             commit_on_disk,
+            acknowledged,
             installing: None,
             last_read: 0,
             unapplied_changes: VecDeque::new(),
@@ -206,6 +192,9 @@ impl Driver {
     /// When it could stop or mislead raft; nothing has changed then.
     pub fn step(&mut self, message: Message) -> Result<(), RefusedMessage> {
         gate::admit(&message, &self.raw.raft)?;
+        if message.term >= self.term() {
+            self.acknowledged.check(&message, self.raw.raft.raft_log.last_index())?;
+        }
         self.admitted(message)
     }
 

@@ -7,8 +7,8 @@
 use raft::eraftpb::{Message, MessageType};
 use raft::{INVALID_ID, INVALID_INDEX, Raft, StateRole, Storage};
 
+use super::loss::LostLog;
 use super::membership::{self, UnreadableEntry};
-use crate::ANEW;
 
 /// Highest term and index that is believed; what is above can only be an attempt to make a sum overflow.
 pub(super) const MAX_NUMBER: u64 = u64::MAX / 2;
@@ -46,21 +46,6 @@ pub enum RefusedMessage {
     },
 }
 
-/// What this server has acknowledged isn't in its log any more; it has forgotten votes, too, and must not give any.
-///
-/// With a heartbeat a leader tells each server of commits only as far as that one has acknowledged the log to it in its term,
-/// which it does once both are on disk; and within a term nothing that was acknowledged is replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "server {leader} has this server's word for the log up to {acknowledged}, and what is here is older and ends at {last}: its disk was \
-     replaced, or put back to an earlier time, and what it promised the others is forgotten; {anew}", anew = ANEW
-)]
-pub struct LostLog {
-    pub leader: u64,
-    pub acknowledged: u64,
-    pub last: u64,
-}
-
 impl RefusedMessage {
     /// Whether an honest server may have sent it, before this one was started again, lost its lead, was sent more entries,
     /// or followed somebody else for a while: what it was about is asked for again, or was given up.
@@ -92,11 +77,6 @@ pub(super) fn admit<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(),
     let fetched = check(kind != MessageType::MsgSnapshot, "its snapshot was not fetched");
     let fits = fetched.and_then(|()| fit(kind, message, raft));
     fits.map_err(|reason| RefusedMessage::Unfit { from, kind, reason })?;
-    let last = raft.raft_log.last_index();
-    let is_lost = message.commit > if message.term > raft.term { 0 } else { last };
-    if kind == MessageType::MsgHeartbeat && message.term >= raft.term && is_lost {
-        return Err(LostLog { leader: from, acknowledged: message.commit, last }.into());
-    }
     for entry in &message.entries {
         membership::of_entry(entry).map_err(|source| RefusedMessage::Entry { from, source })?;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Committed, Content, Position};
+use crate::types::RaftId;
 
 /// Proposals that were appended here and whose outcome isn't known; `T` finds the one who waits.
 ///
@@ -11,6 +12,25 @@ use super::{Committed, Content, Position};
 #[derive(Debug)]
 pub struct Proposals<T> {
     waiting: BTreeMap<Position, T>,
+}
+
+/// Why a proposal was not taken; nothing was appended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    #[error("cannot propose here: the leader is {}", match leader { Some(id) => format!("server {id}"), None => "not known yet".to_owned() })]
+    NotLeader { leader: Option<RaftId> },
+    #[error("cannot propose: leadership is being handed over, or too much waits for a quorum; try again")]
+    Busy,
+    #[error("cannot propose an empty command")]
+    Empty,
+    #[error("cannot propose a command of {bytes} bytes: at most {max} fit in one log entry")]
+    TooLong { bytes: usize, max: usize },
+    #[error("cannot change the servers: another change is not applied yet; try again")]
+    ChangePending,
+    #[error("cannot remove server {id}: it leads; hand leadership over first and let the next leader remove it")]
+    RemovesLeader { id: RaftId },
+    #[error("cannot promote server {id}: it is not a learner that keeps up with the log; try again once it does")]
+    NotCaughtUp { id: RaftId },
 }
 
 /// What became of a proposal.

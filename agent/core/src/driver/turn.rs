@@ -232,6 +232,7 @@ impl Driver {
         let hard_state = self.raw.raft.hard_state();
         let promises = (hard_state.term, hard_state.vote) != (self.written.term, self.written.vote);
         let (leading, held) = (ready.take_messages(), ready.take_persisted_messages());
+        self.acknowledged.note(&held);
         let must_sync = ready.must_sync();
         if promises {
             assert!(must_sync, "raft syncs a new term or vote");

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use blixard_core::driver::{
     Driver, ELECTION_TICKS, Fate, Membership, MembershipChange, Message, Peer, ProposeError, ReadError, Recovered,
-    Role, Settings, Write,
+    RefusedMessage, Role, Settings, Write,
 };
 use blixard_core::types::{NodeId, RaftId};
-use raft::eraftpb::{Entry, MessageType};
+use raft::eraftpb::{Entry, HardState, MessageType};
 
 use super::disk::LogDisk;
 use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, TICK, World};
@@ -285,6 +285,37 @@ fn a_heartbeat_is_answered_once_its_term_is_on_disk_and_then_ahead_of_all_writes
     assert_eq!(kinds(&driver.turn().unwrap().send), [MessageType::MsgHeartbeatResponse]);
     let durable = Write::write_all(write.into_iter().collect(), &mut log).unwrap().unwrap();
     assert_eq!(kinds(&driver.persisted(durable)), [MessageType::MsgAppendResponse]);
+}
+
+#[test]
+fn a_disk_that_was_put_back_is_seen_though_its_log_is_longer_and_other_messages_of_the_term_come_first() {
+    let membership = Membership { voters: [1, 2, 3].map(RaftId).into(), ..Membership::default() };
+    let entry = |index, term| Entry { index, term, ..Entry::default() };
+    let entries = (1..10).map(|index| entry(index, 1)).collect();
+    let hard_state = HardState { term: 1, ..HardState::default() };
+    let recovered = Recovered { membership, entries, hard_state, ..Recovered::blank(FOUNDER) };
+    let (mut driver, mut log) = (Driver::new(Settings::new(FOUNDER, 0), recovered).unwrap(), LogDisk::default());
+    let mut hears = |kind: MessageType, at: (u64, u64), entries, commit| {
+        let (index, log_term) = at;
+        let from_leader = Message { msg_type: kind.into(), from: 2, to: 1, term: 2, ..Message::default() };
+        let heard = driver.step(Message { index, log_term, entries, commit, ..from_leader });
+        let turns = std::iter::from_fn(|| driver.turn());
+        let durable = Write::write_all(turns.filter_map(|turn| turn.write).collect(), &mut log).unwrap();
+        if let Some(durable) = durable {
+            driver.persisted(durable);
+        }
+        heard
+    };
+    let is_lost = |heard| matches!(heard, Err(RefusedMessage::LostLog(_)));
+    // The leader has its word for more than this probe would find.
+    hears(MessageType::MsgAppend, (8, 2), vec![], 8).unwrap();
+    assert!(is_lost(hears(MessageType::MsgHeartbeat, (0, 0), vec![], 8)));
+    // What it has acknowledged since is no more than that.
+    hears(MessageType::MsgAppend, (5, 1), vec![], 5).unwrap();
+    hears(MessageType::MsgHeartbeat, (0, 0), vec![], 5).unwrap();
+    assert!(is_lost(hears(MessageType::MsgHeartbeat, (0, 0), vec![], 6)));
+    hears(MessageType::MsgAppend, (5, 1), vec![entry(6, 2)], 5).unwrap();
+    hears(MessageType::MsgHeartbeat, (0, 0), vec![], 6).unwrap();
 }
 
 #[test]
