@@ -9,7 +9,8 @@ use raft::eraftpb::{Entry, MessageType};
 use super::disk::Failed;
 use super::image::Image;
 use super::members::Deed;
-use super::server::{Server, Told};
+use super::server::Server;
+use super::told::Told;
 
 /// What was seen so far, and how often what had to happen did.
 pub struct Facts {
@@ -18,8 +19,8 @@ pub struct Facts {
     leaders: BTreeMap<u64, (RaftId, Image)>,
     /// Whom each server has told, in each term, that it votes for them.
     votes: BTreeMap<(RaftId, u64), u64>,
-    /// Where each server stood when it was last looked at.
-    terms: BTreeMap<RaftId, u64>,
+    /// The term on each disk when it was last looked at.
+    terms: BTreeMap<u64, u64>,
     commits: BTreeMap<(RaftId, u64), u64>,
     entries: BTreeMap<(u64, u64), Entry>,
     committed: BTreeMap<u64, Committed>,
@@ -36,6 +37,8 @@ pub struct Facts {
     pub changes: u64,
     pub deeds: BTreeMap<Deed, u64>,
     pub reads: u64,
+    /// Processes that were told that another one speaks for their server.
+    pub superseded: u64,
     pub overtaken: Overtaken,
     /// Which servers were asked for which snapshot before they could offer it.
     asked: BTreeSet<(RaftId, u64)>,
@@ -70,6 +73,7 @@ impl Facts {
             changes: 0,
             deeds: BTreeMap::new(),
             reads: 0,
+            superseded: 0,
             overtaken: Overtaken::default(),
             asked: BTreeSet::new(),
         }
@@ -83,11 +87,6 @@ impl Facts {
         *self.deeds.entry(deed).or_default() += 1;
     }
 
-    /// This server's disks were put back: what it said before, the others remember.
-    pub fn put_back(&mut self, id: RaftId) {
-        self.terms.remove(&id);
-    }
-
     pub fn last_acknowledged(&self) -> u64 {
         self.acknowledged.values().map(|position| position.index).max().unwrap_or(0)
     }
@@ -98,7 +97,7 @@ impl Facts {
     }
 
     /// Everything, after something has happened on `server`.
-    pub fn check(&mut self, server: &Server, told: &Told, servers: &BTreeMap<RaftId, Server>) {
+    pub fn check(&mut self, server: &Server, told: &Told, servers: &[&Server]) {
         self.what_is_committed_is_on_the_disks_of_a_quorum(&told.committed, servers);
         self.all_servers_apply_the_same(server, told);
         self.what_is_acknowledged_is_committed(told);
@@ -144,7 +143,7 @@ impl Facts {
 
     fn terms_and_commits_never_go_back(&mut self, server: &Server) {
         let (seed, id, status) = (self.seed, server.id, server.status());
-        let term = self.terms.entry(id).or_default();
+        let term = self.terms.entry(server.disk).or_default();
         // What it hasn't written, nobody has heard of.
         let written = server.log.durable.hard_state.term;
         assert!(written >= *term, "seed {seed}: server {id} was in term {term}, and now wrote {written}");
@@ -176,18 +175,14 @@ impl Facts {
         assert!(fits, "seed {}: the store of server {} is at {held}, its log at {commit}", self.seed, server.id);
     }
 
-    fn what_is_committed_is_on_the_disks_of_a_quorum(
-        &mut self,
-        committed: &[Committed],
-        servers: &BTreeMap<RaftId, Server>,
-    ) {
+    fn what_is_committed_is_on_the_disks_of_a_quorum(&mut self, committed: &[Committed], servers: &[&Server]) {
         for entry in committed {
             let Position { index, term } = entry.position;
             if self.committed.contains_key(&index) {
                 continue;
             }
             let holds = |id: &&RaftId| {
-                servers.get(id).is_some_and(|server| {
+                servers.iter().filter(|server| server.id == **id).any(|server| {
                     let is_stored = server.store.checkpoint.position.index >= index;
                     is_stored || server.log.durable.term_at(index) == Some(term)
                 })

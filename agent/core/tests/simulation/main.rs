@@ -14,4 +14,6 @@ mod random;
 mod scripts;
 mod seeds;
 mod server;
+mod speakers;
+mod told;
 mod world;

@@ -31,11 +31,21 @@ pub enum Deed {
     RollBack,
     /// A server starts from nothing.
     Wipe,
+    /// A server starts a second time, from a copy of what is or was on its disks.
+    Clone,
 }
 
 impl Deed {
-    pub const ALL: [Self; 7] =
-        [Self::Join, Self::Remove, Self::RemoveLeader, Self::Replace, Self::Resize, Self::RollBack, Self::Wipe];
+    pub const ALL: [Self; 8] = [
+        Self::Join,
+        Self::Remove,
+        Self::RemoveLeader,
+        Self::Replace,
+        Self::Resize,
+        Self::RollBack,
+        Self::Wipe,
+        Self::Clone,
+    ];
 }
 
 /// Lets something be done about the members, where somebody leads.
@@ -121,38 +131,87 @@ fn replace(world: &mut World, leader: RaftId) {
     }
 }
 
-/// Starts a follower with other disks than it had, while all others are there and follow one leader: one that does this
-/// may be lost, as any one may. It has to be stopped, or to be told all that it forgot.
+/// Starts a follower with other disks than it had, or a second time from a copy of them, while all others are there and
+/// follow one leader: one that does this may be lost, as any one may. It has to be stopped, or to be told all that it
+/// lacks; of two that run from one disk, one has to be stopped. Who was alone then would ask nobody, and go on as that.
 pub fn change_disks(world: &mut World) {
-    if world.facts.deeds.contains_key(&Deed::RollBack) || world.facts.deeds.contains_key(&Deed::Wipe) {
+    if [Deed::RollBack, Deed::Wipe, Deed::Clone].iter().any(|deed| world.facts.deeds.contains_key(deed)) {
         return;
     }
+    let Some(leader) = calm(world) else { return };
+    let voters = world.status(leader).membership.voters;
+    let others: Vec<RaftId> = voters.into_iter().filter(|id| *id != leader).collect();
+    let Some(id) = world.random.one_of(&others) else { return };
+    let image = world.images.remove(&id);
+    let image = image
+        .filter(|(log, store)| is_from_another_term(log, &world.servers[&leader]) && world.voters_on(store).len() > 1);
+    match (world.random.below(4), image) {
+        (0, image) => {
+            let disks = image.unwrap_or_else(|| world.servers[&id].disks());
+            world.facts.count(Deed::Clone);
+            world.start_twin(id, disks);
+            world.until("end of one of two that run from one disk", |world| world.twin.is_none());
+        }
+        (1..3, Some(image)) => {
+            world.facts.count(Deed::RollBack);
+            world.change_disk(id, image);
+        }
+        _ => {
+            let blank = world.blank();
+            world.facts.count(Deed::Wipe);
+            world.change_disk(id, blank);
+        }
+    }
+    is_stopped_or_told_all(world, id);
+}
+
+/// Returns once it has heard the leader since, and has all, or doesn't run from that disk any more.
+fn is_stopped_or_told_all(world: &mut World, id: RaftId) {
+    while !world.retired.contains(&id) {
+        if !world.servers[&id].is_up() {
+            world.start(id);
+        }
+        let boot = world.servers[&id].boot;
+        world.run_for(200 * MILLISECOND);
+        let all = world.facts.last_committed();
+        let has_all = |world: &World| world.status(id).applied >= all;
+        world.until("end of a server that has lost its log, or of what it lacks", |world| {
+            !world.servers[&id].is_up() || has_all(world)
+        });
+        if world.servers[&id].is_up() && world.servers[&id].boot == boot {
+            return;
+        }
+    }
+}
+
+/// Mends everything, and waits for a while until all servers answer one leader, and no change of them is under way; and
+/// again, so that nobody's candidacy is.
+fn calm(world: &mut World) -> Option<RaftId> {
     world.heal();
-    world.run_for(500 * MILLISECOND);
-    let Some(leader) = world.leader() else { return };
-    let Status { membership, term, .. } = world.status(leader);
+    world.start_all();
+    let mut before = None;
+    for _ in 0..6 {
+        world.run_for(500 * MILLISECOND);
+        let led = all_follow(world);
+        if led.is_some() && led == before {
+            return led.map(|(leader, _)| leader);
+        }
+        before = led;
+    }
+    None
+}
+
+/// Whom all servers follow, and in which term.
+fn all_follow(world: &World) -> Option<(RaftId, u64)> {
+    let leader = world.leader()?;
+    let Status { membership, term, peers, .. } = world.status(leader);
     let follows = |id: &RaftId| {
         let status = world.servers.get(id).filter(|server| server.is_up()).map(Server::status);
-        status.is_some_and(|status| status.term == term && status.soft.leader == Some(leader))
+        let answers = *id == leader || peers.iter().any(|peer| peer.id == *id && peer.recently_active);
+        answers && status.is_some_and(|status| status.term == term && status.soft.leader == Some(leader))
     };
-    if !is_settled(world, leader) || membership.voters.len() < 3 || !membership.voters.iter().all(follows) {
-        return;
-    }
-    let others: Vec<RaftId> = membership.voters.into_iter().filter(|id| *id != leader).collect();
-    let Some(id) = world.random.one_of(&others) else { return };
-    let (deed, disks) = match world.images.remove(&id) {
-        Some(image) if is_from_another_term(&image.0, &world.servers[&leader]) => (Deed::RollBack, image),
-        _ => (Deed::Wipe, world.blank()),
-    };
-    world.crash(id);
-    world.servers.get_mut(&id).expect("it is one of them").put(disks);
-    world.facts.put_back(id);
-    world.facts.count(deed);
-    world.start(id);
-    let all = world.facts.last_committed();
-    world.until("end of a server that has lost its log, or of what it lacks", |world| {
-        world.retired.contains(&id) || world.status(id).applied >= all
-    });
+    let all_follow = membership.voters.len() >= 3 && membership.voters.iter().all(follows);
+    (all_follow && is_settled(world, leader)).then_some((leader, term))
 }
 
 /// Of what is from the leader's own term and from before it was first heard, nobody can tell that it was heard since.

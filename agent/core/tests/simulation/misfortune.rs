@@ -6,7 +6,8 @@ use blixard_core::membership;
 use blixard_core::types::{NodeId, RaftId};
 
 use super::members;
-use super::world::{MILLISECOND, Mutation, SECOND, TICK, World};
+use super::mutations::Mutation;
+use super::world::{MILLISECOND, SECOND, TICK, World};
 
 /// How long things go wrong.
 const TROUBLE: u64 = 12 * SECOND;
@@ -25,7 +26,7 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
         server.clock_percent = 90 + (seed / 7 + server.id.0 * 3) % 21;
     }
     world.is_managed = true;
-    let end = world.now + TROUBLE;
+    let mut end = world.now + TROUBLE;
     while world.now < end {
         let pause = world.random.between(MILLISECOND, 40 * MILLISECOND);
         world.run_for(pause);
@@ -36,13 +37,16 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
         if world.random.percent(4) {
             members::change(&mut world);
         }
-        if world.random.percent(2) {
+        if world.random.percent(6) {
             let ids = world.ids();
             let id = world.random.one_of(&ids).expect("there are servers");
             world.images.insert(id, world.servers[&id].disks());
         }
         if world.random.below(250) == 0 {
+            let begun = world.now;
             members::change_disks(&mut world);
+            // All was well meanwhile.
+            end += world.now - begun;
         }
         let overtaken = world.running().into_iter().find(|id| world.servers[id].store.installed);
         if let Some(id) = overtaken.filter(|_| world.random.percent(12)) {
@@ -126,11 +130,7 @@ fn ask_too_early(world: &mut World, id: RaftId) {
     match world.leader() {
         Some(leader) if leader == id => {
             world.network.cut.clear();
-            for id in world.ids() {
-                if !world.servers[&id].is_up() && !world.retired.contains(&id) {
-                    world.start(id);
-                }
-            }
+            world.start_all();
         }
         Some(leader) => _ = world.with(leader, |server| server.driver().transfer_leader(id)),
         None => {}
@@ -139,14 +139,10 @@ fn ask_too_early(world: &mut World, id: RaftId) {
 
 fn all_is_well_again(world: &mut World) {
     world.heal();
-    for id in world.ids() {
-        if !world.servers[&id].is_up() && !world.retired.contains(&id) {
-            world.start(id);
-        }
-    }
     let end = world.now + RECOVERY;
     let mut last = None;
     loop {
+        world.start_all();
         world.run_for(50 * MILLISECOND);
         if let Some(leader) = world.leader() {
             members::bury(world, leader);

@@ -10,7 +10,8 @@ use blixard_core::types::{NodeId, RaftId};
 use raft::eraftpb::{Entry, HardState, MessageType};
 
 use super::disk::LogDisk;
-use super::world::{FOUNDER, MILLISECOND, Mutation, SECOND, TICK, World};
+use super::mutations::Mutation;
+use super::world::{FOUNDER, MILLISECOND, SECOND, TICK, World};
 
 fn three(seed: u64) -> World {
     World::of_voters(seed, 3, Mutation::None)

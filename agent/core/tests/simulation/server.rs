@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use blixard_core::driver::{
     Checkpoint, Committed, Content, Driver, Fate, Install, LogStore, Membership, MembershipChange, Message, Position,
-    Proposals, ReadId, Recovered, RefusedMessage, Role, Settings, Soft, Status, Write, behind_snapshot,
+    Proposals, ReadId, Recovered, RefusedMessage, Role, Settings, Status, Write, behind_snapshot,
 };
 use blixard_core::state;
 use blixard_core::types::{NodeId, RaftId};
@@ -12,7 +12,10 @@ use blixard_core::types::{NodeId, RaftId};
 use super::cluster::{self, Watch};
 use super::disk::{Failed, Flaw, Late, LogDisk, Promise, State, StoreDisk};
 use super::image::Image;
-use super::world::{MILLISECOND, Mutation, TICK, Time};
+use super::mutations::Mutation;
+use super::speakers::{Speakers, Verdict};
+use super::told::Told;
+use super::world::{MILLISECOND, TICK, Time};
 
 /// Entries between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 8;
@@ -25,7 +28,10 @@ pub struct Server {
     pub member: NodeId,
     mutation: Mutation,
     founding: Membership,
+    /// Of all starts there were, which one this is; no other process has it.
     pub boot: u64,
+    /// Which of all disks it is on.
+    pub disk: u64,
     pub log: LogDisk,
     pub store: StoreDisk,
     node: Option<Node>,
@@ -57,6 +63,7 @@ struct Node {
     reads: BTreeMap<ReadId, u64>,
     told: Told,
     watch: Watch,
+    speakers: Speakers,
     /// Index of the last change of the members.
     members_at: u64,
     /// Index of the last checkpoint that others can be given; none where a snapshot has overtaken the store.
@@ -70,23 +77,6 @@ enum Stage {
     Recording,
     Recorded,
     Storing,
-}
-
-/// What a server's turns ask of the world, and what happened in them.
-#[derive(Default)]
-pub struct Told {
-    pub messages: Vec<Message>,
-    pub log_takes: Option<Time>,
-    pub store_takes: Option<Time>,
-    pub committed: Vec<Committed>,
-    pub acknowledged: Vec<(Vec<u8>, Position)>,
-    fates: Vec<(Vec<u8>, Fate)>,
-    /// The index at which a read was answered, and the last index that was acknowledged before it was asked.
-    pub reads: Vec<(u64, u64)>,
-    pub soft: Option<Soft>,
-    pub installed: Option<State>,
-    /// The nodes that are servers by now, where something has changed about the members.
-    pub enlisted: Vec<(NodeId, RaftId)>,
 }
 
 impl Server {
@@ -109,6 +99,7 @@ impl Server {
             mutation,
             founding: founding.clone(),
             boot: 0,
+            disk: 0,
             log: LogDisk { flaw, ..LogDisk::default() },
             store: StoreDisk::founded(cluster),
             node: None,
@@ -119,8 +110,8 @@ impl Server {
         }
     }
 
-    pub fn start(&mut self, seed: u64) {
-        self.boot += 1;
+    pub fn start(&mut self, seed: u64, boot: u64) {
+        self.boot = boot;
         let StoreDisk { checkpoint, state, installed, .. } = self.store.clone();
         let at = checkpoint.position;
         let image = &self.log.durable;
@@ -161,6 +152,7 @@ impl Server {
             reads: BTreeMap::new(),
             told: Told::default(),
             watch: Watch::default(),
+            speakers: Speakers::default(),
             members_at: at.index,
             held: (!installed).then_some(at.index),
         });
@@ -171,9 +163,11 @@ impl Server {
         (self.log.durable.clone(), self.store.image())
     }
 
-    /// Puts something else onto its disks while it is down.
-    pub fn put(&mut self, (log, store): (Image, StoreDisk)) {
-        (self.log.live, self.log.durable, self.store) = (log.clone(), log, store);
+    /// It on another disk, which holds this.
+    #[must_use]
+    pub fn on_disk(self, disk: u64, (log, store): (Image, StoreDisk)) -> Self {
+        let log = LogDisk { live: log.clone(), durable: log, ..self.log };
+        Self { disk, log, store, ..self }
     }
 
     /// Everything in memory goes; of a write that is under way, all is kept or nothing.
@@ -252,6 +246,12 @@ impl Server {
         let ticks = (1 + late / TICK).min(driver.most_ticks_at_once().into());
         (0..ticks).for_each(|_| driver.tick());
         ticks
+    }
+
+    /// Whether it takes a message that this process has sent then.
+    pub fn judge(&mut self, from: RaftId, boot: u64, sent: Time, now: Time) -> Verdict {
+        let hears_both = self.mutation == Mutation::HearsBoth;
+        if hears_both { Verdict::Taken } else { self.node().speakers.judge(from, boot, sent, now) }
     }
 
     pub fn step(&mut self, message: Message) {

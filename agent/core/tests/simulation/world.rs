@@ -3,17 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::command::Command;
-use blixard_core::driver::{Checkpoint, Membership, MembershipChange, Message, Role, Status};
+use blixard_core::driver::{Checkpoint, Membership, MembershipChange, Role, Status};
 use blixard_core::state;
 use blixard_core::types::{NodeId, RaftId};
-use raft::eraftpb::MessageType;
 
 use super::cluster;
 use super::disk::{Failed, State, StoreDisk};
 use super::facts::Facts;
 use super::image::Image;
+use super::mutations::Mutation;
 use super::random::Random;
-use super::server::{Server, Told};
+use super::server::Server;
+use super::told::Told;
+
+mod network;
+
+pub use network::shown;
+use network::{Network, Sent};
 
 pub const FOUNDER: RaftId = RaftId(1);
 
@@ -21,42 +27,8 @@ pub const FOUNDER: RaftId = RaftId(1);
 pub type Time = u64;
 pub const MILLISECOND: Time = 1_000;
 pub const SECOND: Time = 1_000 * MILLISECOND;
-/// How long a leader waits for a follower to fetch its snapshot.
-const OFFER: Time = 500 * MILLISECOND;
 /// What a server's clock calls a tick, by a clock that is right.
 pub const TICK: Time = 10 * MILLISECOND;
-
-/// What the world itself does wrong on purpose.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Mutation {
-    #[default]
-    None,
-    /// What depends on a write is said before the write is done.
-    SpeaksBeforeItWrites,
-    ForgetsSyncs,
-    ForgetsVotes,
-    /// The store is made durable though the log doesn't hold its commit index yet.
-    StoresBeforeItLogs,
-    /// The log is cut up to what was applied, and not up to what the store holds.
-    CutsTooMuch,
-    ForgetsRestarts,
-    /// A snapshot that is installed isn't on disk before the next checkpoint.
-    ForgetsSnapshots,
-    /// A snapshot that is installed is offered to others before the next checkpoint.
-    OffersBeforeItCanRead,
-    /// A server starts with the servers that the group began with.
-    ForgetsChanges,
-    /// A checkpoint that failed is taken for done.
-    PassesOverFailures,
-    /// A proposal is acknowledged once it is appended.
-    AcknowledgesAtAppend,
-    /// A proposal is taken for done by whatever entry stands where it was appended.
-    SkipsTheTerm,
-    /// A server goes on though a leader says that its log lost what it held.
-    GoesOnWithoutItsLog,
-    /// A leader answers reads by its own word.
-    ReadsWithoutQuorum,
-}
 
 enum Event {
     Tick {
@@ -64,7 +36,7 @@ enum Event {
         boot: u64,
         due: Time,
     },
-    Deliver(Message),
+    Deliver(Sent),
     LogDone {
         server: RaftId,
         boot: u64,
@@ -75,7 +47,7 @@ enum Event {
     },
     /// The rows of a snapshot reach a follower, or don't.
     Fetched {
-        message: Message,
+        sent: Sent,
         state: Box<State>,
         arrived: bool,
     },
@@ -88,26 +60,16 @@ enum Event {
 }
 
 impl Event {
-    fn server(&self) -> RaftId {
+    /// The server that it happens to, and the process where that is known by now.
+    fn process(&self) -> (RaftId, Option<u64>) {
         match self {
-            Self::Tick { server, .. }
-            | Self::LogDone { server, .. }
-            | Self::StoreDone { server, .. }
-            | Self::OfferExpires { server, .. } => *server,
-            Self::Deliver(message) | Self::Fetched { message, .. } => RaftId(message.to),
+            Self::Tick { server, boot, .. }
+            | Self::LogDone { server, boot }
+            | Self::StoreDone { server, boot }
+            | Self::OfferExpires { server, boot, .. } => (*server, Some(*boot)),
+            Self::Deliver(sent) | Self::Fetched { sent, .. } => (RaftId(sent.message.to), None),
         }
     }
-}
-
-/// How the network is.
-#[derive(Default)]
-pub struct Network {
-    /// Ways that nothing goes, one direction each.
-    pub cut: BTreeSet<(RaftId, RaftId)>,
-    pub drop_percent: u64,
-    pub twice_percent: u64,
-    /// Longest that a message is under way.
-    pub latency: Time,
 }
 
 pub struct World {
@@ -118,6 +80,13 @@ pub struct World {
     queue: BTreeMap<(Time, u64), Event>,
     queued: u64,
     pub servers: BTreeMap<RaftId, Server>,
+    /// A second process of one of them, from a copy of its disk.
+    pub twin: Option<Server>,
+    /// Which of them had one.
+    cloned: Option<RaftId>,
+    /// How many starts and disks there were.
+    boots: u64,
+    disks: u64,
     /// Those that never start again: they were told that they are no servers any more, or their host is dead.
     pub retired: BTreeSet<RaftId>,
     pub dead: BTreeSet<NodeId>,
@@ -166,6 +135,10 @@ impl World {
             queue: BTreeMap::new(),
             queued: 0,
             servers: BTreeMap::new(),
+            twin: None,
+            cloned: None,
+            boots: 0,
+            disks: 0,
             retired: BTreeSet::new(),
             dead: BTreeSet::new(),
             images: BTreeMap::new(),
@@ -185,9 +158,17 @@ impl World {
     }
 
     fn install_on(&mut self, node: NodeId, id: RaftId) {
-        let (membership, cluster) = &self.founding;
-        self.servers.insert(id, Server::blank((id, node), membership, cluster, self.mutation));
+        let blank = self.blank();
+        let server = self.made((id, node), blank);
+        self.servers.insert(id, server);
         self.start(id);
+    }
+
+    /// A server that is to start from a disk that holds this.
+    fn made(&mut self, of: (RaftId, NodeId), disks: (Image, StoreDisk)) -> Server {
+        let (membership, cluster) = &self.founding;
+        self.disks += 1;
+        Server::blank(of, membership, cluster, self.mutation).on_disk(self.disks, disks)
     }
 
     /// Takes a server away for good.
@@ -197,11 +178,41 @@ impl World {
     }
 
     pub fn start(&mut self, id: RaftId) {
-        let seed = self.seed;
-        let boot = self.with(id, |server| {
-            server.start(seed);
-            server.boot
-        });
+        self.boots += 1;
+        let (seed, boot) = (self.seed, self.boots);
+        self.servers.get_mut(&id).expect("it was installed").start(seed, boot);
+        self.begin(id, boot);
+    }
+
+    /// Starts everybody that is down and may start.
+    pub fn start_all(&mut self) {
+        for id in self.ids() {
+            if !self.servers[&id].is_up() && !self.retired.contains(&id) {
+                self.start(id);
+            }
+        }
+    }
+
+    /// Starts a second process of a server that runs, from a disk that holds this.
+    pub fn start_twin(&mut self, id: RaftId, disks: (Image, StoreDisk)) {
+        let mut twin = self.made((id, self.servers[&id].member), disks);
+        self.boots += 1;
+        let boot = self.boots;
+        twin.start(self.seed, boot);
+        (self.twin, self.cloned) = (Some(twin), Some(id));
+        self.begin(id, boot);
+    }
+
+    /// Starts a server from another disk than it had.
+    pub fn change_disk(&mut self, id: RaftId, disks: (Image, StoreDisk)) {
+        self.crash(id);
+        let server = self.made((id, self.servers[&id].member), disks);
+        self.servers.insert(id, server);
+        self.start(id);
+    }
+
+    fn begin(&mut self, id: RaftId, boot: u64) {
+        self.act(id, boot, |_| ());
         self.tick_after(TICK, id, boot);
     }
 
@@ -211,7 +222,11 @@ impl World {
 
     /// Lets a server's clock tick, which jumps where that is `late`.
     pub fn tick(&mut self, id: RaftId, late: Time) {
-        let ticks = self.with(id, |server| server.tick(late));
+        self.tick_of(id, self.servers[&id].boot, late);
+    }
+
+    fn tick_of(&mut self, id: RaftId, boot: u64, late: Time) {
+        let ticks = self.act(id, boot, |server| server.tick(late));
         self.facts.jumps += u64::from(ticks > 1);
     }
 
@@ -264,6 +279,12 @@ impl World {
         (Image::default(), StoreDisk::founded(&self.founding.1))
     }
 
+    /// Who votes as of a store.
+    pub fn voters_on<'a>(&'a self, store: &'a StoreDisk) -> &'a BTreeSet<RaftId> {
+        let Checkpoint { position, membership } = &store.checkpoint;
+        if position.index == 0 { &self.founding.0.voters } else { &membership.voters }
+    }
+
     /// Proposes a command that nobody proposed before.
     pub fn propose(&mut self, id: RaftId) -> Option<Vec<u8>> {
         self.commands += 1;
@@ -288,14 +309,20 @@ impl World {
 
     /// Does something on a server, and all that follows from it at once.
     pub fn with<T>(&mut self, id: RaftId, act: impl FnOnce(&mut Server) -> T) -> T {
-        let server = self.servers.get_mut(&id).expect("it was installed");
+        self.act(id, self.servers[&id].boot, act)
+    }
+
+    /// The same on one process of it.
+    fn act<T>(&mut self, id: RaftId, boot: u64, act: impl FnOnce(&mut Server) -> T) -> T {
+        let server = self.processes_mut(id).find(|server| server.boot == boot).expect("it was started");
         let done = act(server);
         match server.turns() {
-            Ok(told) => self.follow_up(id, told),
+            Ok(told) => self.follow_up(id, boot, told),
             Err(failed) => {
                 *self.facts.failed.entry(failed).or_default() += 1;
-                self.crash(id);
-                if failed == Failed::LostLog {
+                if failed != Failed::LostLog {
+                    self.crash(id);
+                } else if self.end(id, boot) {
                     // A person gives its place to a host that is made anew.
                     self.retired.insert(id);
                     self.dead.insert(self.servers[&id].member);
@@ -305,12 +332,31 @@ impl World {
         done
     }
 
+    /// The processes of a server: the one that it is, and its twin.
+    fn processes_mut(&mut self, id: RaftId) -> impl Iterator<Item = &mut Server> {
+        let twin = self.twin.as_mut().filter(|twin| twin.id == id);
+        self.servers.get_mut(&id).into_iter().chain(twin)
+    }
+
+    /// A process ends that is not to start again by itself; whether it was the last one of its server.
+    fn end(&mut self, id: RaftId, boot: u64) -> bool {
+        if self.twin.take_if(|twin| twin.boot == boot).is_some() {
+            return false;
+        }
+        self.crash(id);
+        let twin = self.twin.take();
+        let is_last = twin.is_none();
+        self.servers.extend(twin.map(|twin| (id, twin)));
+        is_last
+    }
+
     /// Sends, begins and checks what a server's turns ask for.
-    fn follow_up(&mut self, id: RaftId, told: Told) {
-        let server = &self.servers[&id];
-        self.facts.check(server, &told, &self.servers);
-        let boot = server.boot;
-        self.note(id, &told);
+    fn follow_up(&mut self, id: RaftId, boot: u64, told: Told) {
+        let all: Vec<&Server> = self.servers.values().chain(&self.twin).collect();
+        let server = *all.iter().find(|server| server.id == id && server.boot == boot).expect("it has acted");
+        self.facts.check(server, &told, &all);
+        let snapshot = told.installed.as_ref().map(|_| server.store.checkpoint.position.index);
+        self.note(id, &told, snapshot);
         if let Some(time) = told.log_takes {
             self.after(time, Event::LogDone { server: id, boot });
         }
@@ -318,7 +364,7 @@ impl World {
             self.after(time, Event::StoreDone { server: id, boot });
         }
         for message in told.messages {
-            self.send(message);
+            self.send(Sent { message, boot, at: self.now });
         }
         for (node, raft) in told.enlisted {
             if !self.servers.contains_key(&raft) && !self.dead.contains(&node) {
@@ -327,50 +373,19 @@ impl World {
         }
     }
 
-    fn note(&mut self, id: RaftId, told: &Told) {
+    fn note(&mut self, id: RaftId, told: &Told, snapshot: Option<u64>) {
         if let Some(soft) = told.soft {
             self.trace.push(format!("{id} is a {:?}", soft.role).to_lowercase());
         }
         if told.log_takes.is_some() {
             self.trace.push(format!("{id} writes"));
         }
-        if let Some(first) = told.installed.as_ref().map(|_| self.servers[&id].store.checkpoint.position.index) {
-            self.trace.push(format!("{id} installs a snapshot up to {first}"));
+        if let Some(index) = snapshot {
+            self.trace.push(format!("{id} installs a snapshot up to {index}"));
         }
         if let (Some(first), Some(last)) = (told.committed.first(), told.committed.last()) {
             self.trace.push(format!("{id} applies {} to {}", first.position.index, last.position.index));
         }
-    }
-
-    fn send(&mut self, message: Message) {
-        let way = (RaftId(message.from), RaftId(message.to));
-        if message.msg_type == i32::from(MessageType::MsgSnapshot) {
-            return self.send_snapshot(message);
-        }
-        if self.network.cut.contains(&way) || self.random.percent(self.network.drop_percent) {
-            return;
-        }
-        if self.random.percent(self.network.twice_percent) {
-            let late = self.random.below(50 * MILLISECOND);
-            self.after(late, Event::Deliver(message.clone()));
-        }
-        let latency = self.random.between(200, self.network.latency);
-        self.after(latency, Event::Deliver(message));
-    }
-
-    /// The rows go on their own way, which takes longer, and breaks off now and then.
-    fn send_snapshot(&mut self, message: Message) {
-        let (from, to) = (RaftId(message.from), RaftId(message.to));
-        let server = &self.servers[&from];
-        let (state, from_boot) = (Box::new(server.store.state.clone()), server.boot);
-        let held = &server.store.checkpoint;
-        let is_held = blixard_core::driver::announced(&message).as_ref() == Some(held);
-        assert!(is_held, "seed {}: server {from} offers what its store lacks, as it is at {held:?}", self.seed);
-        assert!(!server.store.installed, "seed {}: server {from} offers what it cannot read yet", self.seed);
-        let arrived = !self.network.cut.contains(&(from, to)) && !self.random.percent(self.network.drop_percent * 2);
-        let takes = self.random.between(MILLISECOND, 40 * MILLISECOND + self.network.latency * 2);
-        self.after(takes, Event::Fetched { message, state, arrived });
-        self.after(takes + OFFER, Event::OfferExpires { server: from, boot: from_boot, peer: to });
     }
 
     fn after(&mut self, time: Time, event: Event) {
@@ -382,66 +397,44 @@ impl World {
     pub fn step(&mut self) {
         let ((time, _), event) = self.queue.pop_first().expect("clocks tick for ever");
         self.now = time;
-        let id = event.server();
-        let Some(server) = self.servers.get_mut(&id) else { return };
+        let (id, boot) = event.process();
+        // Where two processes are one server, the network leads to either.
+        let skips = usize::from(boot.is_none() && self.twin.is_some() && self.random.percent(50));
+        let is_meant = |server: &&mut Server| server.is_up() && boot.is_none_or(|boot| server.boot == boot);
+        let Some(server) = self.processes_mut(id).filter(is_meant).take(skips + 1).last() else { return };
         if server.paused_until > time {
             // All of it happens at once when it goes on.
             let pause = server.paused_until - time;
             return self.after(pause, event);
         }
+        let (boot, clock_percent) = (server.boot, server.clock_percent);
         match event {
-            Event::Tick { boot, due, .. } => {
-                if server.boot != boot || !server.is_up() {
-                    return;
-                }
-                let next = TICK * 100 / server.clock_percent;
-                self.tick(id, time - due);
-                if self.is_managed && self.servers.get_mut(&id).is_some_and(Server::decides) {
+            Event::Tick { due, .. } => {
+                self.tick_of(id, boot, time - due);
+                let is_managed = self.is_managed;
+                if is_managed && self.processes_mut(id).any(|server| server.boot == boot && server.decides()) {
                     let dead = self.dead.clone();
-                    self.with(id, |server| cluster::lead(server, &dead));
+                    self.act(id, boot, |server| cluster::lead(server, &dead));
                 }
-                self.tick_after(next, id, boot);
+                self.tick_after(TICK * 100 / clock_percent, id, boot);
             }
-            Event::Deliver(message) => {
-                let from = RaftId(message.from);
-                if server.is_up() && self.servers[&id].dismisses(self.servers[&from].member, from) {
-                    // What it sent is refused, and it is told why.
-                    if !self.network.cut.contains(&(id, from)) && !self.retired.contains(&from) {
-                        self.retire(from);
-                    }
-                } else if self.servers[&id].is_up() {
-                    self.trace.push(shown(&message));
-                    self.with(id, |server| server.step(message));
+            Event::Deliver(sent) => {
+                if self.takes(id, boot, &sent) {
+                    self.trace.push(shown(&sent.message));
+                    self.act(id, boot, |server| server.step(sent.message));
                 }
             }
-            Event::LogDone { boot, .. } => {
-                if server.boot == boot && server.is_up() {
-                    self.with(id, Server::log_done);
+            Event::LogDone { .. } => self.act(id, boot, Server::log_done),
+            Event::StoreDone { .. } => self.act(id, boot, Server::store_done),
+            Event::Fetched { sent, state, arrived } => {
+                if arrived && self.takes(id, boot, &sent) {
+                    self.fetched((id, boot), sent.message, *state);
                 }
             }
-            Event::StoreDone { boot, .. } => {
-                if server.boot == boot && server.is_up() {
-                    self.with(id, Server::store_done);
+            Event::OfferExpires { peer, .. } => {
+                if server.driver().awaits_snapshot(peer) {
+                    self.act(id, boot, |server| server.driver().snapshot_failed(peer));
                 }
-            }
-            Event::Fetched { message, state, arrived } => self.fetched(message, *state, arrived),
-            Event::OfferExpires { boot, peer, .. } => {
-                if server.boot == boot && server.is_up() && server.driver().awaits_snapshot(peer) {
-                    self.with(id, |server| server.driver().snapshot_failed(peer));
-                }
-            }
-        }
-    }
-
-    fn fetched(&mut self, message: Message, state: State, arrived: bool) {
-        let to = RaftId(message.to);
-        if arrived && self.servers[&to].is_up() {
-            self.trace.push(shown(&message));
-            let checkpoint = blixard_core::driver::announced(&message).expect("it was sent as one");
-            self.with(to, |server| server.fetched(message, checkpoint, state));
-            let dies = self.network.drop_percent > 0 && self.random.percent(10);
-            if dies && self.servers[&to].is_up() {
-                self.crash(to);
             }
         }
     }
@@ -474,26 +467,4 @@ impl World {
         });
         self.leader().unwrap()
     }
-}
-
-/// A message on one line, with what matters of its kind.
-pub fn shown(message: &Message) -> String {
-    use std::fmt::Write as _;
-    let Message { from, to, term, index, log_term, commit, .. } = message;
-    let mut line = format!("{from}→{to} {:?} term {term}", message.msg_type());
-    for (name, value) in [("index", index), ("log_term", log_term), ("commit", commit)] {
-        if *value != 0 {
-            write!(line, " {name} {value}").unwrap();
-        }
-    }
-    if let Some(Checkpoint { position, .. }) = blixard_core::driver::announced(message) {
-        write!(line, " snapshot {} of term {}", position.index, position.term).unwrap();
-    }
-    if !message.entries.is_empty() {
-        write!(line, " entries {}", message.entries.len()).unwrap();
-    }
-    if message.reject {
-        line.push_str(" reject");
-    }
-    line
 }
