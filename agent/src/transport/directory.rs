@@ -114,6 +114,11 @@ impl Directory {
         raft <= self.newest_raft && self.get(node).is_some_and(|member| member.raft != Some(raft))
     }
 
+    /// Whether nobody is a server by this raft id any more.
+    pub(super) fn is_spent(&self, raft: RaftId) -> bool {
+        raft <= self.newest_raft && self.node_of(raft).is_none()
+    }
+
     /// Whether what a member says of itself is newer than what is known of it: it has joined since, or became a server. A raft
     /// id that was given out by then is nobody's news.
     pub fn is_news(&self, node: NodeId, member: &Member) -> bool {
@@ -147,6 +152,8 @@ mod tests {
         assert!(dismissed(2, 2) && dismissed(4, 3), "ids that they had before");
         assert!(!dismissed(2, 5) && !dismissed(2, 6), "its own, and one that isn't known here yet");
         assert!(!dismissed(3, 2) && !dismissed(9, 2), "who is no member hears that");
+        let spent = |raft| directory.is_spent(RaftId(raft));
+        assert!(spent(2) && spent(4) && !spent(1) && !spent(5) && !spent(6));
         let news = |node, raft| directory.is_news(NodeId(node), &member(raft));
         assert!(news(5, 0) && news(4, 6) && !news(4, 3) && !news(2, 5) && !news(4, 0));
         assert!(!news(5, 1), "nobody comes by a server's id");

@@ -24,7 +24,7 @@ use super::proto::{
     BeatReply, BeatRequest, FollowReply, FollowRequest, ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame,
     SnapshotChunk, SnapshotRequest, Unknown,
 };
-use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Member, Refused, Shared, gate, proto, snapshot};
+use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Member, Refused, Shared, directory, gate, proto, snapshot};
 
 /// Longest that a forwarded command is waited for, whatever its sender asks.
 const MAX_FORWARD: Duration = Duration::from_secs(120);
@@ -60,6 +60,23 @@ impl PeerService {
         member.raft
     }
 
+    /// What this node, which is no server, says to a member that takes it for one: of a server that was away for long, none
+    /// that it knows may be one, and it is perhaps none either.
+    async fn turn_away(
+        &self,
+        peer: NodeId,
+        own: NodeId,
+        mut frames: Streaming<RaftFrame>,
+    ) -> Result<Response<RaftEnd>, Status> {
+        let introduction = frames.message().await?.and_then(|frame| frame.introduction);
+        let claimed =
+            introduction.filter(|member| member.node == peer.0).and_then(|member| directory::raft(member.raft));
+        if claimed.is_some_and(|raft| self.shared.directory.borrow().is_spent(raft)) {
+            return Ok(Response::new(RaftEnd { dismissed: true, ..RaftEnd::default() }));
+        }
+        Err(Status::unavailable(format!("node {own} is no server")))
+    }
+
     /// What ends a stream that begins like this, if it has to end.
     fn judge(&self, peer: NodeId, hello: Hello) -> Option<RaftEnd> {
         let directory = self.shared.directory.borrow().clone();
@@ -92,7 +109,7 @@ impl Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftEnd>, Status> {
         let (peer, own, cluster) = self.authenticate(&request)?;
         if self.shared.raft().is_none() {
-            return Err(Status::unavailable(format!("node {own} is no server")));
+            return self.turn_away(peer, own, request.into_inner()).await;
         }
         self.shared.links.called_by(peer);
         self.shared.inbound.called();

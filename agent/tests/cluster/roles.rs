@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use blixard::api::proto::{self, StatusReply};
 use tonic::Code;
 
+use super::removal::remove;
 use super::support::{Agent, Api, Host, manifest, manifest_of, wait_for};
 use super::{apply, cluster, instance, no_vm_runs_twice, node, sees_running, sees_servers, sees_whole, start};
 
@@ -195,6 +196,31 @@ async fn a_worker_comes_back_when_all_servers_that_it_knew_are_workers() {
     sees_servers(&eta, 3, 6).await;
     apply(&eta, declared("", &[of_zone("own", "eta")])).await.unwrap();
     sees_running(&eta, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_comes_back_as_a_worker_when_none_that_it_knew_is_a_server() {
+    let mut hosts = hosts(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]);
+    let [alpha, beta, gamma] = [0, 1, 2].map(|at| hosts[at].start());
+    sees_whole(&alpha, 3).await;
+    let [delta, _epsilon, _zeta] = [3, 4, 5].map(|at| hosts[at].start());
+    sees_servers(&delta, 3, 6).await;
+    apply(&delta, declared(r#""replaceServersAfterSeconds": 10"#, &[of_zone("own", "gamma")])).await.unwrap();
+    sees_running(&delta, 1).await;
+    gamma.stop().await;
+    has_role(&delta, "gamma", "worker").await;
+    beta.stop().await;
+    hosts[1].role = "worker";
+    let _beta = hosts[1].start();
+    has_role(&delta, "beta", "worker").await;
+    remove(&delta, "alpha", false).await.unwrap();
+    drop(alpha);
+    let is_left = |status: &StatusReply| cluster(status).servers == 3 && status.nodes.len() == 5;
+    delta.sees("the three others as servers", is_left).await;
+
+    let gamma = hosts[2].start();
+    sees_servers(&gamma, 3, 5).await;
+    assert_eq!(asked_of(&hosts[2]), ["start own-0"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

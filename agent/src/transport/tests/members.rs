@@ -221,6 +221,15 @@ async fn a_member_that_is_no_server_takes_no_streams_and_opens_none() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     let follower = &cluster.nodes[1].transport;
     wait_for("a way to the server", || (), || follower.shared.links.channel(node(0)).is_some()).await;
+    // Whose id is nobody's by what it knows hears that at least, and who has a newer one doesn't.
+    let says = |raft| {
+        let member = Member { raft: Some(RaftId(raft)), ..cluster.directory().get(node(0)).unwrap().clone() };
+        tokio_stream::iter([RaftFrame { introduction: Some(member.encode(node(0))), ..frame(&cluster, 0, &[]) }])
+    };
+    assert!(client.raft(says(3)).await.unwrap().into_inner().dismissed);
+    for raft in [raft(0).0, 30] {
+        assert_eq!(client.raft(says(raft)).await.unwrap_err().code(), Code::Unavailable);
+    }
     // It can be used, and it was not.
     assert_eq!(follower.beat(node(0)).await.unwrap().applied, 7);
     assert_eq!(cluster.nodes[0].recorder.calls.load(Ordering::Relaxed), 0);
