@@ -1,13 +1,14 @@
-//! What a host has of its cluster is copied, and started beside it.
+//! What a host has of its cluster is copied, and started beside it or in its place.
 
 use std::process::Command;
 
-use blixard::agent::recovery;
+use blixard::agent::{Traits, recovery};
 use blixard::probe::MachineId;
 use blixard_core::types::Level;
 
-use super::support::{Host, manifest};
-use super::{apply, cluster, leader, node, sees_whole, start};
+use super::removal::{falls_silent, remove};
+use super::support::{FakeUnits, Host, manifest};
+use super::{apply, cluster, leader, no_vm_runs_twice, node, sees_running, sees_whole, start};
 
 fn machine(last: char) -> Option<MachineId> {
     MachineId::of(&format!("4c4c4544-0042-4a10-8056-b3c04f4e353{last}"))
@@ -97,4 +98,47 @@ async fn of_two_agents_from_one_disk_the_first_ends_and_stays_so_until_a_person_
         std::fs::remove_file(file).unwrap();
         sees_whole(&hosts[twice].start(), 3).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_data_was_put_back_to_an_earlier_time_stops_and_a_host_made_anew_takes_its_place() {
+    let mut hosts = Host::blank(["alpha", "beta", "gamma"]);
+    for host in &mut hosts {
+        // It is the leader that knows what was acknowledged to it: it is to lead on, however busy the machine is.
+        host.traits = Traits { election_ticks: 300, ..host.traits.clone() };
+    }
+    let mut agents = start(&hosts).await.map(Some);
+    let at = leader(&sees_whole(agents[0].as_ref().unwrap(), 3).await, &hosts);
+    let back = (at + 1) % 3;
+    agents[back].take().unwrap().stop().await;
+    let earlier = copy_of(&hosts[back]);
+    let agent = hosts[back].start();
+    let id = node(&sees_whole(&agent, 3).await, hosts[back].name).id;
+    apply(&agent, manifest(&[("a", ""), ("b", ""), ("c", "")])).await.unwrap();
+    sees_running(&agent, 3).await;
+    agent.stop().await;
+
+    let [now, then] = [&hosts[back], &earlier].map(|host| host.dir.path().join("data"));
+    std::fs::remove_dir_all(&now).unwrap();
+    std::fs::rename(then, &now).unwrap();
+    let asked = hosts[back].units.held().asked.clone();
+    for _ in 0..2 {
+        let ended = hosts[back].start().ended().await.unwrap_err();
+        for word in ["put back to an earlier time", "blixard node replace"] {
+            assert!(ended.contains(word), "{word}: {ended}");
+        }
+    }
+    assert_eq!(hosts[back].units.held().asked, asked, "what runs there was left alone");
+
+    let leads = agents[at].as_ref().unwrap();
+    apply(leads, manifest(&[("a", ""), ("b", ""), ("c", ""), ("d", "")])).await.unwrap();
+    falls_silent(leads, hosts[back].name).await;
+    // As `blixard node replace` does; then the host is made anew.
+    remove(leads, hosts[back].name, true).await.unwrap();
+    hosts[back].dir = tempfile::tempdir().unwrap();
+    hosts[back].units = FakeUnits::default();
+    let anew = hosts[back].start();
+    assert!(node(&sees_whole(&anew, 3).await, hosts[back].name).id > id);
+    sees_running(&anew, 4).await;
+    no_vm_runs_twice(&hosts);
 }

@@ -20,7 +20,7 @@ async fn is_told(agent: Agent) {
     );
 }
 
-async fn falls_silent(asked: &Api, name: &str) {
+pub async fn falls_silent(asked: &Api, name: &str) {
     asked.sees("that it is silent", |status| !node(status, name).alive).await;
 }
 

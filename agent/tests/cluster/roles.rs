@@ -1,5 +1,6 @@
 //! Which hosts are servers, and what it is to be none.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use blixard::api::proto::{self, StatusReply};
@@ -113,45 +114,63 @@ async fn a_worker_takes_a_lost_servers_place_and_the_old_one_returns_as_a_worker
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_become_three_and_five_and_one_and_every_write_is_taken() {
+async fn from_one_host_to_five_servers_and_back_to_one_host_every_write_is_taken() {
     let names = ["alpha", "beta", "gamma", "delta", "epsilon"];
-    let hosts = hosts(names);
-    let [alpha, beta, gamma] = [0, 1, 2].map(|at| hosts[at].start());
-    sees_whole(&alpha, 3).await;
-    let (delta, epsilon) = (hosts[3].start(), hosts[4].start());
-    sees_servers(&alpha, 3, 5).await;
-    let agents = [&alpha, &beta, &gamma, &delta, &epsilon];
-    let vms = names.map(|name| of_zone(&format!("vm-{name}"), name));
-    apply(&alpha, declared("", &vms)).await.unwrap();
-    sees_running(&epsilon, 5).await;
+    let mut hosts = hosts(names);
+    for host in &mut hosts {
+        host.servers.truncate(1);
+    }
+    let alpha = hosts[0].start();
+    sees_whole(&alpha, 1).await;
+    let written = AtomicU32::new(0);
     let writes = async {
-        let mut client = beta.client().await;
-        for count in 0.. {
-            let task =
-                proto::RunTaskRequest { command: vec![format!("write-{count}")], cpus: 1_000_000, memory_mib: 1 };
-            client.run_task(task).await.unwrap();
+        let mut client = alpha.client().await;
+        loop {
+            let command = vec![format!("write-{}", written.load(Ordering::Relaxed))];
+            // More than any host has: it waits for ever.
+            client.run_task(proto::RunTaskRequest { command, cpus: 1_000_000, memory_mib: 1 }).await.unwrap();
+            written.fetch_add(1, Ordering::Relaxed);
         }
     };
     let changes = async {
+        let mut agents = Vec::new();
+        for (at, servers) in (1..5).zip([1, 3, 3, 3]) {
+            agents.push(hosts[at].start());
+            sees_servers(&alpha, servers, at + 1).await;
+        }
+        let vms = names.map(|name| of_zone(&format!("vm-{name}"), name));
         for servers in [5, 3, 1, 3, 5, 3] {
-            apply(agents[4], declared(&format!(r#""servers": {servers}"#), &vms)).await.unwrap();
+            apply(&agents[3], declared(&format!(r#""servers": {servers}"#), &vms)).await.unwrap();
             let is_so = |status: &StatusReply| {
                 let of_role = |role| status.nodes.iter().filter(|node| node.role == role).count();
                 cluster(status).servers == servers && of_role("worker") == 5 - servers as usize
             };
-            for agent in agents {
+            for agent in agents.iter().chain([&alpha]) {
                 agent.sees(&format!("{servers} servers"), is_so).await;
             }
+        }
+        sees_running(&alpha, 5).await;
+        for host in &hosts {
+            assert_eq!(asked_of(host).len(), 1, "{}: {:?}", host.name, asked_of(host));
+        }
+        no_vm_runs_twice(&hosts);
+        apply(&alpha, declared(r#""servers": 3"#, &[])).await.unwrap();
+        for (at, servers) in (1..5).rev().zip([3, 3, 2, 1]) {
+            remove(&alpha, hosts[at].name, false).await.unwrap();
+            sees_servers(&alpha, servers, at).await;
         }
     };
     tokio::select! {
         () = writes => unreachable!("it goes on for ever"),
         () = changes => {}
     }
-    for host in &hosts {
-        assert_eq!(asked_of(host).len(), 1, "{}: {:?}", host.name, asked_of(host));
-    }
-    no_vm_runs_twice(&hosts);
+    let tasks = alpha.client().await.list_tasks(proto::ListTasksRequest::default()).await.unwrap().into_inner().tasks;
+    let written = written.load(Ordering::Relaxed);
+    assert!(
+        tasks.len() >= written as usize && written > 100,
+        "{written} writes were acknowledged, and {} are there",
+        tasks.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
