@@ -306,7 +306,7 @@ impl proto::api_server::Api for Api {
                 why: planned.why,
             });
             let unchanged = u32::try_from(unchanged).unwrap_or(u32::MAX);
-            Ok(proto::PlanReply { planned: planned.collect(), unchanged })
+            Ok(proto::PlanReply { planned: planned.collect(), unchanged, settings: state.other_settings(&manifest) })
         });
         let refused = |conflict: Conflict| Status::failed_precondition(conflict.to_string());
         Ok(Response::new(reply?.map_err(refused)?))

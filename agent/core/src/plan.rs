@@ -112,6 +112,17 @@ pub fn plan(state: &State, manifest: &Manifest) -> Result<Vec<Planned>, Conflict
     Ok(planned)
 }
 
+/// All that would change, the cluster and its hosts first, a line each; or why nothing would.
+pub fn lines(state: &State, manifest: &Manifest) -> Vec<String> {
+    match plan(state, manifest) {
+        Ok(planned) => {
+            let settings = state.other_settings(manifest).into_iter();
+            settings.chain(planned.iter().map(ToString::to_string)).collect()
+        }
+        Err(conflict) => vec![conflict.to_string()],
+    }
+}
+
 fn name_of(state: &State, node: NodeId) -> &str {
     state.nodes().get(&node).map_or("its node", |node| node.name.as_str())
 }

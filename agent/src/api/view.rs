@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
-use blixard_core::plan::plan;
+use blixard_core::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
 use blixard_core::state::{
     Absence, Diverged, Instance, Node, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm,
@@ -328,10 +328,7 @@ pub fn held(state: &State) -> Vec<proto::Held> {
         node: name_of(state, *node),
         hash: held.manifest.hash().to_string(),
         since: held.since.0,
-        diff: match plan(state, &held.manifest) {
-            Ok(planned) => planned.iter().map(ToString::to_string).collect(),
-            Err(conflict) => vec![conflict.to_string()],
-        },
+        diff: plan::lines(state, &held.manifest),
     });
     held.collect()
 }

@@ -208,6 +208,9 @@ pub fn plan(reply: &proto::PlanReply, look: Look) -> String {
     if !rows.is_empty() {
         text = render(&["ACTION", "VM", "WHY"], &rows, look.coloured);
     }
+    for line in &reply.settings {
+        let _ = writeln!(text, "{line}");
+    }
     let _ = writeln!(text, "{} changed, {} as they are", rows.len(), reply.unchanged);
     text
 }

@@ -248,6 +248,13 @@ async fn a_plan_is_what_apply_then_does_and_explain_says_why() {
     assert!(out.starts_with("manifest ") && out.ends_with(" is the head now\n"), "{out}");
     assert!(asked.ok(&["apply", &next]).ends_with("was the head already\n"));
     assert!(asked.ok(&["plan", &next]).ends_with("0 changed, 2 as they are\n"));
+    let key = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+    let nodes = format!(r#"{{ "nodes": {{ "beta": {{ "publicKey": "{key}" }} }}, "#);
+    let settings = std::fs::read_to_string(&next).unwrap().replacen('{', &nodes, 1);
+    let settings = settings.replace(r#""cluster": {"#, r#""cluster": { "servers": 5"#);
+    let settings = write(asked.host.dir.path(), "settings.json", settings);
+    let lines = "change the cluster: servers 3 → 5\nadd the key of beta\n0 changed, 2 as they are\n";
+    assert_eq!(asked.ok(&["plan", &settings]), lines);
     assert!(asked.ok(&["explain", "web"]).starts_with("web-0 is running on alpha"));
     let why = asked.ok(&["explain", "wide-0"]);
     assert!(why.starts_with("wide-0 is pending\n") && why.contains("alpha: ") && why.contains("zone"), "{why}");

@@ -3,7 +3,7 @@
 use blixard::agent::Told;
 use blixard::api::proto::{AcceptManifestRequest, RollBackManifestRequest, StatusReply};
 
-use super::support::{Agent, Host, manifest, wait_for};
+use super::support::{Agent, Host, manifest, manifest_of, wait_for};
 use super::{apply, sees_whole, start};
 
 /// The declared VMs, by name, and how many manifests are held, once that is so.
@@ -40,12 +40,14 @@ async fn a_carried_manifest_that_was_head_before_is_held_until_a_person_decides(
     carry(&hosts[0], "a");
     let [agent] = start(&hosts).await;
     sees(&agent, &["a"], 0).await;
-    apply(&agent, manifest(&[("b", "")])).await.unwrap();
+    apply(&agent, manifest_of(r#""servers": 1"#, &[("b", "")])).await.unwrap();
     agent.tell(Told::Reload).await;
     let status = sees(&agent, &["b"], 1).await;
     let held = &status.held[0];
     assert_eq!(held.node, "alpha");
-    assert!(held.diff.iter().any(|line| line.contains("a-0")), "{:?}", held.diff);
+    for expected in ["servers 1 → 3", "a-0"] {
+        assert!(held.diff.iter().any(|line| line.contains(expected)), "{:?}", held.diff);
+    }
     assert!(status.problems.iter().any(|problem| problem.contains("manifest accept") || problem.contains("held")));
 
     let mut client = agent.client().await;

@@ -70,13 +70,19 @@ impl State {
         self.set_head(index, &manifest, Origin::Person(from.to_owned()), at)
     }
 
+    /// What it declares otherwise than the head of the cluster and its hosts, a line each.
+    pub fn other_settings(&self, manifest: &Manifest) -> Vec<String> {
+        let mut lines = self.settings().differences(&manifest.cluster);
+        lines.extend(nodes::differences(self.declared_nodes(), &manifest.nodes));
+        lines
+    }
+
     /// Also forgets that it is held anywhere.
     fn set_head(&mut self, index: u64, manifest: &Manifest, from: Origin, at: Timestamp) -> Result<Reply, Refusal> {
         self.check_owners(manifest).map_err(|conflict| Refusal(conflict.to_string()))?;
         let hash = manifest.hash();
         let before = self.of_manifest().map(|(name, vm)| (name.clone(), vm.value().spec)).collect();
-        let mut diff = self.settings().differences(&manifest.cluster);
-        diff.extend(nodes::differences(self.declared_nodes(), &manifest.nodes));
+        let mut diff = self.other_settings(manifest);
         diff.extend(differences(&before, &manifest.vms));
         diff.truncate(MAX_DIFF_LINES);
         self.replace_vms(manifest, at);
