@@ -29,11 +29,11 @@ lib.mapAttrs (name: host: {
   environment.etc."blixard/cluster-secret".text = "a secret that every host of this test knows\n";
   services.blixard = carry { inherit vms settings; } // {
     enable = true;
-    clusterSecretFile = "/etc/blixard/cluster-secret";
+    clusterSecretFile = lib.mkDefault "/etc/blixard/cluster-secret";
     settings = {
       node.listen = "0.0.0.0:7420";
       node.address = lib.mkIf (!lib.elem name servers) "${address name}:7420";
-      cluster.servers = map (server: "${server}@${address server}:7420") servers;
+      cluster.servers = lib.mkDefault (map (server: "${server}@${address server}:7420") servers);
       resources = {
         cpus = lib.mkDefault 2;
         memory_mib = lib.mkDefault 2048;

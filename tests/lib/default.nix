@@ -10,6 +10,9 @@
 let
   inherit (builtins) pathExists readDir readFile;
   onlyOnTheRig = [
+    # Their agents have clocks that are wrong.
+    "a_token_lets_one_host_in"
+    "expired_certificates_keep_nobody_out"
     # They switch hosts between two builds of the agent.
     "a_rolling_upgrade_stops_no_vm"
     "an_offline_host_blocks_no_upgrade"
