@@ -3,9 +3,10 @@
 use blixard::api::proto;
 
 use super::certificates::rotate;
+use super::removal::{falls_silent, remove};
 use super::support::{Agent, Api, Host, manifest};
 use super::tokens::{create_token, with_token};
-use super::{apply, cluster, sees_running, sees_servers, waits_for};
+use super::{apply, cluster, node, sees_running, sees_servers, waits_for};
 
 /// A host's key, as PEM, and the public one as it is declared.
 struct Key {
@@ -74,6 +75,23 @@ async fn a_host_whose_key_is_not_declared_is_told_what_to_declare_and_then_joins
     declare(&alpha, Some(&key)).await;
     sees_running(&agent, 1).await;
     assert_eq!(sees_nodes(&alpha).await, ["alpha", "beta"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declared_host_that_was_made_anew_is_another_node_once_the_old_one_is_said_to_be_dead() {
+    let (founder, alpha, authority) = founded().await;
+    let key = Key::generate();
+    declare(&alpha, Some(&key)).await;
+    let lost = beta(&founder, &key, &authority);
+    let agent = lost.start();
+    assert_eq!(node(&sees_running(&agent, 1).await, "beta").id, 2);
+    agent.stop().await;
+    let host = beta(&founder, &key, &authority);
+    let agent = host.start();
+    waits_for(&agent, &["the name beta is taken", "blixard node replace beta"]).await;
+    falls_silent(&alpha, "beta").await;
+    remove(&alpha, "beta", true).await.unwrap();
+    assert_eq!(node(&sees_running(&agent, 1).await, "beta").id, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
