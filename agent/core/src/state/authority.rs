@@ -166,9 +166,12 @@ mod tests {
         let mut fixture = Fixture::of_nodes(3);
         assert_eq!((cluster(&fixture).authorities(), waits_for(&fixture)), (vec![OLD], vec![]));
         assert_eq!(rotate(&mut fixture, NEW), Reply::Done);
+        let key_of =
+            |fixture: &Fixture, authority| cluster(fixture).sealed_key_of(Hash::of(authority)).map(<[u8]>::to_vec);
+        assert_eq!((key_of(&fixture, OLD), key_of(&fixture, NEW)), (Some(vec![2]), Some(SEALED.to_vec())));
         let trusting = all_but_the_last(&mut fixture, 3, &[OLD, NEW]);
         report(&mut fixture, 3, trusting);
-        assert_eq!(cluster(&fixture).sealed_ca_key, SEALED);
+        assert_eq!((key_of(&fixture, OLD), key_of(&fixture, NEW)), (None, Some(SEALED.to_vec())));
         let reissued = all_but_the_last(&mut fixture, 3, &[NEW, OLD]);
         // What is heard late, or again, is nothing new.
         report(&mut fixture, 3, trusting);
