@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use blixard_core::command::{Answer, Command, ManifestReply, Origin, Presence, Reply, TaskSpec};
+use blixard_core::command::{Answer, Command, Origin, Presence, Reply, TaskSpec};
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
@@ -20,8 +20,10 @@ use crate::identity::Secrets;
 use crate::node::{Handle, ProposeError, Standing};
 use crate::transport::{ApiRequest, ApiResponse};
 
+mod drain;
 mod elsewhere;
 mod identities;
+mod manifests;
 mod secret;
 pub mod view;
 
@@ -190,20 +192,6 @@ impl Api {
             reply => Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
         }
     }
-
-    async fn change_manifest(&self, command: Command) -> Result<Response<proto::ApplyReply>, Status> {
-        let Answer { index, reply } = self.propose(command).await?;
-        let (result, hash) = match reply {
-            Reply::Manifest { result, hash } => (result, hash.to_string()),
-            reply => return Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
-        };
-        let result = match result {
-            ManifestReply::Equal => "equal",
-            ManifestReply::Applied => "applied",
-            ManifestReply::Held => "held",
-        };
-        Ok(Response::new(proto::ApplyReply { hash, result: result.to_owned(), index }))
-    }
 }
 
 /// The whole picture. Nothing is applied while somebody looks, so whoever looks at many instances lets the loop have its
@@ -332,23 +320,7 @@ impl proto::api_server::Api for Api {
         &self,
         request: Request<proto::AcceptManifestRequest>,
     ) -> Result<Response<proto::ApplyReply>, Status> {
-        let name = request.into_inner().node;
-        self.await_fresh(proto::Freshness::Linearizable).await?;
-        let held: Vec<(NodeId, String)> = self.read(|state, _| {
-            let name_of = |node: &NodeId| state.nodes().get(node).map(|member| member.name.to_string());
-            state.held().keys().map(|node| (*node, name_of(node).unwrap_or_default())).collect()
-        })?;
-        let wanted = |(_, held): &&(NodeId, String)| name.is_empty() || *held == name;
-        let mut matching = held.iter().filter(wanted);
-        let node = match (matching.next(), matching.next()) {
-            (Some((node, _)), None) => *node,
-            (Some(_), Some(_)) => {
-                let names = held.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(", ");
-                return Err(Status::failed_precondition(format!("manifests of {names} are held: name one host")));
-            }
-            (None, _) if name.is_empty() => return Err(Status::failed_precondition("no manifest is held")),
-            (None, _) => return Err(Status::failed_precondition(format!("no manifest of {name} is held"))),
-        };
+        let node = self.find_held(&request.into_inner().node).await?;
         self.change_manifest(Command::AcceptManifest { node }).await
     }
 
@@ -408,6 +380,17 @@ impl proto::api_server::Api for Api {
         let node = self.find_node(&name).await?;
         let index = self.change(Command::RemoveNode { node, dead, abandon_volumes }).await?;
         Ok(Response::new(proto::RemoveNodeReply { index, node: node.0 }))
+    }
+
+    async fn set_availability(
+        &self,
+        request: Request<proto::SetAvailabilityRequest>,
+    ) -> Result<Response<proto::SetAvailabilityReply>, Status> {
+        self.open_or_close(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn r#move(&self, request: Request<proto::MoveRequest>) -> Result<Response<proto::MoveReply>, Status> {
+        self.move_instance(request.into_inner()).await.map(Response::new)
     }
 
     async fn create_token(

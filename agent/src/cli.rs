@@ -14,12 +14,14 @@ mod ask;
 mod backup;
 mod client;
 mod cluster;
+mod duration;
 mod json;
 mod node;
 mod show;
 mod table;
 mod token;
 mod vm;
+mod watch;
 
 pub use client::{ConnectError, connect};
 

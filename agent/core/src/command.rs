@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
-    Address, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels, Level, NodeId,
-    NodeName, NodeRole, PublicKey, RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId,
-    VmName,
+    Address, Availability, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels,
+    Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp,
+    TokenId, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -201,6 +201,20 @@ pub enum Command {
     /// A person wants the next cluster secret to open what the current one does: all of it at once.
     Reseal {
         keys: Vec<Resealed>,
+    },
+    /// A person wants nothing placed on a node any more, or its instances elsewhere, too, or neither of the two.
+    SetAvailability {
+        node: NodeId,
+        availability: Availability,
+        /// Give up the volumes that it has.
+        abandon_volumes: bool,
+    },
+    /// A person wants an instance on this node, and not where it is.
+    Move {
+        instance: InstanceId,
+        to: NodeId,
+        /// Give up its volumes, if it has any.
+        abandon_volumes: bool,
     },
 }
 

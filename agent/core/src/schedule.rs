@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::command::Command;
+use crate::command::{Command, InstancePhase};
 use crate::manifest::{Constraints, VmSpec};
-use crate::state::{Node, Placement, State};
-use crate::types::{Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName};
+use crate::state::{Instance, Node, Placement, State};
+use crate::types::{Availability, Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName};
 
 /// The decisions that bring the placements closer to what is declared. The leader proposes them, and asks again once
 /// they are applied. While members are absent of which isn't known what they run, it only stops.
@@ -21,7 +21,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
         return decisions;
     }
     let starts = state.absent().is_empty();
-    let mut rooms = Rooms::new(state);
+    let (mut rooms, mut evictions) = (Rooms::new(state), Evictions::default());
     let unsettled = || state.unsettled().filter_map(|id| Some((id, state.desired(id)?, state.instances().get(id)?)));
     for (id, spec, instance) in unsettled() {
         let Some(placement) = &instance.placement else { continue };
@@ -29,6 +29,8 @@ pub fn schedule(state: &State) -> Vec<Command> {
         match rooms.change(state, id, placement, &spec) {
             None | Some(Change::Held(_)) => {}
             Some(_) if !is_alive(state, placement.node) => {}
+            Some(Change::Move(Obstacle::Leaving | Obstacle::Draining))
+                if !evictions.begin(state, id, placement.node) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
             Some(Change::Restart | Change::InPlace) if !starts => {}
             Some(Change::Restart | Change::InPlace) => {
@@ -61,6 +63,44 @@ pub fn schedule(state: &State) -> Vec<Command> {
     decisions
 }
 
+/// What has to leave the nodes that are emptied: of each node one instance after the other, of each VM none while another
+/// one of its instances doesn't run.
+#[derive(Default)]
+struct Evictions {
+    /// Whether something of a node, or of a VM, is on its way already.
+    nodes: BTreeMap<NodeId, bool>,
+    vms: BTreeMap<VmName, bool>,
+}
+
+impl Evictions {
+    /// Whether this instance is the next to leave its node.
+    fn begin(&mut self, state: &State, id: &InstanceId, node: NodeId) -> bool {
+        let is_stopping = |id: &InstanceId| {
+            let placement = state.instances().get(id).and_then(|instance| instance.placement.as_ref());
+            placement.is_some_and(|placement| placement.stopping)
+        };
+        let of_node = self.nodes.entry(node).or_insert_with(|| state.placed_on(node).any(is_stopping));
+        let is_held = self.vms.get(&id.vm).copied().unwrap_or_default() || keeps(state, id).is_some();
+        if *of_node || is_held {
+            return false;
+        }
+        *of_node = true;
+        self.vms.insert(id.vm.clone(), true);
+        true
+    }
+}
+
+/// The other instance of its VM for which this one stays on a node that is emptied: that one is to run, and doesn't.
+#[must_use]
+pub fn keeps<'a>(state: &'a State, id: &InstanceId) -> Option<&'a InstanceId> {
+    let is_away = |instance: &Instance| match &instance.placement {
+        Some(placement) => placement.stopping || placement.phase == InstancePhase::Starting,
+        None => true,
+    };
+    let mut others = state.instances_of(&id.vm).filter(|(other, _)| *other != id);
+    others.find(|(other, instance)| is_away(instance) && state.desired(other).is_some()).map(|(other, _)| other)
+}
+
 /// What a changed declaration asks of a placement; the smallest that does it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
@@ -80,6 +120,8 @@ pub enum Obstacle {
     NotRegistered,
     /// It is being removed.
     Leaving,
+    Cordoned,
+    Draining,
     NotAlive {
         since: Timestamp,
     },
@@ -122,6 +164,8 @@ impl fmt::Display for Obstacle {
         match self {
             Self::NotRegistered => write!(f, "has not registered yet"),
             Self::Leaving => write!(f, "is being removed"),
+            Self::Cordoned => write!(f, "is cordoned"),
+            Self::Draining => write!(f, "is being drained"),
             Self::NotAlive { .. } => write!(f, "does not answer"),
             Self::System { has, needs } => write!(f, "is {has}, needs {needs}"),
             Self::NoKvm => write!(f, "has no /dev/kvm"),
@@ -175,15 +219,15 @@ impl Rooms {
     /// What `spec` asks of a placement; nothing where that is as declared.
     #[must_use]
     pub fn change(&self, state: &State, id: &InstanceId, placement: &Placement, spec: &VmSpec) -> Option<Change> {
-        if state.is_leaving(placement.node) {
-            return Some(Change::Move(Obstacle::Leaving));
+        let node = state.nodes().get(&placement.node)?;
+        if let Some(obstacle @ (Obstacle::Leaving | Obstacle::Draining)) = closed(node) {
+            return Some(Change::Move(obstacle));
         }
         if placement.is_as_declared(id, spec) {
             return None;
         }
         let unit = spec.unit(id, placement.unit.generation)?;
         let (request, constraints) = (spec.request(), spec.constraints());
-        let node = state.nodes().get(&placement.node)?;
         let worker = node.worker.as_ref()?;
         let growth = placement.reserved.max(request).saturating_sub(placement.reserved);
         let suits = if constraints == placement.constraints { Ok(()) } else { suits(node, &constraints) };
@@ -225,6 +269,7 @@ impl Rooms {
     }
 
     fn choose(&mut self, state: &State, id: &InstanceId, spec: &VmSpec) -> Option<NodeId> {
+        let bound_for = state.instances().get(id).and_then(|instance| instance.bound_for);
         self.replicas(state, &id.vm);
         let replicas = &self.replicas[&id.vm];
         let constraints = spec.constraints();
@@ -233,7 +278,10 @@ impl Rooms {
             state.nodes().iter().filter(|(node, _)| home.is_none_or(|home| home == **node)).filter(|(node, member)| {
                 self.verdict(state, **node, member, Some(&constraints), spec.request()).is_ok()
             });
-        let rank = |node| (replicas.get(&node).copied().unwrap_or_default(), self.fullness(state, node), node);
+        let rank = |node| {
+            let replicas = replicas.get(&node).copied().unwrap_or_default();
+            (bound_for != Some(node), replicas, self.fullness(state, node), node)
+        };
         candidates.map(|(node, _)| *node).min_by_key(|node| rank(*node))
     }
 
@@ -265,8 +313,8 @@ impl Rooms {
         request: Resources,
     ) -> Result<(), Obstacle> {
         let worker = node.worker.as_ref().ok_or(Obstacle::NotRegistered)?;
-        if node.leaving {
-            return Err(Obstacle::Leaving);
+        if let Some(obstacle) = closed(node) {
+            return Err(obstacle);
         }
         match state.worker_status(id) {
             Some(status) if status.alive => {}
@@ -277,6 +325,16 @@ impl Rooms {
             suits(node, constraints)?;
         }
         has_room(request, self.free.get(&id).copied().unwrap_or_default(), worker.resources)
+    }
+}
+
+/// Why nothing is placed on a node, by a person's will.
+fn closed(node: &Node) -> Option<Obstacle> {
+    match node.availability {
+        _ if node.leaving => Some(Obstacle::Leaving),
+        Availability::Active => None,
+        Availability::Cordoned => Some(Obstacle::Cordoned),
+        Availability::Draining => Some(Obstacle::Draining),
     }
 }
 

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{ClusterSettings, Constraints, DeclaredNode, Manifest, VmSpec};
 use crate::types::{
-    Address, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole, RaftId,
-    Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId, VmName,
+    Address, Availability, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole,
+    RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
@@ -20,6 +20,7 @@ mod assignment;
 mod authority;
 mod check;
 mod declared;
+mod drain;
 mod epoch;
 mod index;
 mod level;
@@ -116,6 +117,8 @@ pub struct Node {
     pub worker: Option<Worker>,
     /// It is being removed: what runs on it goes, nothing comes.
     pub leaving: bool,
+    /// Until a person says otherwise.
+    pub availability: Availability,
     /// How far it has come with the last rotation of the authority of which it said so.
     pub rotated: Option<RotationStep>,
     /// The cluster secrets that it said last that it has; nothing where it joins otherwise.
@@ -154,6 +157,8 @@ pub struct Instance {
     pub placement: Option<Box<Placement>>,
     /// Where it was placed last, if it had volumes then: they are there still, also while it is stopped.
     pub volumes_on: Option<NodeId>,
+    /// Where a person wants it next, if that will do then.
+    pub bound_for: Option<NodeId>,
 }
 
 /// Where an instance is to run, or still runs.
@@ -314,6 +319,10 @@ impl State {
             }
             Command::Rotated { node, step } => self.note_rotated(*node, *step),
             Command::Reseal { keys } => self.reseal(keys),
+            Command::SetAvailability { node, availability, abandon_volumes } => {
+                self.set_availability(*node, *availability, *abandon_volumes)
+            }
+            Command::Move { instance, to, abandon_volumes } => self.move_instance(instance, *to, *abandon_volumes, at),
         }
     }
 

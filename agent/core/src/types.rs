@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+mod availability;
 mod epoch;
 mod exit;
 mod hash;
@@ -17,6 +18,7 @@ mod secret;
 mod token;
 mod trust_anchor;
 
+pub use availability::Availability;
 pub use epoch::ClusterEpoch;
 pub use exit::{Exit, RestartPolicy};
 pub use hash::Hash;

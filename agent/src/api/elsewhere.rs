@@ -143,6 +143,6 @@ mod tests {
         // These look something up first, and propose it then.
         let known = [PROPOSALS, READS, OF_LEADERS].concat();
         let others: Vec<_> = verbs.filter(|verb| !known.contains(verb)).collect();
-        assert_eq!(others, ["AcceptManifest", "RemoveNode", "RotateSecret"]);
+        assert_eq!(others, ["AcceptManifest", "RemoveNode", "SetAvailability", "Move", "RotateSecret"]);
     }
 }

@@ -6,14 +6,16 @@ use std::ops::Bound;
 use blixard_core::command::{InstancePhase, Origin, TaskPhase};
 use blixard_core::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
-use blixard_core::state::{
-    Absence, Diverged, Instance, Node, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm,
-};
+use blixard_core::state::{Diverged, Instance, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm};
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
 
 use super::{proto, secret};
 use crate::identity::anchor_of;
 use crate::node::Standing;
+
+mod nodes;
+
+use nodes::node;
 
 /// The status without the instances, of which there may be many.
 pub fn overview(state: &State, standing: &Standing) -> proto::StatusReply {
@@ -80,40 +82,6 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
     }
 }
 
-fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto::Node {
-    let role = match member.raft {
-        _ if state.absent().get(&id) == Some(&Absence::Away) => "absent",
-        None => "worker",
-        Some(raft) if standing.leader == Some(raft) => "leader",
-        Some(raft) if standing.voters.contains(&raft) => "follower",
-        Some(_) => "learner",
-    };
-    let status = state.worker_status(id);
-    let worker = member.worker.as_ref().map(|worker| {
-        let free = worker.resources.saturating_sub(state.used(id));
-        let total = worker.resources;
-        proto::Worker {
-            cpus: amount(free.cpus.into(), total.cpus.into()),
-            memory_mib: amount(free.memory_mib, total.memory_mib),
-            disk_mib: amount(free.disk_mib, total.disk_mib),
-            system: worker.system.clone(),
-            kvm: worker.kvm,
-            hypervisors: worker.hypervisors.iter().map(ToString::to_string).collect(),
-            labels: worker.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-        }
-    });
-    proto::Node {
-        name: member.name.to_string(),
-        id: id.0,
-        address: member.address.to_string(),
-        role: role.to_owned(),
-        alive: status.is_some_and(|status| status.alive),
-        since: status.map_or(0, |status| status.since.0),
-        worker,
-        leaving: member.leaving,
-    }
-}
-
 fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -154,7 +122,7 @@ pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Inst
     }
 }
 
-/// The word for an instance's state, since when, and why it isn't running.
+/// The word for an instance's state, since when, and why it isn't running, or still runs where it is.
 fn standing_of(state: &State, id: &InstanceId, inner: &Instance, vm: Option<&Vm>) -> (&'static str, Timestamp, String) {
     let Some(placement) = &inner.placement else {
         let stopped = vm.is_some_and(|vm| !vm.running);
@@ -166,6 +134,7 @@ fn standing_of(state: &State, id: &InstanceId, inner: &Instance, vm: Option<&Vm>
         return ("unknown", status.since, format!("{node} does not answer, so it may still run there"));
     }
     let (shown, reason) = shown_phase(placement, vm);
+    let reason = if reason.is_empty() { nodes::kept(state, id, placement).unwrap_or_default() } else { reason };
     (shown, placement.phase_since, reason)
 }
 
@@ -174,7 +143,7 @@ fn shown_phase(placement: &Placement, vm: Option<&Vm>) -> (&'static str, String)
         let why = match vm {
             None => "it is no longer declared",
             Some(vm) if !vm.running => "it is to be stopped",
-            Some(_) => "it moves to another node",
+            Some(_) => "it leaves this node",
         };
         return ("stopping", why.to_owned());
     }

@@ -46,6 +46,13 @@ pub enum AskError {
     Confirm(#[source] std::io::Error),
     #[error("nothing was changed: it is done only where the cluster is named, by {cluster}")]
     NotConfirmed { cluster: String },
+    #[error(
+        "{name} is not empty after {seconds} s, and goes on being drained: wait on with `blixard node drain {name}`, or let it \
+         be used again with `blixard node uncordon {name}`"
+    )]
+    NotDrained { name: String, seconds: u64 },
+    #[error("{0}")]
+    Overtaken(String),
     #[error("cannot write to standard output")]
     Print(#[source] std::io::Error),
 }

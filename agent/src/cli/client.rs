@@ -22,9 +22,11 @@ pub enum ConnectError {
     Talk { path: PathBuf, source: tonic::transport::Error },
 }
 
+pub type Client = ApiClient<Channel>;
+
 /// # Errors
 /// Each says what to do.
-pub async fn connect(path: &Path) -> Result<ApiClient<Channel>, ConnectError> {
+pub async fn connect(path: &Path) -> Result<Client, ConnectError> {
     let own = || path.to_owned();
     // Asked once beforehand: tonic hides the operating system's answer.
     UnixStream::connect(path).await.map_err(|source| match source.kind() {

@@ -72,6 +72,10 @@ struct Node {
     labels: BTreeMap<String, String>,
     /// It is being removed.
     leaving: bool,
+    /// active, cordoned or draining.
+    availability: String,
+    /// How many instances and tasks are on it that aren't over.
+    held: u32,
 }
 
 #[derive(Serialize, Default)]
@@ -94,7 +98,7 @@ struct Vm {
     /// Unix time in milliseconds since when it is in this state; null when it was never placed.
     since: Option<u64>,
     restarts: u32,
-    /// Why it isn't running; null when it is.
+    /// Why it isn't running, or still runs where it is; null when there is nothing to say.
     reason: Option<String>,
     /// Grows each time it is placed.
     generation: u64,
@@ -169,6 +173,8 @@ impl From<proto::Node> for Node {
             hypervisors: worker.hypervisors,
             labels: worker.labels.into_iter().collect(),
             leaving: node.leaving,
+            availability: node.availability,
+            held: node.held,
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The verbs about nodes.
 
-use std::path::Path;
-use std::process::ExitCode;
+use std::fmt::Write as _;
+use std::time::Duration;
 
 use blixard_core::types::NodeName;
 use clap::{Args, Subcommand};
-use tokio_stream::StreamExt as _;
 
-use super::ask::{AskError, Asked, get_status, look, print, write_out};
-use super::client::connect;
+use super::ask::{AskError, Asked, get_status, look, print};
+use super::client::{Client, connect};
+use super::duration::duration;
+use super::watch::{Left, watch};
 use super::{Reading, Socket, show};
 use crate::api::proto;
 
@@ -26,6 +27,28 @@ pub enum NodeVerb {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Let nothing be placed on a node any more; what it runs runs on
+    Cordon {
+        /// The node's name
+        name: NodeName,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Let a node be used again that was cordoned or drained
+    ///
+    /// What has its volumes there comes back; nothing else moves.
+    Uncordon {
+        /// The node's name
+        name: NodeName,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Empty a node, and wait until it is
+    ///
+    /// Nothing is placed on it any more. Its instances are stopped one after the other, and each starts elsewhere once it has
+    /// stopped, where there is room; of the replicas of a VM one is away at a time. What has its volumes on the node stays
+    /// stopped. Tasks are waited for. The node stays as it is then until `blixard node uncordon`.
+    Drain(DrainArgs),
     /// Take a node out of the cluster, and wait until it is gone
     ///
     /// What it runs is stopped there and started elsewhere; then it loses its vote, and its agent ends. Its name is free
@@ -36,6 +59,23 @@ pub enum NodeVerb {
     /// The old one is removed as a dead one is: nothing of it runs any more, and what it ran is started elsewhere at once.
     /// Nobody checks that, but that it does not answer. The new one is a new node with the same name.
     Replace(ReplaceArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The node's name
+    name: NodeName,
+    /// Give up the volumes that it has: what they belong to starts elsewhere without them
+    #[arg(long)]
+    abandon_volumes: bool,
+    /// Wait no longer than this, such as 90s or 10m; the node goes on being drained
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// Don't wait
+    #[arg(long, conflicts_with = "timeout")]
+    no_wait: bool,
+    #[command(flatten)]
+    socket: Socket,
 }
 
 #[derive(Args, Debug)]
@@ -72,6 +112,15 @@ pub async fn ask(verb: NodeVerb) -> Asked {
     match verb {
         NodeVerb::Ls { reading } => print(&show::nodes(&get_status(&reading).await?.nodes, look())),
         NodeVerb::Show { name, reading } => show_one(&reading, &name).await,
+        NodeVerb::Cordon { name, socket } => {
+            set_availability(&name, &socket, proto::Availability::Cordoned, false).await?;
+            print(&format!("nothing is placed on {name} any more; what it runs runs on\n"))
+        }
+        NodeVerb::Uncordon { name, socket } => {
+            set_availability(&name, &socket, proto::Availability::Active, false).await?;
+            print(&format!("{name} is used again\n"))
+        }
+        NodeVerb::Drain(args) => drain(&args).await,
         NodeVerb::Remove(args) => remove(&args).await,
         NodeVerb::Replace(args) => replace(&args).await,
     }
@@ -84,6 +133,53 @@ async fn show_one(reading: &Reading, name: &str) -> Asked {
     print(&show::node(node, &reply.instances, look()))
 }
 
+async fn set_availability(
+    name: &NodeName,
+    socket: &Socket,
+    availability: proto::Availability,
+    abandon_volumes: bool,
+) -> Result<Client, AskError> {
+    let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+    let (name, availability) = (name.to_string(), availability.into());
+    let request = proto::SetAvailabilityRequest { name, availability, abandon_volumes };
+    client.set_availability(request).await.map_err(AskError::Refused)?;
+    Ok(client)
+}
+
+async fn drain(args: &DrainArgs) -> Asked {
+    let DrainArgs { name, abandon_volumes, timeout, no_wait, socket } = args;
+    let client = set_availability(name, socket, proto::Availability::Draining, *abandon_volumes).await?;
+    if *no_wait {
+        return print(&format!("{name} is being drained\n"));
+    }
+    let emptied = format!("{name} is empty");
+    let watched = watch(|status| left_on(name, status), client, &socket.socket, &emptied);
+    let Some(limit) = timeout else { return watched.await };
+    let too_long = |_| AskError::NotDrained { name: name.to_string(), seconds: limit.as_secs() };
+    tokio::time::timeout(*limit, watched).await.map_err(too_long)?
+}
+
+/// What a node that is drained has still.
+fn left_on(name: &NodeName, status: &proto::StatusReply) -> Left {
+    let Some(member) = status.nodes.iter().find(|member| member.name == name.as_str()) else {
+        return Left::Never(format!("{name} is no node of the cluster any more"));
+    };
+    if member.availability != "draining" {
+        return Left::Never(format!("{name} isn't drained any more: somebody has made it {}", member.availability));
+    }
+    if member.held == 0 {
+        return Left::Nothing;
+    }
+    let there: Vec<_> = status.instances.iter().filter(|instance| instance.node == member.name).collect();
+    let tasks = (member.held as usize).saturating_sub(there.len());
+    let mut text =
+        format!("{name} still has {} and {}", show::count(there.len(), "instance"), show::count(tasks, "task"));
+    for instance in there.iter().filter(|instance| !instance.reason.is_empty()) {
+        let _ = write!(text, "; {} is {}: {}", instance.name, instance.state, instance.reason);
+    }
+    Left::Still(text)
+}
+
 async fn remove(args: &RemoveArgs) -> Asked {
     let RemoveArgs { name, dead, abandon_volumes, no_wait, socket } = args;
     let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
@@ -93,15 +189,15 @@ async fn remove(args: &RemoveArgs) -> Asked {
         return print(&format!("{name} is being removed\n"));
     }
     let left = |status: &proto::StatusReply| {
-        let member = status.nodes.iter().find(|member| member.id == node)?;
+        let Some(member) = status.nodes.iter().find(|member| member.id == node) else { return Left::Nothing };
         let instances = status.instances.iter().filter(|instance| instance.node == member.name).count();
-        Some(if instances > 0 {
+        Left::Still(if instances > 0 {
             format!("{name} still has {}", show::count(instances, "instance"))
         } else {
             format!("{name} has no instance any more, and is {}", member.role)
         })
     };
-    watch_until_nothing_is(left, client, &socket.socket, &format!("{name} is removed")).await
+    watch(left, client, &socket.socket, &format!("{name} is removed")).await
 }
 
 async fn replace(args: &ReplaceArgs) -> Asked {
@@ -112,31 +208,10 @@ async fn replace(args: &ReplaceArgs) -> Asked {
     let left = |status: &proto::StatusReply| {
         let new = status.nodes.iter().find(|member| member.name == name.as_str() && member.id != old);
         match new.map(|member| &member.worker) {
-            None => Some(format!("the old {name} is removed; its agent on the new host is waited for")),
-            Some(None) => Some(format!("the new {name} has joined, and has not registered yet")),
-            Some(Some(_)) => None,
+            None => Left::Still(format!("the old {name} is removed; its agent on the new host is waited for")),
+            Some(None) => Left::Still(format!("the new {name} has joined, and has not registered yet")),
+            Some(Some(_)) => Left::Nothing,
         }
     };
-    watch_until_nothing_is(left, client, &socket.socket, &format!("{name} is replaced")).await
-}
-
-/// Watches the cluster and says what is still `left` to happen, until that is nothing; then says `done`.
-async fn watch_until_nothing_is(
-    left: impl Fn(&proto::StatusReply) -> Option<String>,
-    mut client: proto::api_client::ApiClient<tonic::transport::Channel>,
-    socket: &Path,
-    done: &str,
-) -> Asked {
-    let request = proto::StatusRequest { freshness: proto::Freshness::Stale.into() };
-    let mut replies = client.watch_status(request).await.map_err(AskError::Refused)?.into_inner();
-    let mut said = None;
-    while let Some(reply) = replies.next().await {
-        let now = left(&reply.map_err(AskError::Refused)?);
-        let Some(waits) = &now else { return print(&format!("{done}\n")) };
-        if now != said && write_out(&format!("{waits}\n"))?.is_break() {
-            return Ok(ExitCode::SUCCESS);
-        }
-        said = now;
-    }
-    Err(AskError::Ended { path: socket.to_owned() })
+    watch(left, client, &socket.socket, &format!("{name} is replaced")).await
 }

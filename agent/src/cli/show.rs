@@ -65,10 +65,12 @@ fn node_row(node: &proto::Node, look: Look) -> Vec<Cell> {
         Some(amount) => format!("{}/{}{unit}", amount.free, amount.total),
         None => "-".to_owned(),
     };
-    let state = match (node.alive, node.leaving) {
-        (false, _) => Cell::new("silent", Colour::Bad),
-        (true, true) => Cell::new("leaving", Colour::Bad),
-        (true, false) => Cell::new("alive", Colour::Good),
+    let state = match node.availability.as_str() {
+        _ if !node.alive => Cell::new("silent", Colour::Bad),
+        _ if node.leaving => Cell::new("leaving", Colour::Bad),
+        "draining" if node.held == 0 => Cell::new("drained", Colour::Waiting),
+        closed @ ("cordoned" | "draining") => Cell::new(closed, Colour::Waiting),
+        _ => Cell::new("alive", Colour::Good),
     };
     vec![
         node.name.as_str().into(),

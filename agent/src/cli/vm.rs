@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use blixard_core::manifest::VmSpec;
-use blixard_core::types::{Hypervisor, Labels, RestartPolicy, StorePath, VmName};
+use blixard_core::types::{Hypervisor, InstanceId, Labels, NodeName, RestartPolicy, StorePath, VmName};
 use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::ask::{AskError, Asked, get_status, look, print};
 use super::client::connect;
+use super::watch::{Left, watch};
 use super::{Reading, Socket, show};
 use crate::api::proto;
 
@@ -46,6 +47,10 @@ pub enum VmVerb {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Let an instance run on another node, and wait until it does
+    ///
+    /// It is stopped first, and starts there once that is confirmed. It is a move and no rule: what moves it later moves it.
+    Move(MoveArgs),
     /// Stop a VM and forget it
     ///
     /// Only one that was made with `blixard vm create`: the others are removed from the manifest.
@@ -55,6 +60,23 @@ pub enum VmVerb {
         #[command(flatten)]
         socket: Socket,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct MoveArgs {
+    /// Such as web-0
+    instance: InstanceId,
+    /// Name of the node
+    #[arg(long)]
+    to: NodeName,
+    /// Give up its volumes: it starts without what is in them
+    #[arg(long)]
+    abandon_volumes: bool,
+    /// Don't wait
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    socket: Socket,
 }
 
 /// A VM in the words of the manifest, which docs/formats.md explains.
@@ -134,6 +156,7 @@ pub async fn ask(verb: VmVerb) -> Asked {
         VmVerb::Create(args) => create(&args).await,
         VmVerb::Start { name, socket } => set_running(&socket.socket, &name, true).await,
         VmVerb::Stop { name, socket } => set_running(&socket.socket, &name, false).await,
+        VmVerb::Move(args) => move_one(&args).await,
         VmVerb::Rm { name, socket } => remove(&socket.socket, &name).await,
     }
 }
@@ -165,6 +188,30 @@ async fn set_running(socket: &Path, name: &VmName, running: bool) -> Asked {
     let request = proto::SetVmRunningRequest { name: name.to_string(), running };
     client.set_vm_running(request).await.map_err(AskError::Refused)?;
     print(&format!("{name} is to {}\n", if running { "run" } else { "be stopped" }))
+}
+
+async fn move_one(args: &MoveArgs) -> Asked {
+    let MoveArgs { instance, to, abandon_volumes, no_wait, socket } = args;
+    let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+    let (name, abandon_volumes) = (instance.to_string(), *abandon_volumes);
+    let request = proto::MoveRequest { instance: name.clone(), to: to.to_string(), abandon_volumes };
+    let generation = client.r#move(request).await.map_err(AskError::Refused)?.into_inner().generation;
+    if *no_wait {
+        return print(&format!("{name} is being moved to {to}\n"));
+    }
+    let left = |status: &proto::StatusReply| {
+        let Some(shown) = status.instances.iter().find(|shown| shown.name == name) else {
+            return Left::Never(format!("{name} is not to run any more"));
+        };
+        match (shown.generation > generation, shown.node == to.as_str(), shown.state.as_str()) {
+            (true, true, "running") => Left::Nothing,
+            (true, false, _) if !shown.node.is_empty() => {
+                Left::Never(format!("{to} won't do any more for {name}, which is on {} now", shown.node))
+            }
+            (.., state) => Left::Still(format!("{name} is {state}")),
+        }
+    };
+    watch(left, client, &socket.socket, &format!("{name} runs on {to}")).await
 }
 
 async fn remove(socket: &Path, name: &VmName) -> Asked {

@@ -131,3 +131,34 @@ fn what_is_no_vm_is_refused_by_the_command_line_itself() {
     }
     assert_eq!(run(&["vm", "create", "web", "--vcpus", "1", "--memory", "1"]).0, 2, "without a runner");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_closed_emptied_and_opened_and_each_verb_says_what_is_so_then() {
+    let asked = Asked::start().await;
+    asked.ok(&["apply", &asked.manifest(&[("web", ""), ("db", r#", "diskMiB": 1"#)])]);
+    asked.agent.sees("two VMs", |status| status.instances.iter().all(|vm| vm.state == "running")).await;
+    let told = asked.ok(&["node", "cordon", "alpha"]);
+    assert_eq!(told, "nothing is placed on alpha any more; what it runs runs on\n");
+    assert_eq!(row(&asked.ok(&["node", "ls"]), "alpha")[2], "cordoned");
+    assert!(asked.ok(&["status"]).contains("healthy"), "a person wants it so");
+    let told = asked.fails(&["vm", "move", "web-0", "--to", "alpha"]);
+    assert!(told.contains("web-0 is on alpha already"), "{told}");
+
+    let told = asked.ok(&["node", "drain", "alpha"]);
+    assert!(told.ends_with("alpha is empty\n"), "{told}");
+    assert_eq!(row(&asked.ok(&["node", "ls"]), "alpha")[2], "drained");
+    let told = asked.ok(&["explain", "web"]);
+    assert!(told.contains("alpha: is being drained"), "{told}");
+    assert_eq!(asked.ok(&["node", "uncordon", "alpha"]), "alpha is used again\n");
+    asked.agent.is_healthy().await;
+
+    // A task is waited for, and the waiting has an end.
+    asked.ok(&["task", "run", "--cpu", "1", "--memory", "1", "--", "/bin/endless"]);
+    let is_held = |status: &StatusReply| status.nodes.iter().all(|node| node.held == 3);
+    asked.agent.sees("a task", is_held).await;
+    let (code, out, err) = asked.run(&["node", "drain", "alpha", "--timeout", "1s"]);
+    assert!(code == 1 && out.contains("and 1 task"), "{out}");
+    assert!(err.contains("not empty after 1 s") && err.contains("blixard node uncordon alpha"), "{err}");
+    asked.ok(&["node", "uncordon", "alpha"]);
+    assert_eq!(asked.ok(&["node", "drain", "alpha", "--no-wait"]), "alpha is being drained\n");
+}

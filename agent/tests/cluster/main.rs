@@ -8,6 +8,7 @@ mod certificates;
 mod copies;
 mod damage;
 mod declared;
+mod drain;
 mod equality;
 mod forming;
 mod levels;

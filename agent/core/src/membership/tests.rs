@@ -208,6 +208,9 @@ fn who_is_to_go_votes_until_it_runs_nothing_or_another_host_takes_its_place() {
     let mut fixture = Fixture::of_nodes(3);
     fixture.declare(&[("web", vm("web", 3))]);
     fixture.settle();
+    for web in ["web-0", "web-1", "web-2"] {
+        fixture.report(web, InstancePhase::Running);
+    }
     let command = Command::RemoveNode { node: NodeId(3), dead: false, abandon_volumes: false };
     assert_eq!(fixture.say(command), Reply::Done);
     let all = status(&[1, 2, 3], &[], &[]);

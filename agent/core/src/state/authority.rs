@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(rotate(&mut fixture, NEW), Reply::Done);
         let key_of =
             |fixture: &Fixture, authority| cluster(fixture).sealed_key_of(Hash::of(authority)).map(<[u8]>::to_vec);
-        assert_eq!((key_of(&fixture, OLD), key_of(&fixture, NEW)), (Some(vec![2]), Some(SEALED.to_vec())));
+        assert_eq!((key_of(&fixture, OLD), key_of(&fixture, NEW)), (Some(vec![2; 9]), Some(SEALED.to_vec())));
         let trusting = all_but_the_last(&mut fixture, 3, &[OLD, NEW]);
         report(&mut fixture, 3, trusting);
         assert_eq!((key_of(&fixture, OLD), key_of(&fixture, NEW)), (None, Some(SEALED.to_vec())));

@@ -160,9 +160,9 @@ impl State {
         self.index.set_instance(id, placement, self.vms.get(&id.vm), has_to_go);
     }
 
-    /// Whether it is on a node that is being removed.
+    /// Whether it is on a node that is to be empty.
     fn has_to_go(&self, instance: &super::Instance) -> bool {
-        instance.placement.as_ref().is_some_and(|placement| self.is_leaving(placement.node))
+        instance.placement.as_ref().is_some_and(|placement| self.is_emptied(placement.node))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Node, Refusal, State, WorkerStatus, refuse};
 use crate::command::{NewNode, Reply, Worker};
-use crate::types::{Address, Level, NodeId, NodeRole, Timestamp};
+use crate::types::{Address, Availability, Level, NodeId, NodeRole, Timestamp};
 
 /// Most members, so that no joiner can fill the memory.
 const MAX_NODES: usize = 10_000;
@@ -44,6 +44,7 @@ impl State {
                 understands: new.understands,
                 worker: None,
                 leaving: false,
+                availability: Availability::Active,
                 rotated: None,
                 secrets: None,
             },
@@ -86,6 +87,10 @@ impl State {
             self.dirty.worker_status.insert(node);
         }
         Ok(Reply::Done)
+    }
+
+    pub(super) fn name_of(&self, node: NodeId) -> String {
+        self.nodes.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
     }
 
     pub(super) fn node_mut(&mut self, node: NodeId) -> Result<&mut Node, Refusal> {

@@ -29,6 +29,9 @@ impl State {
         let request = spec.request();
         let reserved = before.as_ref().map_or(request, |before| before.reserved.max(request));
         let held = before.as_ref().map_or(Resources::default(), |before| before.reserved);
+        if before.is_none() {
+            self.check_open(node)?;
+        }
         self.check_room(node, reserved.saturating_sub(held))?;
         let unit = spec.unit(id, generation).expect("it is declared, so it has a runner");
         let placement = Placement {
@@ -45,7 +48,10 @@ impl State {
             message: String::new(),
         };
         let volumes_on = (request.disk_mib > 0).then_some(node);
-        self.instances.insert(id.clone(), Instance { generation, placement: Some(Box::new(placement)), volumes_on });
+        self.instances.insert(
+            id.clone(),
+            Instance { generation, placement: Some(Box::new(placement)), volumes_on, bound_for: None },
+        );
         self.dirty.instances.insert(id.clone());
         Ok(Reply::Done)
     }

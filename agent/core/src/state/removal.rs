@@ -22,11 +22,6 @@ impl State {
         self.counters.node
     }
 
-    /// Whether nothing may be placed on this node any more.
-    pub fn is_leaving(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_none_or(|node| node.leaving)
-    }
-
     /// A node that is being removed and has nothing to run any more.
     pub fn emptied_nodes(&self) -> impl Iterator<Item = NodeId> {
         let leaving = self.nodes.iter().filter(|(_, node)| node.leaving).map(|(id, _)| *id);
@@ -263,7 +258,7 @@ mod tests {
         assert_eq!(fixture.say(remove(3)), Reply::Done);
         silence(&mut fixture, 2);
         assert_eq!(fixture.say(bury(2)), Reply::Done, "node3 may keep its vote until node2 has lost its own");
-        assert!(fixture.state.is_removed(NodeId(2)) && fixture.state.is_leaving(NodeId(3)));
+        assert!(fixture.state.is_removed(NodeId(2)) && fixture.state.nodes()[&NodeId(3)].leaving);
         silence(&mut fixture, 1);
         is_refused(&fixture.say(bury(1)), &["node1 is the only node"]);
     }

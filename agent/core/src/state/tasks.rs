@@ -61,6 +61,7 @@ impl State {
             return refuse(format!("{id} is placed already"));
         }
         self.check_absent()?;
+        self.check_open(node)?;
         self.check_room(node, task.spec.request)?;
         let task = self.tasks.get_mut(&id).expect("it was there just now");
         task.node = Some(node);

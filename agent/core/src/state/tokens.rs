@@ -144,10 +144,6 @@ impl State {
         self.tokens.get_mut(&id).expect("it was there just now").used = used;
         self.dirty.tokens.insert(id);
     }
-
-    fn name_of(&self, node: NodeId) -> String {
-        self.nodes.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
-    }
 }
 
 /// What to do with a token that is no good.

@@ -18,7 +18,7 @@ pub fn the_scheduler_sees_whatever_is_not_as_declared(state: &State) {
         (None, _) => false,
         (Some(_), None) => true,
         (Some(spec), Some(placement)) => {
-            !placement.stopping && (state.is_leaving(placement.node) || !placement.is_as_declared(id, &spec))
+            !placement.stopping && (state.is_emptied(placement.node) || !placement.is_as_declared(id, &spec))
         }
     };
     let seen: Vec<_> = state.instances.iter().filter(is_seen).map(|(id, _)| id).collect();

@@ -1,0 +1,258 @@
+//! Nodes on which a person lets nothing be placed, and instances that a person wants elsewhere.
+
+use super::nodes::not_a_member;
+use super::{Instance, Refusal, State, refuse};
+use crate::command::Reply;
+use crate::types::{Availability, InstanceId, NodeId, Timestamp};
+
+impl State {
+    /// Whether what this node runs is to go elsewhere.
+    pub fn is_emptied(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_none_or(|node| node.leaving || node.availability == Availability::Draining)
+    }
+
+    /// How many instances and tasks a node has that aren't over.
+    pub fn held_by(&self, node: NodeId) -> usize {
+        self.placed_on(node).count() + self.tasks_on(node).count()
+    }
+
+    pub(super) fn set_availability(
+        &mut self,
+        node: NodeId,
+        availability: Availability,
+        abandon_volumes: bool,
+    ) -> Result<Reply, Refusal> {
+        let member = self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))?;
+        if member.leaving {
+            return refuse(format!("{} is being removed: it is emptied for good", member.name));
+        }
+        if member.availability != availability {
+            member.availability = availability;
+            self.dirty.nodes.insert(node);
+        }
+        if abandon_volumes {
+            self.abandon_volumes(node);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// It stops where it is, and is placed there once that is confirmed, or elsewhere if that won't do any more.
+    pub(super) fn move_instance(
+        &mut self,
+        id: &InstanceId,
+        to: NodeId,
+        abandon_volumes: bool,
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        let Some(spec) = self.desired(id) else { return refuse(format!("{id} is not to run")) };
+        let instance = self.instances.get(id).expect("what is declared has an instance");
+        let Some(placement) = &instance.placement else {
+            return refuse(format!("{id} is nowhere, so it can't be moved: `blixard explain {}` says why", id.vm));
+        };
+        let (from, is_stopping) = (placement.node, placement.stopping);
+        if from == to {
+            return refuse(format!("{id} is on {} already", self.name_of(to)));
+        }
+        if self.volumes_on(id).is_some() && !abandon_volumes {
+            return refuse(format!(
+                "the volumes of {id} are on {}, and don't move with it: to give them up, say so with --abandon-volumes",
+                self.name_of(from)
+            ));
+        }
+        self.check_open(to)?;
+        self.check_room(to, spec.request())?;
+        let instance = self.instances.get_mut(id).expect("it was there just now");
+        let Instance { placement, volumes_on, bound_for, .. } = instance;
+        (*volumes_on, *bound_for) = (None, Some(to));
+        if let Some(placement) = placement.as_mut().filter(|_| !is_stopping) {
+            placement.stopping = true;
+            placement.phase_since = at;
+        }
+        self.dirty.instances.insert(id.clone());
+        Ok(Reply::Done)
+    }
+
+    /// Refuses a node on which a person lets nothing be placed.
+    pub(super) fn check_open(&self, node: NodeId) -> Result<(), Refusal> {
+        match self.nodes.get(&node).ok_or_else(|| not_a_member(node))? {
+            node if node.availability != Availability::Active => refuse(format!(
+                "node {} is {}: `blixard node uncordon {}` opens it",
+                node.name, node.availability, node.name
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Fixture, id, vm};
+    use super::*;
+    use crate::command::{Command, InstancePhase, TaskSpec};
+    use crate::manifest::VmSpec;
+    use crate::schedule::keeps;
+    use crate::types::{Resources, TaskId};
+
+    fn set(fixture: &mut Fixture, node: u64, availability: Availability) -> Reply {
+        fixture.say(Command::SetAvailability { node: NodeId(node), availability, abandon_volumes: false })
+    }
+
+    fn go(fixture: &mut Fixture, instance: &str, to: u64, abandon_volumes: bool) -> Reply {
+        fixture.say(Command::Move { instance: id(instance), to: NodeId(to), abandon_volumes })
+    }
+
+    fn is_refused(reply: &Reply, words: &[&str]) {
+        let Reply::Refused(why) = reply else { panic!("{reply:?}") };
+        assert!(words.iter().all(|word| why.contains(word)), "{why}");
+    }
+
+    /// Of two nodes, with these VMs running.
+    fn running(vms: &[(&str, VmSpec)]) -> Fixture {
+        let mut fixture = Fixture::of_nodes(2);
+        fixture.declare(vms);
+        settle(&mut fixture);
+        fixture
+    }
+
+    /// What is placed runs.
+    fn settle(fixture: &mut Fixture) {
+        fixture.settle();
+        for id in fixture.state.instances().keys().map(ToString::to_string).collect::<Vec<_>>() {
+            if fixture.placement(&id).is_some_and(|placement| !placement.stopping) {
+                fixture.report(&id, InstancePhase::Running);
+            }
+        }
+    }
+
+    /// The instances that are being stopped.
+    fn stopping(fixture: &Fixture) -> Vec<String> {
+        let all = fixture.state.instances().iter();
+        let stopping = all.filter(|(_, instance)| instance.placement.as_ref().is_some_and(|placed| placed.stopping));
+        stopping.map(|(id, _)| id.to_string()).collect()
+    }
+
+    #[test]
+    fn nothing_is_placed_on_a_cordoned_node_and_what_it_runs_runs_on() {
+        let mut fixture = running(&[("web", vm("web", 2))]);
+        assert_eq!(set(&mut fixture, 1, Availability::Cordoned), Reply::Done);
+        fixture.declare(&[("web", VmSpec { vcpus: 2, ..vm("web", 2) }), ("db", vm("db", 2))]);
+        let request = Resources { cpus: 1, memory_mib: 1, disk_mib: 0 };
+        fixture.say(Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request }));
+        settle(&mut fixture);
+        assert_eq!(["web-0", "web-1", "db-0", "db-1"].map(|id| fixture.node_of(id)), [1, 2, 2, 2].map(Some));
+        assert_eq!(fixture.state.held_by(NodeId(1)), 1, "nor is a task");
+        assert_eq!(fixture.placement("web-0").unwrap().request.cpus, 2, "what is there is changed in its place");
+        is_refused(&fixture.decide(Command::PlaceTask { task: TaskId(1), node: NodeId(1) }), &["cordoned", "uncordon"]);
+        assert_eq!(set(&mut fixture, 1, Availability::Active), Reply::Done);
+        settle(&mut fixture);
+        assert_eq!(fixture.state.tasks()[&TaskId(1)].node, Some(NodeId(1)));
+    }
+
+    #[test]
+    fn a_drained_node_is_emptied_one_instance_after_the_other() {
+        let mut fixture = running(&[("a", vm("a", 1)), ("b", vm("b", 1)), ("c", vm("c", 1)), ("d", vm("d", 1))]);
+        let mut left: Vec<_> = fixture.state.placed_on(NodeId(1)).map(ToString::to_string).collect();
+        assert_eq!(left.len(), 2);
+        set(&mut fixture, 1, Availability::Draining);
+        while let Some(next) = left.first().cloned() {
+            settle(&mut fixture);
+            assert_eq!(stopping(&fixture), [&*next], "{left:?}");
+            fixture.report(&next, InstancePhase::Stopped);
+            left.remove(0);
+        }
+        settle(&mut fixture);
+        assert_eq!((fixture.state.held_by(NodeId(1)), fixture.state.held_by(NodeId(2))), (0, 4));
+        set(&mut fixture, 1, Availability::Active);
+        settle(&mut fixture);
+        assert_eq!(fixture.state.held_by(NodeId(2)), 4, "nothing moves for nothing");
+    }
+
+    #[test]
+    fn of_the_replicas_of_a_vm_one_is_away_at_a_time() {
+        let mut fixture = running(&[("web", vm("web", 4))]);
+        set(&mut fixture, 1, Availability::Draining);
+        settle(&mut fixture);
+        let [first] = stopping(&fixture).try_into().unwrap();
+        fixture.report(&first, InstancePhase::Stopped);
+        fixture.settle();
+        assert_eq!(fixture.node_of(&first), Some(2));
+        assert!(stopping(&fixture).is_empty(), "the first is only starting");
+        let [other] = fixture.state.placed_on(NodeId(1)).cloned().collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(keeps(&fixture.state, &other), Some(&id(&first)));
+        fixture.report(&first, InstancePhase::Running);
+        settle(&mut fixture);
+        assert_eq!(stopping(&fixture), [other.to_string()]);
+    }
+
+    #[test]
+    fn what_has_its_volumes_there_is_stopped_and_comes_back_or_gives_them_up() {
+        let with_volume = || VmSpec { disk_mib: 10, ..vm("db", 1) };
+        let mut fixture = running(&[("db", with_volume())]);
+        let home = fixture.node_of("db-0").unwrap();
+        set(&mut fixture, home, Availability::Draining);
+        settle(&mut fixture);
+        fixture.report("db-0", InstancePhase::Stopped);
+        settle(&mut fixture);
+        assert_eq!((fixture.node_of("db-0"), fixture.state.volumes_on(&id("db-0"))), (None, Some(NodeId(home))));
+        set(&mut fixture, home, Availability::Active);
+        settle(&mut fixture);
+        assert_eq!(fixture.node_of("db-0"), Some(home));
+        let (node, availability) = (NodeId(home), Availability::Draining);
+        fixture.say(Command::SetAvailability { node, availability, abandon_volumes: true });
+        settle(&mut fixture);
+        fixture.report("db-0", InstancePhase::Stopped);
+        settle(&mut fixture);
+        assert_eq!(fixture.node_of("db-0"), Some(3 - home));
+    }
+
+    #[test]
+    fn an_instance_that_is_moved_stops_first_and_then_starts_where_it_is_wanted() {
+        let mut fixture = running(&[("web", vm("web", 2))]);
+        assert_eq!(go(&mut fixture, "web-0", 2, false), Reply::Done);
+        settle(&mut fixture);
+        assert_eq!((stopping(&fixture), fixture.node_of("web-0")), (vec!["web-0".to_owned()], Some(1)));
+        fixture.report("web-0", InstancePhase::Stopped);
+        settle(&mut fixture);
+        assert_eq!(fixture.node_of("web-0"), Some(2), "though it would be spread");
+        assert_eq!(fixture.state.instances()[&id("web-0")].bound_for, None, "it is a move and no rule");
+    }
+
+    #[test]
+    fn a_move_that_makes_no_sense_is_refused_and_changes_nothing() {
+        let mut fixture = running(&[("db", VmSpec { disk_mib: 10, ..vm("db", 1) }), ("web", vm("web", 1))]);
+        assert_eq!(["db-0", "web-0"].map(|id| fixture.node_of(id)), [1, 2].map(Some));
+        is_refused(&go(&mut fixture, "db-0", 1, false), &["db-0 is on node1 already"]);
+        is_refused(&go(&mut fixture, "db-0", 2, false), &["volumes of db-0", "--abandon-volumes"]);
+        is_refused(&go(&mut fixture, "web-0", 9, false), &["not a member"]);
+        is_refused(&go(&mut fixture, "web-9", 1, false), &["web-9 is not to run"]);
+        set(&mut fixture, 1, Availability::Cordoned);
+        is_refused(&go(&mut fixture, "web-0", 1, false), &["node1 is cordoned", "blixard node uncordon node1"]);
+        set(&mut fixture, 1, Availability::Active);
+        fixture.decide(Command::SetWorkerAlive { node: NodeId(1), alive: false });
+        is_refused(&go(&mut fixture, "web-0", 1, false), &["does not answer"]);
+        fixture.decide(Command::SetWorkerAlive { node: NodeId(1), alive: true });
+        let other = 2;
+        assert_eq!(go(&mut fixture, "db-0", other, true), Reply::Done);
+        fixture.report("db-0", InstancePhase::Stopped);
+        settle(&mut fixture);
+        assert_eq!(fixture.node_of("db-0"), Some(other));
+    }
+
+    #[test]
+    fn where_an_instance_was_to_go_and_cannot_any_more_it_goes_elsewhere() {
+        let mut fixture = running(&[("web", vm("web", 1))]);
+        go(&mut fixture, "web-0", 2, false);
+        set(&mut fixture, 2, Availability::Cordoned);
+        fixture.report("web-0", InstancePhase::Stopped);
+        settle(&mut fixture);
+        assert_eq!(fixture.node_of("web-0"), Some(1));
+    }
+
+    #[test]
+    fn a_node_that_is_being_removed_is_emptied_for_good() {
+        let mut fixture = running(&[("web", vm("web", 2))]);
+        fixture.say(Command::RemoveNode { node: NodeId(1), dead: false, abandon_volumes: false });
+        is_refused(&set(&mut fixture, 1, Availability::Active), &["node1 is being removed"]);
+        is_refused(&set(&mut fixture, 9, Availability::Cordoned), &["not a member"]);
+    }
+}

@@ -1,0 +1,26 @@
+//! Whether a person lets the cluster place anything on a node.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a person wants of a node, for the time being.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Availability {
+    #[default]
+    Active,
+    /// Nothing is placed on it; what it runs runs on.
+    Cordoned,
+    /// Nothing is placed on it, and what it runs goes elsewhere, one after the other.
+    Draining,
+}
+
+impl fmt::Display for Availability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        })
+    }
+}
