@@ -46,7 +46,8 @@ impl Acknowledged {
     pub fn check(&self, message: &Message, last: u64) -> Result<(), LostLog> {
         let acknowledged = match message.term {
             term if term <= self.known_term => last,
-            term if term == self.since.term => self.since.index,
+            // Only who lies has it give that up again.
+            term if term == self.since.term => self.since.index.min(last),
             _ => 0,
         };
         if message.msg_type() == MessageType::MsgHeartbeat && message.commit > acknowledged {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use blixard_core::driver::{
-    Checkpoint, Content, Driver, Install, Membership, MembershipChange, Message, Position, Role, Settings, Turn, Write,
-    announced,
+    Checkpoint, Content, Driver, Install, Membership, MembershipChange, Message, Position, RefusedMessage, Role,
+    Settings, Turn, Write, announced,
 };
 use blixard_core::types::RaftId;
 use raft::eraftpb::MessageType;
@@ -25,6 +25,8 @@ pub struct Counts {
     pub terms_led: u64,
     pub committed: u64,
     pub installed: u64,
+    /// How often it took its disk for one that was replaced, and stopped.
+    pub lost: u64,
 }
 
 struct Server {
@@ -217,6 +219,10 @@ impl Server {
             Err(refused) => {
                 self.counts.refused += 1;
                 Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused);
+                if matches!(refused, RefusedMessage::LostLog(_)) {
+                    self.counts.lost += 1;
+                    self.restart();
+                }
             }
         }
     }
@@ -229,10 +235,13 @@ impl Server {
         }
         let (before, checkpoint) = (self.driver.status(), announced(&message));
         match self.driver.step_snapshot(message) {
-            Ok(false) => {}
-            Ok(true) => {
-                self.incoming = checkpoint;
-                self.facts.replaced(self.driver.status().commit);
+            Ok(is_installed) => {
+                let status = self.driver.status();
+                self.facts.fetched(&status);
+                if is_installed {
+                    self.incoming = checkpoint;
+                    self.facts.replaced(&status);
+                }
             }
             Err(refused) => Facts::a_refused_message_changes_nothing(&before, &self.driver.status(), &refused),
         }

@@ -23,21 +23,35 @@ pub struct Facts {
     terms_led: u64,
     /// Up to here a snapshot may have taken the log's place.
     replaced: u64,
+    /// The term on disk at the start, and up to where this server may have acknowledged the log in which later one.
+    known_term: u64,
+    acknowledged: (u64, u64),
 }
 
 impl Facts {
     /// A server was started on what its disk holds.
     pub fn started(&mut self, disk: &Disk) {
         (self.term, self.commit, self.soft) = (disk.log.hard_state.term, 0, None);
+        (self.known_term, self.acknowledged) = (self.term, (0, 0));
     }
 
     pub fn terms_led(&self) -> u64 {
         self.terms_led
     }
 
-    /// A snapshot is to take the place of everything up to an index.
-    pub fn replaced(&mut self, up_to: u64) {
-        self.replaced = up_to;
+    /// A snapshot is to take the place of everything that is committed by then.
+    pub fn replaced(&mut self, status: &Status) {
+        self.replaced = status.commit;
+    }
+
+    /// A snapshot was here, whole, and is answered.
+    pub fn fetched(&mut self, status: &Status) {
+        self.acknowledges(status.term, status.commit);
+    }
+
+    fn acknowledges(&mut self, term: u64, index: u64) {
+        let before = if self.acknowledged.0 == term { self.acknowledged.1 } else { 0 };
+        self.acknowledged = (term, before.max(index));
     }
 
     /// A message was let through the gate of a server that stood so.
@@ -45,6 +59,7 @@ impl Facts {
         assert_eq!(message.to, OWN, "{message:?}");
         Self::only_a_leader_is_obeyed(before, message);
         self.nobody_is_followed_who_takes_back_what_is_committed(before, disk, message);
+        self.nobody_is_believed_who_knows_of_more_than_was_acknowledged(before, message);
         if message.msg_type == i32::from(MessageType::MsgRequestVoteResponse) && !message.reject {
             self.granted.entry(message.term).or_default().insert(RaftId(message.from));
         }
@@ -66,6 +81,19 @@ impl Facts {
         for entry in message.entries.iter().filter(|entry| known.contains(&entry.index)) {
             let known = disk.log.term_at(entry.index).unwrap_or(entry.term);
             assert_eq!(known, entry.term, "entry {} is committed, and not like that: {message:?}", entry.index);
+        }
+    }
+
+    fn nobody_is_believed_who_knows_of_more_than_was_acknowledged(&mut self, before: &Status, message: &Message) {
+        if message.term < before.term {
+            return;
+        }
+        if message.msg_type == i32::from(MessageType::MsgAppend) {
+            let last = message.index + message.entries.len() as u64;
+            self.acknowledges(message.term, last.max(before.commit));
+        } else if message.msg_type == i32::from(MessageType::MsgHeartbeat) && message.term > self.known_term {
+            self.acknowledges(message.term, 0);
+            assert!(message.commit <= self.acknowledged.1, "{message:?}");
         }
     }
 

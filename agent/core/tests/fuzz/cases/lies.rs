@@ -78,7 +78,8 @@ fn likely(bytes: &mut Bytes, view: &View) -> Message {
             message.entries =
                 (message.index + 1..).take(count).map(|index| entry(bytes, index, message.term)).collect();
         }
-        MessageType::MsgHeartbeat => message.commit = bytes.one_of(&[0, commit, last_index]),
+        // The last is a lie about what this server has acknowledged.
+        MessageType::MsgHeartbeat => message.commit = bytes.one_of(&[0, commit, last_index, last_index + 1]),
         MessageType::MsgHeartbeatResponse => {
             message.context = view.contexts.last().cloned().unwrap_or_default();
             message.commit = commit;
