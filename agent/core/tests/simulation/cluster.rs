@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use blixard_core::command::{Command, Entry, NewNode, Origin};
+use blixard_core::command::{Command, Entry, NewNode, Origin, Worker};
 use blixard_core::driver::{Position, Status};
 use blixard_core::lease::Liveness;
 use blixard_core::manifest::Manifest;
 use blixard_core::membership::{self, Step};
 use blixard_core::state::State;
-use blixard_core::types::{ClusterId, Hash, Level, NodeId, NodeRole, Term, Timestamp};
+use blixard_core::types::{ClusterId, Hash, Labels, Level, NodeId, NodeRole, Resources, Term, Timestamp};
 
 use super::server::Server;
 
@@ -19,32 +19,45 @@ const LOOK_TICKS: u64 = 10;
 const SILENT_TICKS: u64 = 100;
 const LOST_TICKS: u64 = 300;
 
-/// A cluster whose members are the servers 1 to `size`.
-pub fn founded(size: u64) -> State {
+/// A cluster whose members are the servers 1 to `size`, some of them declared to be servers.
+pub fn founded(size: u64, seed: u64) -> State {
+    let first_host = |number: u64| {
+        let is_declared = (seed / 5 + number).is_multiple_of(4);
+        host(number, if is_declared { NodeRole::Server } else { NodeRole::Auto })
+    };
     let mut state = State::default();
     let found = Command::Found {
         cluster: ClusterId::from_bytes([7; 16]),
         ca_certificate: vec![1],
         sealed_ca_key: vec![2],
-        first: host(1, 0),
+        first: first_host(1),
     };
     let servers = if size > 3 { 5 } else { 3 };
-    let admitted = (2..=size).map(|number| Command::Admit(host(number, 0)));
+    let admitted = (2..=size).map(|number| Command::Admit(first_host(number)));
     for command in [found, of_servers(servers)].into_iter().chain(admitted) {
         state.apply(0, Term(0), &entry(Position::default(), command));
     }
     state
 }
 
-/// A host, the `made`-th of its name.
-pub fn host(number: u64, made: u64) -> NewNode {
+/// A host.
+pub fn host(number: u64, role: NodeRole) -> NewNode {
     NewNode {
         name: format!("node{number}").parse().expect("it is a name"),
         address: format!("127.0.0.1:{number}").parse().expect("it is an address"),
-        key: Hash::of(format!("{number} {made}").as_bytes()),
+        key: Hash::of(&number.to_be_bytes()),
         understands: Level::NEWEST,
-        role: NodeRole::Auto,
+        role,
     }
+}
+
+/// A host starts with another role than it had.
+pub fn declared(node: NodeId, state: &State, role: NodeRole) -> Command {
+    let address = state.nodes()[&node].address.clone();
+    let resources = Resources { cpus: 1, memory_mib: 1, disk_mib: 1 };
+    let (system, kvm, hypervisors, labels) = (String::new(), false, Vec::new(), Labels::default());
+    let worker = Worker { resources, system, kvm, hypervisors, labels };
+    Command::RegisterWorker { node, address, understands: Level::NEWEST, role, worker, secrets: None }
 }
 
 /// A person wants so many servers.

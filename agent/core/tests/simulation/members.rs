@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use blixard_core::command::Command;
 use blixard_core::driver::Status;
 use blixard_core::membership;
-use blixard_core::types::{NodeId, RaftId};
+use blixard_core::state::Node;
+use blixard_core::types::{NodeId, NodeRole, RaftId};
 use raft::eraftpb::{Entry, EntryType};
 
 use super::cluster;
@@ -14,7 +15,10 @@ use super::server::Server;
 use super::world::{MILLISECOND, World};
 
 /// Most members: more than may be servers.
-const MAX_MEMBERS: usize = 6;
+const MAX_MEMBERS: usize = 8;
+
+/// Of two hosts one is declared nothing.
+const ROLES: [NodeRole; 4] = [NodeRole::Auto, NodeRole::Auto, NodeRole::Server, NodeRole::Worker];
 
 /// What persons and hosts did; each is counted once it was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -27,6 +31,8 @@ pub enum Deed {
     Replace,
     /// Another number of servers is wanted.
     Resize,
+    /// A host has another role than it had.
+    Declare,
     /// A server starts from what was on its disks once.
     RollBack,
     /// A server starts from nothing.
@@ -36,12 +42,13 @@ pub enum Deed {
 }
 
 impl Deed {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Join,
         Self::Remove,
         Self::RemoveLeader,
         Self::Replace,
         Self::Resize,
+        Self::Declare,
         Self::RollBack,
         Self::Wipe,
         Self::Clone,
@@ -55,7 +62,7 @@ pub fn change(world: &mut World) {
         // One thing at a time: of two servers that are left, none may go.
         return bury(world, leader);
     }
-    match world.random.below(10) {
+    match world.random.below(12) {
         0..3 => join(world, leader),
         3..5 => {
             let others: Vec<NodeId> =
@@ -69,6 +76,7 @@ pub fn change(world: &mut World) {
             remove(world, leader, node, Deed::RemoveLeader);
         }
         6..9 => replace(world, leader),
+        9..11 => declare(world, leader),
         _ => {
             let servers = world.random.one_of(&[1, 3, 5, 5]).expect("they are some");
             if world.say(leader, cluster::of_servers(servers)) {
@@ -85,10 +93,29 @@ fn nodes(world: &World, at: RaftId) -> Vec<NodeId> {
 fn join(world: &mut World, leader: RaftId) {
     if nodes(world, leader).len() < MAX_MEMBERS {
         world.hosts += 1;
-        let number = world.hosts;
-        if world.say(leader, Command::Admit(cluster::host(number, 0))) {
+        let (number, role) = (world.hosts, world.random.one_of(&ROLES).expect("they are some"));
+        if world.say(leader, Command::Admit(cluster::host(number, role))) {
             world.facts.count(Deed::Join);
         }
+    }
+}
+
+/// A host is configured anew; at least one other remains that may be a server.
+fn declare(world: &mut World, leader: RaftId) {
+    let all = nodes(world, leader);
+    let Some(node) = world.random.one_of(&all) else { return };
+    let role = world.random.one_of(&ROLES).expect("they are some");
+    let cluster = world.servers[&leader].cluster();
+    let may_serve = |other: &NodeId| {
+        let member = &cluster.nodes()[other];
+        *other != node && member.role != NodeRole::Worker && !member.leaving
+    };
+    if cluster.nodes()[&node].role == role || (role == NodeRole::Worker && !all.iter().any(may_serve)) {
+        return;
+    }
+    let command = cluster::declared(node, cluster, role);
+    if world.say(leader, command) {
+        world.facts.count(Deed::Declare);
     }
 }
 
@@ -236,12 +263,12 @@ pub fn bury(world: &mut World, leader: RaftId) {
     let members: BTreeSet<NodeId> = nodes(world, leader).into_iter().collect();
     let dead: Vec<NodeId> = world.dead.intersection(&members).copied().collect();
     for node in dead {
-        let name = world.servers[&leader].cluster().nodes()[&node].name.clone();
+        let Node { name, role, .. } = world.servers[&leader].cluster().nodes()[&node].clone();
         // The leader has missed it by then.
         world.say(leader, Command::SetWorkerAlive { node, alive: false });
         if world.say(leader, Command::RemoveNode { node, dead: true, abandon_volumes: false }) {
             world.hosts += 1;
-            let anew = blixard_core::command::NewNode { name, ..cluster::host(world.hosts, 0) };
+            let anew = blixard_core::command::NewNode { name, ..cluster::host(world.hosts, role) };
             world.say(leader, Command::Admit(anew));
         }
     }

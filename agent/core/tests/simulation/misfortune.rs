@@ -171,7 +171,9 @@ fn everybody_is_up_to_date(world: &World, leader: RaftId) -> bool {
         let server = world.servers.get(id).filter(|server| server.is_up());
         server.is_some_and(|server| server.status().applied == world.facts.last_committed())
     };
-    let are_wanted = servers.voters == rafts(wanted.voting) && all == rafts(wanted.enlisted);
+    // Where nobody may be a server, who is one stays it.
+    let is_any = wanted.enlisted.is_empty();
+    let are_wanted = is_any || (servers.voters == rafts(wanted.voting) && all == rafts(wanted.enlisted));
     if !are_wanted || !all.iter().all(is_current) {
         return false;
     }

@@ -144,7 +144,7 @@ impl World {
             images: BTreeMap::new(),
             hosts: size,
             is_managed: false,
-            founding: (membership, cluster::founded(size)),
+            founding: (membership, cluster::founded(size, seed)),
             network: Network { latency: 2 * MILLISECOND, ..Network::default() },
             facts,
             trace: Vec::new(),
