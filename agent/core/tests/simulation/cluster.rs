@@ -1,15 +1,16 @@
 //! What the cluster says about its members: the commands of the log that change it, and what a leader does about its servers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::command::{Command, Entry, NewNode, Origin, Worker};
-use blixard_core::driver::{Position, Status};
+use blixard_core::driver::{ELECTION_TICKS, MembershipChange, Position, Status};
 use blixard_core::lease::Liveness;
 use blixard_core::manifest::Manifest;
 use blixard_core::membership::{self, Step};
 use blixard_core::state::State;
-use blixard_core::types::{ClusterId, Hash, Labels, Level, NodeId, NodeRole, Resources, Term, Timestamp};
+use blixard_core::types::{ClusterId, Hash, Labels, Level, NodeId, NodeRole, RaftId, Resources, Term, Timestamp};
 
+use super::mutations::Mutation;
 use super::server::Server;
 
 /// First byte of a client's command; no entry about members begins with it.
@@ -95,11 +96,16 @@ pub struct Watch {
     ticks: u64,
     leads: bool,
     liveness: Liveness,
+    /// When each server was heard last, whoever led then.
+    heard: BTreeMap<RaftId, u64>,
 }
 
 impl Watch {
-    pub fn heard(&mut self, node: NodeId) {
-        self.liveness.heard(node, self.ticks);
+    pub fn heard(&mut self, id: RaftId, state: &State) {
+        self.heard.insert(id, self.ticks);
+        if let Some((node, _)) = state.node_of_raft(id) {
+            self.liveness.heard(node, self.ticks);
+        }
     }
 
     /// A tick later: whether it is time to look.
@@ -119,22 +125,45 @@ impl Watch {
         self.liveness.decide(state, own, self.ticks, SILENT_TICKS)
     }
 
+    /// Whether a server has said anything lately; raft counts anew once in an election timeout who has.
+    fn hears(&self, id: RaftId) -> bool {
+        self.heard.get(&id).is_some_and(|heard| self.ticks - heard <= 2 * u64::from(ELECTION_TICKS))
+    }
+
     fn is_lost(&self, node: NodeId) -> bool {
         self.liveness.is_silent_for(node, self.ticks, LOST_TICKS)
     }
 }
 
+/// A voter that a leader takes out of the group: who is left, and whom of them it has heard lately.
+pub struct Removal {
+    pub left: BTreeSet<RaftId>,
+    pub heard: BTreeSet<RaftId>,
+}
+
 /// What a leader does now and then, as the agent's event loop has it: the next step towards the servers that are wanted.
-pub fn lead(server: &mut Server, dead: &BTreeSet<NodeId>) {
-    let status = server.status();
+pub fn lead(server: &mut Server, dead: &BTreeSet<NodeId>) -> Option<Removal> {
+    let mut status = server.status();
+    if server.mutation == Mutation::RemovesWithoutQuorum {
+        status.peers.iter_mut().for_each(|peer| peer.recently_active = true);
+    }
     let (own, member) = (server.id, server.member);
     let (cluster, watch) = server.watched();
     let mut decisions = watch.decide(cluster, member, dead);
     let step = membership::next_step(cluster, own, &status, |node| node != member && watch.is_lost(node));
     decisions.extend(membership::gone(cluster, &status.membership).map(|node| Command::ForgetNode { node }));
-    // Refused while another change is under way: it is tried again.
+    let removed = |change| matches!(change, MembershipChange::Remove(id) if status.membership.voters.contains(&id));
+    let mut removal = None;
     match step {
-        Some(Step::Change(change)) => _ = server.driver().propose_membership(change, Vec::new()),
+        Some(Step::Change(change)) => {
+            let mut left = status.membership.voters.clone();
+            left.retain(|id| change != MembershipChange::Remove(*id));
+            let is_heard = |id: &&RaftId| **id == own || watch.hears(**id);
+            let heard = left.iter().filter(is_heard).copied().collect();
+            // Refused while another change is under way: it is tried again.
+            let is_taken = server.driver().propose_membership(change, Vec::new()).is_ok();
+            removal = (is_taken && removed(change)).then_some(Removal { left, heard });
+        }
         Some(Step::HandOver(peer)) => _ = server.driver().transfer_leader(peer),
         Some(Step::Enlist(node)) => decisions.push(Command::Enlist { node }),
         None => {}
@@ -142,4 +171,5 @@ pub fn lead(server: &mut Server, dead: &BTreeSet<NodeId>) {
     for decision in decisions {
         propose(server, decision);
     }
+    removal
 }

@@ -6,6 +6,7 @@ use blixard_core::driver::{Committed, Content, Membership, Message, Position, Ro
 use blixard_core::types::RaftId;
 use raft::eraftpb::{Entry, MessageType};
 
+use super::cluster::Removal;
 use super::disk::Failed;
 use super::image::Image;
 use super::members::Deed;
@@ -217,6 +218,23 @@ impl Facts {
         let Some((applied, membership)) = server.servers() else { return };
         let known = self.memberships.range(..=applied).next_back().map(|(_, membership)| membership);
         assert_eq!(Some(&membership), known, "seed {}: the servers as of {applied} on {}", self.seed, server.id);
+    }
+
+    /// A leader that removes a voter hears enough of the others for a quorum of them.
+    pub fn no_removal_loses_the_quorum(&self, leader: RaftId, removal: &Removal) {
+        let Removal { left, heard } = removal;
+        let is_quorum = heard.len() * 2 > left.len();
+        assert!(is_quorum, "seed {}: {leader} leaves {left:?}, of which it hears only {heard:?}", self.seed);
+    }
+
+    /// Whoever tells a server that it is none any more would know that after a crash without it.
+    pub fn who_goes_is_needed_by_nobody(&self, teller: &Server, gone: RaftId) {
+        let is_in = |servers: &Membership| servers.voters.contains(&gone) || servers.learners.contains(&gone);
+        let since = self.memberships.iter().rev().take_while(|(_, servers)| !is_in(servers)).last();
+        // One that never was in the group has nothing to leave.
+        let Some((index, _)) = since.filter(|_| self.memberships.values().any(is_in)) else { return };
+        let held = teller.log.durable.hard_state.commit.max(teller.store.checkpoint.position.index);
+        assert!(held >= *index, "seed {}: {gone} is told to go, and would be needed once more", self.seed);
     }
 
     fn all_servers_apply_the_same(&mut self, server: &Server, told: &Told) {

@@ -63,7 +63,10 @@ pub fn change(world: &mut World) {
         return bury(world, leader);
     }
     match world.random.below(12) {
-        0..3 => join(world, leader),
+        0..3 => {
+            let role = world.random.one_of(&ROLES).expect("they are some");
+            join(world, leader, role);
+        }
         3..5 => {
             let others: Vec<NodeId> =
                 nodes(world, leader).into_iter().filter(|id| *id != world.servers[&leader].member).collect();
@@ -90,11 +93,12 @@ fn nodes(world: &World, at: RaftId) -> Vec<NodeId> {
     world.servers[&at].cluster().nodes().keys().copied().collect()
 }
 
-fn join(world: &mut World, leader: RaftId) {
+/// A new host joins, while there are not too many.
+pub fn join(world: &mut World, leader: RaftId, role: NodeRole) {
     if nodes(world, leader).len() < MAX_MEMBERS {
         world.hosts += 1;
-        let (number, role) = (world.hosts, world.random.one_of(&ROLES).expect("they are some"));
-        if world.say(leader, Command::Admit(cluster::host(number, role))) {
+        let host = cluster::host(world.hosts, role);
+        if world.say(leader, Command::Admit(host)) {
             world.facts.count(Deed::Join);
         }
     }

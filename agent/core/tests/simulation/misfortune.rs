@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use blixard_core::membership;
-use blixard_core::types::{NodeId, RaftId};
+use blixard_core::types::{NodeId, NodeRole, RaftId};
 
 use super::members;
 use super::mutations::Mutation;
@@ -49,7 +49,7 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
             end += world.now - begun;
         }
         let overtaken = world.running().into_iter().find(|id| world.servers[id].store.installed);
-        if let Some(id) = overtaken.filter(|_| world.random.percent(12)) {
+        if let Some(id) = overtaken.filter(|_| world.random.percent(30)) {
             ask_too_early(&mut world, id);
         }
     }
@@ -131,6 +131,9 @@ fn ask_too_early(world: &mut World, id: RaftId) {
         Some(leader) if leader == id => {
             world.network.cut.clear();
             world.start_all();
+            if world.random.percent(30) {
+                members::join(world, id, NodeRole::Server);
+            }
         }
         Some(leader) => _ = world.with(leader, |server| server.driver().transfer_leader(id)),
         None => {}

@@ -32,6 +32,10 @@ pub enum Mutation {
     SkipsTheTerm,
     /// A server goes on though a leader says that its log lost what it held.
     GoesOnWithoutItsLog,
+    /// A leader removes voters whoever of the others answers.
+    RemovesWithoutQuorum,
+    /// A server is told that it is none any more before whoever tells it has that on disk.
+    DismissesEarly,
     /// A server listens to a process though another one has spoken for the same server since.
     HearsBoth,
     /// A leader answers reads by its own word.
@@ -51,7 +55,12 @@ fn caught(mutation: Mutation, seeds: u64) -> (u64, String) {
 
 #[track_caller]
 fn is_caught(mutation: Mutation, expected: &str) {
-    let (seed, text) = caught(mutation, 60);
+    is_caught_within(60, mutation, expected);
+}
+
+#[track_caller]
+fn is_caught_within(seeds: u64, mutation: Mutation, expected: &str) {
+    let (seed, text) = caught(mutation, seeds);
     assert!(text.contains(expected), "{mutation:?} was seen in seed {seed}, but as: {text}");
 }
 
@@ -92,7 +101,9 @@ fn a_snapshot_that_is_not_on_disk_when_the_log_begins_anew_is_caught() {
 
 #[test]
 fn a_snapshot_that_is_offered_before_it_can_be_read_is_caught() {
-    is_caught(Mutation::OffersBeforeItCanRead, "offers what it cannot read yet");
+    // Seen in 13 of 400 histories: within the 400 ms that the tables of one snapshot take, its server has to lead, and
+    // another one to need that very snapshot.
+    is_caught_within(240, Mutation::OffersBeforeItCanRead, "offers what it cannot read yet");
 }
 
 #[test]
@@ -118,6 +129,16 @@ fn who_acknowledges_what_is_only_appended_is_caught() {
 #[test]
 fn who_goes_on_without_the_log_that_it_lost_is_caught() {
     is_caught(Mutation::GoesOnWithoutItsLog, "end of a server that has lost its log");
+}
+
+#[test]
+fn a_leader_that_removes_a_voter_and_loses_the_quorum_is_caught() {
+    is_caught(Mutation::RemovesWithoutQuorum, "of which it hears only");
+}
+
+#[test]
+fn who_lets_a_server_go_before_that_is_on_disk_is_caught() {
+    is_caught(Mutation::DismissesEarly, "is told to go, and would be needed once more");
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub struct Server {
     pub id: RaftId,
     /// The member whose server it is.
     pub member: NodeId,
-    mutation: Mutation,
+    pub mutation: Mutation,
     founding: Membership,
     /// Of all starts there were, which one this is; no other process has it.
     pub boot: u64,
@@ -215,7 +215,8 @@ impl Server {
     /// Whether it tells this server of a node that it is none any more.
     pub fn dismisses(&self, member: NodeId, id: RaftId) -> bool {
         let node = self.node.as_ref().expect("it runs");
-        let is_sure = node.driver.commit_on_disk().index() >= node.members_at;
+        let is_on_disk = node.driver.commit_on_disk().index() >= node.members_at;
+        let is_sure = is_on_disk || self.mutation == Mutation::DismissesEarly;
         is_sure && node.state.cluster.is_dismissed(member, id)
     }
 
@@ -257,9 +258,7 @@ impl Server {
     pub fn step(&mut self, message: Message) {
         let mutation = self.mutation;
         let node = self.node();
-        if let Some((member, _)) = node.state.cluster.node_of_raft(RaftId(message.from)) {
-            node.watch.heard(member);
-        }
+        node.watch.heard(RaftId(message.from), &node.state.cluster);
         let stepped = node.driver.step(message);
         if matches!(stepped, Err(RefusedMessage::LostLog(_))) {
             node.failed = (mutation != Mutation::GoesOnWithoutItsLog).then_some(Failed::LostLog);

@@ -414,7 +414,9 @@ impl World {
                 let is_managed = self.is_managed;
                 if is_managed && self.processes_mut(id).any(|server| server.boot == boot && server.decides()) {
                     let dead = self.dead.clone();
-                    self.act(id, boot, |server| cluster::lead(server, &dead));
+                    if let Some(removal) = self.act(id, boot, |server| cluster::lead(server, &dead)) {
+                        self.facts.no_removal_loses_the_quorum(id, &removal);
+                    }
                 }
                 self.tick_after(TICK * 100 / clock_percent, id, boot);
             }

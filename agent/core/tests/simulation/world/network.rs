@@ -72,6 +72,9 @@ impl World {
         let receiver = self.processes_mut(id).find(|server| server.boot == boot).expect("it runs");
         if receiver.dismisses(member, from) {
             if hears {
+                let all = self.servers.values().chain(&self.twin);
+                let teller = all.into_iter().find(|server| server.id == id && server.boot == boot);
+                self.facts.who_goes_is_needed_by_nobody(teller.expect("it runs"), from);
                 self.retire(from);
             }
             return false;
