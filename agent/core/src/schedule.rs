@@ -94,7 +94,9 @@ impl Evictions {
 #[must_use]
 pub fn keeps<'a>(state: &'a State, id: &InstanceId) -> Option<&'a InstanceId> {
     let is_away = |instance: &Instance| match &instance.placement {
-        Some(placement) => placement.stopping || placement.phase == InstancePhase::Starting,
+        Some(placement) => {
+            placement.stopping || placement.phase == InstancePhase::Starting || !is_alive(state, placement.node)
+        }
         None => true,
     };
     let mut others = state.instances_of(&id.vm).filter(|(other, _)| *other != id);

@@ -180,6 +180,10 @@ mod tests {
         let [other] = fixture.state.placed_on(NodeId(1)).cloned().collect::<Vec<_>>().try_into().unwrap();
         assert_eq!(keeps(&fixture.state, &other), Some(&id(&first)));
         fixture.report(&first, InstancePhase::Running);
+        let mut lost = fixture.clone();
+        lost.decide(Command::SetWorkerAlive { node: NodeId(2), alive: false });
+        lost.settle();
+        assert!(stopping(&lost).is_empty(), "nobody knows whether those on the other node run");
         settle(&mut fixture);
         assert_eq!(stopping(&fixture), [other.to_string()]);
     }
