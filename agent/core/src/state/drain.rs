@@ -189,6 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn of_two_nodes_that_are_drained_at_once_one_gives_a_vms_replica_away_at_a_time() {
+        let mut fixture = Fixture::of_nodes(3);
+        fixture.declare(&[("web", vm("web", 3))]);
+        settle(&mut fixture);
+        for node in [1, 2] {
+            set(&mut fixture, node, Availability::Draining);
+        }
+        settle(&mut fixture);
+        assert_eq!(stopping(&fixture).len(), 1);
+    }
+
+    #[test]
     fn what_has_its_volumes_there_is_stopped_and_comes_back_or_gives_them_up() {
         let with_volume = || VmSpec { disk_mib: 10, ..vm("db", 1) };
         let mut fixture = running(&[("db", with_volume())]);
