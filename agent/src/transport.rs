@@ -446,6 +446,17 @@ impl Transport {
         follow::call_beat(self.shared.links.channel(to), to).await
     }
 
+    /// What the first of the configured servers says to a beat that answers, whoever is at its address.
+    pub async fn beat_configured(&self) -> Option<Beat> {
+        let identity = self.shared.identity.borrow().clone()?;
+        for server in self.shared.servers.iter().filter(|server| server.name != self.shared.own.name) {
+            if let Some(beat) = follow::beat_at(&server.address, &identity, self.shared.clock).await {
+                return Some(beat);
+            }
+        }
+        None
+    }
+
     /// What the API of server `to` answers.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ use crate::transport::{Assignments, Beat, Directory, Transport};
 const BEAT: Duration = Duration::from_secs(1);
 /// How long a server that was no help is not asked again, and how long the leader is sought in another place.
 const PAUSE: Duration = Duration::from_millis(100);
+/// After so many beats one after the other that nobody has answered, the configured servers are asked where the servers are.
+const UNANSWERED: u32 = 30;
 /// How often the deadlines of those that wait are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -146,17 +148,22 @@ impl Follower {
 
     /// Tells the leader that this node is there, and whoever is no leader only asks who is.
     async fn beat(&self) {
-        let mut turn = 0;
+        let (mut turn, mut unanswered) = (0, 0);
         loop {
             let leader = *self.news.leader.borrow();
             let leader = leader.and_then(|raft| self.directory.borrow().node_of(raft));
             let to = leader.or_else(|| self.server(turn));
-            let answer = match to {
-                Some(to) => self.transport.beat(to).await.map(|beat| (to, beat)).ok(),
+            let mut answer = match to {
+                Some(to) => self.transport.beat(to).await.ok(),
                 None => None,
             };
-            let is_heard = answer.as_ref().is_some_and(|(to, beat)| beat.leader == Some(*to));
-            self.note(answer.map(|(_, beat)| beat));
+            let is_heard = answer.as_ref().is_some_and(|beat| to.is_some() && beat.leader == to);
+            unanswered = if answer.is_some() { 0 } else { unanswered + 1 };
+            if unanswered >= UNANSWERED {
+                unanswered = 0;
+                answer = self.transport.beat_configured().await;
+            }
+            self.note(answer);
             turn = turn.wrapping_add(usize::from(!is_heard));
             tokio::time::sleep(if is_heard { BEAT } else { PAUSE }).await;
         }

@@ -1,16 +1,20 @@
 //! A member that is no server: it follows what it has to do, and says that it is there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::NodeId;
+use blixard_core::types::{Address, InvalidValue, NodeId};
 use futures_util::stream::BoxStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use super::connect;
+use super::join::Connection;
 use super::link::describe;
 use super::proto::peer_client::PeerClient;
 use super::proto::{BeatReply, BeatRequest, FollowReply, FollowRequest};
-use super::{Directory, MAX_FRAME, Member};
+use super::{Directory, MAX_FRAME, Member, Tasks};
+use crate::identity::{Clock, Expected, NodeIdentity, member_client};
 
 /// How long the answer to a beat may take.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -71,11 +75,30 @@ pub(super) async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Be
         Ok(Err(status)) => return Err(of(to, &status)),
         Err(_) => return Err(FollowError::Unreachable { to, reason: "no answer in time".to_owned() }),
     };
-    let BeatReply { leader, servers, applied } = reply;
-    let servers = servers.iter().map(Member::decode).collect::<Result<Vec<_>, _>>();
-    let servers = servers.map_err(|error| FollowError::Refused { to, reason: error.to_string() })?;
-    let leader = (leader != 0).then_some(NodeId(leader));
-    Ok(Beat { leader, servers: Directory::of(servers), applied })
+    Beat::try_from(reply).map_err(|error| FollowError::Refused { to, reason: error.to_string() })
+}
+
+/// The answer of whichever member of the cluster is at this address; nothing where none answers.
+pub(super) async fn beat_at(address: &Address, identity: &NodeIdentity, clock: Clock) -> Option<Beat> {
+    let mut config = member_client(identity, Expected::AnyMember).ok()?;
+    config.time_provider = Arc::new(clock);
+    let stream = connect::connect(address, Arc::new(config)).await.ok()?;
+    let tasks = Connection(Tasks::default());
+    let call = async {
+        let channel = connect::over(stream, &tasks.0).await.ok()?;
+        PeerClient::new(channel).beat(BeatRequest {}).await.ok()
+    };
+    let reply = tokio::time::timeout(BEAT_TIMEOUT, call).await.ok()??;
+    Beat::try_from(reply.into_inner()).ok()
+}
+
+impl TryFrom<BeatReply> for Beat {
+    type Error = InvalidValue;
+
+    fn try_from(BeatReply { leader, servers, applied }: BeatReply) -> Result<Self, InvalidValue> {
+        let servers = servers.iter().map(Member::decode).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { leader: (leader != 0).then_some(NodeId(leader)), servers: Directory::of(servers), applied })
+    }
 }
 
 impl From<Beat> for BeatReply {

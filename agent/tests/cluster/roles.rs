@@ -218,6 +218,23 @@ async fn a_worker_comes_back_when_all_servers_that_it_knew_are_workers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_to_which_none_of_the_servers_is_left_that_it_knew_comes_back_by_those_that_are_configured() {
+    let [founder, mut other, mut worker] = Host::blank(["alpha", "beta", "gamma"]);
+    (other.servers, worker.servers) = (founder.servers[..2].to_vec(), founder.servers[..1].to_vec());
+    worker.role = "worker";
+    let [founder] = [Host { servers: founder.servers[..1].to_vec(), ..founder }];
+    let (alpha, gamma) = (founder.start(), worker.start());
+    sees_servers(&gamma, 1, 2).await;
+    gamma.stop().await;
+    let beta = other.start();
+    has_role(&beta, "beta", "learner").await;
+    remove(&beta, "alpha", false).await.unwrap();
+    alpha.ended().await.unwrap_err();
+    worker.servers = other.servers[1..].to_vec();
+    sees_servers(&worker.start(), 1, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_comes_back_as_a_worker_when_none_that_it_knew_is_a_server() {
     let mut hosts = hosts(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]);
     let [alpha, beta, gamma] = [0, 1, 2].map(|at| hosts[at].start());
