@@ -108,14 +108,18 @@ pub type Ended = oneshot::Receiver<Result<End, NodeError>>;
 pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let (inbox, inputs) = channel(INBOX);
     let news = News::default();
-    let standing = Standing::of(parts.common.node, parts.raft, &parts.driver);
+    let raft = parts.raft;
+    let standing = Standing::of(parts.common.node, raft, &parts.driver);
     let known = known::Shared::new(std::mem::take(&mut parts.state), standing);
     let followers = Followers::default();
     let handle = Handle::new(&parts.common, inbox.clone(), known.clone(), &news, Some(followers.clone()));
+    let doubting = handle.clone();
+    let doubting = tokio::spawn(async move { doubting.doubt(raft).await });
     let node = Node::new(parts, inbox, handle.clone(), known.clone(), news, followers);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         let result = node.run(inputs).await;
+        doubting.abort();
         known.change().has_ended = true;
         // Nobody waits for the end of a node whose agent is gone.
         let _ = end.send(result);
@@ -293,10 +297,7 @@ impl Node {
             Input::Introduced(introduced) => self.introduced(*introduced),
             Input::Removed { by } => return Err(NodeError::Removed { own: self.own, by }),
             Input::Superseded { by } => return Err(NodeError::Superseded { own: self.own, by }),
-            Input::Dismissed { by } => {
-                tracing::info!(peer = %by, "this node is no server any more, says another one");
-                self.dismissed = true;
-            }
+            Input::Dismissed => self.dismissed = true,
             // Whoever asked may have gone.
             Input::Transfer { to, answer } => _ = answer.send(self.transfer(to)),
             Input::Heard(node) => self.liveness.heard(node, self.ticks),

@@ -70,8 +70,8 @@ pub struct Handle {
     known: Shared,
     revisions: watch::Receiver<u64>,
     assignments: watch::Receiver<u64>,
-    leaders: watch::Receiver<Option<RaftId>>,
-    transport: Arc<Transport>,
+    pub(super) leaders: watch::Receiver<Option<RaftId>>,
+    pub(super) transport: Arc<Transport>,
     directory: watch::Receiver<Arc<Directory>>,
     client: Arc<Client>,
     applied: Arc<AtomicU64>,
@@ -307,8 +307,9 @@ impl Handle {
 
     /// A member says that this node is no server any more.
     pub fn dismissed(&self, by: NodeId) {
+        tracing::info!(peer = %by, "this node is no server any more, says another one");
         // It is told again.
-        let _ = self.inbox.try_send(Input::Dismissed { by });
+        let _ = self.inbox.try_send(Input::Dismissed);
     }
 
     /// A member says that another process speaks for this node, and that both run.

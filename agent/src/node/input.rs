@@ -26,9 +26,7 @@ pub(super) enum Input {
         by: NodeId,
     },
     /// A member says that this node is no server any more.
-    Dismissed {
-        by: NodeId,
-    },
+    Dismissed,
     /// A member says that another process speaks for this node.
     Superseded {
         by: NodeId,

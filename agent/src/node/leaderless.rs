@@ -4,14 +4,29 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blixard_core::state::State;
-use blixard_core::types::NodeId;
+use blixard_core::types::{NodeId, RaftId};
 
-use super::{Handle, Standing};
+use super::followers::is_leaderless;
+use super::{Handle, Input, Standing};
 
 /// An election takes far less.
 const LONG: Duration = Duration::from_secs(10);
 
 impl Handle {
+    /// Asks the configured servers, where there has been no leader for long, whether this node is a server by this id still:
+    /// while it was off, all that it knew may have been replaced, and the servers of now don't call it. Goes on for ever.
+    pub(super) async fn doubt(&self, raft: RaftId) {
+        loop {
+            is_leaderless(self.leaders.clone(), LONG).await;
+            if self.transport.beat_configured().await.is_some_and(|beat| beat.servers.is_spent(raft)) {
+                tracing::info!(%raft, "this node is no server any more, says one of the configured servers");
+                // It asks again.
+                let _ = self.send(Input::Dismissed);
+            }
+            tokio::time::sleep(LONG).await;
+        }
+    }
+
     /// Which servers answer and which don't, where there has been no leader for long and those that answer are no
     /// majority; otherwise nothing.
     pub fn way_out(&self) -> Option<String> {
@@ -57,7 +72,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use blixard_core::command::{Command, Entry, NewNode};
-    use blixard_core::types::{ClusterId, Hash, Level, NodeRole, RaftId, Term, Timestamp};
+    use blixard_core::types::{ClusterId, Hash, Level, NodeRole, Term, Timestamp};
 
     use super::*;
 

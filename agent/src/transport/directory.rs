@@ -115,7 +115,7 @@ impl Directory {
     }
 
     /// Whether nobody is a server by this raft id any more.
-    pub(super) fn is_spent(&self, raft: RaftId) -> bool {
+    pub fn is_spent(&self, raft: RaftId) -> bool {
         raft <= self.newest_raft && self.node_of(raft).is_none()
     }
 

@@ -234,28 +234,52 @@ async fn a_worker_to_which_none_of_the_servers_is_left_that_it_knew_comes_back_b
     sees_servers(&worker.start(), 1, 2).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_comes_back_as_a_worker_when_none_that_it_knew_is_a_server() {
-    let mut hosts = hosts(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]);
+/// Six hosts, the third of which was a server and is off; another one has taken its place.
+async fn without_gamma() -> ([Host; 6], [Agent; 5]) {
+    let hosts = hosts(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]);
     let [alpha, beta, gamma] = [0, 1, 2].map(|at| hosts[at].start());
     sees_whole(&alpha, 3).await;
-    let [delta, _epsilon, _zeta] = [3, 4, 5].map(|at| hosts[at].start());
+    let [delta, epsilon, zeta] = [3, 4, 5].map(|at| hosts[at].start());
     sees_servers(&delta, 3, 6).await;
     apply(&delta, declared(r#""replaceServersAfterSeconds": 10"#, &[of_zone("own", "gamma")])).await.unwrap();
     sees_running(&delta, 1).await;
     gamma.stop().await;
     has_role(&delta, "gamma", "worker").await;
+    (hosts, [alpha, beta, delta, epsilon, zeta])
+}
+
+/// Until so many nodes are left, of which three are servers.
+async fn are_left(asked: &Api, nodes: usize) {
+    let is_left = |status: &StatusReply| cluster(status).servers == 3 && status.nodes.len() == nodes;
+    asked.sees("those that are left", is_left).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_comes_back_as_a_worker_when_none_that_it_knew_is_a_server() {
+    let (mut hosts, [_alpha, beta, delta, _epsilon, _zeta]) = without_gamma().await;
     beta.stop().await;
     hosts[1].role = "worker";
     let _beta = hosts[1].start();
     has_role(&delta, "beta", "worker").await;
     remove(&delta, "alpha", false).await.unwrap();
-    drop(alpha);
-    let is_left = |status: &StatusReply| cluster(status).servers == 3 && status.nodes.len() == 5;
-    delta.sees("the three others as servers", is_left).await;
+    are_left(&delta, 5).await;
 
     let gamma = hosts[2].start();
     sees_servers(&gamma, 3, 5).await;
+    assert_eq!(asked_of(&hosts[2]), ["start own-0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_comes_back_as_a_worker_when_none_that_it_knew_is_left_by_those_that_are_configured() {
+    let (mut hosts, [alpha, beta, _delta, epsilon, _zeta]) = without_gamma().await;
+    for (left, name, agent) in [(5, "beta", beta), (4, "alpha", alpha)] {
+        remove(&epsilon, name, false).await.unwrap();
+        are_left(&epsilon, left).await;
+        agent.ended().await.unwrap_err();
+    }
+    hosts[2].servers = [3, 4].map(|at| format!("{}@{}", hosts[at].name, hosts[at].address)).to_vec();
+    let gamma = hosts[2].start();
+    sees_servers(&gamma, 3, 4).await;
     assert_eq!(asked_of(&hosts[2]), ["start own-0"]);
 }
 
