@@ -84,10 +84,12 @@ impl Directory {
         self.servers().find(|(_, member)| member.raft == Some(raft)).map(|(node, _)| node)
     }
 
-    /// Of its members only the servers.
+    /// Of its members only the servers, and of these not the ones that are believed by their own word: what isn't in it, and
+    /// isn't newer, is spent.
     #[must_use]
     pub fn only_servers(&self) -> Self {
-        Self::of(self.servers().map(|(node, member)| (node, member.clone())))
+        let is_given_out = |(_, member): &(NodeId, &Member)| member.raft.is_some_and(|raft| raft <= self.newest_raft);
+        Self::of(self.servers().filter(is_given_out).map(|(node, member)| (node, member.clone())))
     }
 
     /// Of its members only the servers, and one more.
@@ -154,6 +156,9 @@ mod tests {
         assert!(!dismissed(3, 2) && !dismissed(9, 2), "who is no member hears that");
         let spent = |raft| directory.is_spent(RaftId(raft));
         assert!(spent(2) && spent(4) && !spent(1) && !spent(5) && !spent(6));
+        let mut introduced = directory.clone();
+        introduced.enter(NodeId(5), member(9));
+        assert!(!introduced.only_servers().is_spent(RaftId(8)), "of whom nobody has introduced itself yet");
         let news = |node, raft| directory.is_news(NodeId(node), &member(raft));
         assert!(news(5, 0) && news(4, 6) && !news(4, 3) && !news(2, 5) && !news(4, 0));
         assert!(!news(5, 1), "nobody comes by a server's id");
