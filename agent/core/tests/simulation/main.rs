@@ -2,6 +2,7 @@
 //!
 //! `BLIXARD_SEEDS` is how many histories are lived through; `BLIXARD_SEED` is one to look at again.
 
+mod changes;
 mod cluster;
 mod disk;
 mod facts;

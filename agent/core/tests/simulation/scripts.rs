@@ -13,16 +13,16 @@ use super::disk::LogDisk;
 use super::mutations::Mutation;
 use super::world::{FOUNDER, MILLISECOND, SECOND, TICK, World};
 
-fn three(seed: u64) -> World {
+pub fn three(seed: u64) -> World {
     World::of_voters(seed, 3, Mutation::None)
 }
 
-fn other_than(world: &World, ids: &[RaftId]) -> RaftId {
+pub fn other_than(world: &World, ids: &[RaftId]) -> RaftId {
     world.ids().into_iter().find(|id| !ids.contains(id)).unwrap()
 }
 
 /// Proposes, and waits until everybody who runs has applied it.
-fn applied_everywhere(world: &mut World, leader: RaftId) -> Vec<u8> {
+pub fn applied_everywhere(world: &mut World, leader: RaftId) -> Vec<u8> {
     let command = world.propose(leader).unwrap();
     world.until("that all apply it", |world| {
         world.running().iter().all(|id| world.servers[id].commands().last() == Some(&command))
@@ -30,14 +30,14 @@ fn applied_everywhere(world: &mut World, leader: RaftId) -> Vec<u8> {
     command
 }
 
-fn acknowledged(world: &mut World, command: &[u8]) -> u64 {
+pub fn acknowledged(world: &mut World, command: &[u8]) -> u64 {
     world.until("an acknowledgement", |world| world.facts.acknowledged.contains_key(command));
     world.facts.acknowledged[command].index
 }
 
 /// Compares what happened since `from` with what is kept in the tree.
 #[track_caller]
-fn is_as_kept(world: &World, from: usize, kept: &str) {
+pub fn is_as_kept(world: &World, from: usize, kept: &str) {
     let trace = world.trace[from..].join("\n") + "\n";
     assert_eq!(trace, kept, "the trace is now:\n{trace}");
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::command::Command;
-use blixard_core::driver::{Checkpoint, Membership, MembershipChange, Role, Status};
+use blixard_core::driver::{Checkpoint, Content, Membership, MembershipChange, Role, Status};
 use blixard_core::state;
 use blixard_core::types::{NodeId, RaftId};
 
@@ -385,6 +385,11 @@ impl World {
         }
         if let (Some(first), Some(last)) = (told.committed.first(), told.committed.last()) {
             self.trace.push(format!("{id} applies {} to {}", first.position.index, last.position.index));
+        }
+        for entry in &told.committed {
+            if let Content::Membership { change, .. } = &entry.content {
+                self.trace.push(format!("{id} applies {}: {change}", entry.position.index));
+            }
         }
     }
 
