@@ -21,7 +21,7 @@ def wait_until_told(host, *words):
 
 
 def members():
-    return {node["name"] for node in status(alpha)["nodes"]}
+    return sorted(node["name"] for node in status(alpha)["nodes"])
 
 
 with subtest("two clusters of a host each, and two hosts that have neither a secret nor a token"):
@@ -42,7 +42,7 @@ with subtest("a token with an error in it, one of another cluster, and one that 
     alpha.skew(120)
     give(beta, old)
     wait_until_told(beta, "has expired", "blixard token create")
-    assert members() == {"alpha"}, members()
+    assert members() == ["alpha"], members()
 
 with subtest("two hosts with one token: one joins, and the other is told which"):
     for host in [beta, gamma]:
@@ -50,14 +50,14 @@ with subtest("two hosts with one token: one joins, and the other is told which")
         give(host, good)
     for host in [beta, gamma]:
         host.succeed("systemctl start blixard --no-block")
-    wait_for("one of them to be a member", members, lambda seen: len(seen) == 2)
-    [joined] = [host for host in [beta, gamma] if host.name in members()]
+    both = wait_for("one of them to be a member", members, lambda seen: len(seen) == 2)
+    [joined] = [host for host in [beta, gamma] if host.name in both]
     [other] = [host for host in [beta, gamma] if host is not joined]
     wait_until_told(other, f"was used already, by {joined.name}", "each is good for once")
 
 with subtest("with a token of its own the other joins, too, and a token is asked for no more"):
     give(other, token(joined, "1h"))
-    wait_for("the other to be a member", members, lambda seen: seen == {"alpha", "beta", "gamma"})
+    wait_for("the other to be a member", members, lambda seen: seen == ["alpha", "beta", "gamma"])
     for host in [beta, gamma]:
         host.succeed("rm /etc/blixard/token", "systemctl restart blixard")
     for host in hosts:

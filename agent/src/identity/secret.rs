@@ -29,7 +29,7 @@ pub enum SecretError {
     Length { path: PathBuf, length: usize },
     #[error(
         "cannot open {what}: it was sealed with another cluster secret than this host has: put the cluster's own into \
-         cluster.secret_file, which is another one since it was last rotated"
+         cluster.secret_file, which is the one that it was last rotated to, or, of an older backup, the one of then"
     )]
     Other { what: &'static str },
     #[error("cannot open {what}: it is damaged")]
