@@ -24,7 +24,6 @@ mod drain;
 mod elsewhere;
 mod identities;
 mod manifests;
-mod secret;
 pub mod view;
 
 use elsewhere::Front;

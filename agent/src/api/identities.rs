@@ -1,11 +1,12 @@
-//! What is secret in a token or an authority is drawn by the host that is asked.
+//! Tokens, the authority and the cluster secret: what is secret in them is drawn, or sealed, by the host that is asked.
 
-use blixard_core::command::{Answer, Command, Reply};
-use blixard_core::types::{NodeRole, TokenId};
+use blixard_core::command::{Answer, Command, Reply, Resealed};
+use blixard_core::state::State;
+use blixard_core::types::{Hash, NodeRole, TokenId};
 use tonic::Status;
 
-use super::{Api, proto};
-use crate::identity::{self, Authority, JoinToken, TokenSecret, anchor_of};
+use super::{Api, proto, view};
+use crate::identity::{self, Authority, ClusterSecret, JoinToken, Secrets, TokenSecret, anchor_of};
 use crate::transport::Certificate;
 
 /// Shows the certificate of the node that answers, and whether a person should look at it.
@@ -62,5 +63,42 @@ impl Api {
         let (certificate, sealed_key) = (authority.certificate().to_vec(), authority.seal(secret));
         let index = self.change(Command::RotateAuthority { certificate, sealed_key }).await?;
         Ok(proto::RotateAuthorityReply { index })
+    }
+
+    /// # Errors
+    /// That there are none here.
+    pub(super) fn secrets(&self) -> Result<&Secrets, Status> {
+        self.secrets.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "this host has no cluster secret, with which the authority's key is sealed: ask on one that has",
+            )
+        })
+    }
+
+    /// By which the next secret takes the place of the current one.
+    pub(super) fn reseal(&self) -> Result<Command, Status> {
+        let read = |state: &State, node| (state.cluster().cloned(), view::name_of(state, node));
+        let (cluster, own) = self.read(|state, standing| read(state, standing.node))?;
+        let cluster = cluster.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
+        let secrets = self.secrets()?;
+        let is_done = |secret: &ClusterSecret| cluster.secret() == Some(secret.id());
+        let Some(next) = secrets.next() else {
+            return Err(Status::failed_precondition(format!(
+                "{own} has no next cluster secret: set cluster.next_secret_file (services.blixard.nextClusterSecretFile) on \
+                 every host that has the secret, to a file with a new one"
+            )));
+        };
+        if is_done(next) {
+            return Err(Status::failed_precondition(
+                "that is done: only the next secret opens the authority's key by now; make it the current one",
+            ));
+        }
+        let key = |sealed: &[u8]| {
+            let resealed = Authority::reseal(sealed, secrets.current(), next);
+            let failed = |error| Status::failed_precondition(format!("{own}: {}", crate::error_chain(&error)));
+            Ok(Resealed { was: Hash::of(sealed), sealed: resealed.map_err(failed)? })
+        };
+        let keys = cluster.sealed_keys().into_iter().map(key).collect::<Result<_, Status>>()?;
+        Ok(Command::Reseal { keys })
     }
 }

@@ -9,11 +9,12 @@ use blixard_core::schedule::{Change, Obstacle, Rooms};
 use blixard_core::state::{Diverged, Instance, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm};
 use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
 
-use super::{proto, secret};
+use super::proto;
 use crate::identity::anchor_of;
 use crate::node::Standing;
 
 mod nodes;
+mod secret;
 
 use nodes::node;
 

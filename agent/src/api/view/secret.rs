@@ -1,53 +1,9 @@
-//! The rotation of the cluster secret: what this node proposes for it, and how far all have come with it.
+//! How far all have come with a rotation of the cluster secret.
 
 use std::collections::BTreeSet;
 
-use blixard_core::command::{Command, Resealed};
 use blixard_core::state::{Cluster, Node, State};
-use blixard_core::types::{Hash, SecretId, SecretIds};
-use tonic::Status;
-
-use super::{Api, view};
-use crate::identity::{Authority, ClusterSecret, Secrets};
-
-impl Api {
-    /// # Errors
-    /// That there are none here.
-    pub(super) fn secrets(&self) -> Result<&Secrets, Status> {
-        self.secrets.as_ref().ok_or_else(|| {
-            Status::failed_precondition(
-                "this host has no cluster secret, with which the authority's key is sealed: ask on one that has",
-            )
-        })
-    }
-
-    /// By which the next secret takes the place of the current one.
-    pub(super) fn reseal(&self) -> Result<Command, Status> {
-        let read = |state: &State, node| (state.cluster().cloned(), view::name_of(state, node));
-        let (cluster, own) = self.read(|state, standing| read(state, standing.node))?;
-        let cluster = cluster.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
-        let secrets = self.secrets()?;
-        let is_done = |secret: &ClusterSecret| cluster.secret() == Some(secret.id());
-        let Some(next) = secrets.next() else {
-            return Err(Status::failed_precondition(format!(
-                "{own} has no next cluster secret: set cluster.next_secret_file (services.blixard.nextClusterSecretFile) on \
-                 every host that has the secret, to a file with a new one"
-            )));
-        };
-        if is_done(next) {
-            return Err(Status::failed_precondition(
-                "that is done: only the next secret opens the authority's key by now; make it the current one",
-            ));
-        }
-        let key = |sealed: &[u8]| {
-            let resealed = Authority::reseal(sealed, secrets.current(), next);
-            let failed = |error| Status::failed_precondition(format!("{own}: {}", crate::error_chain(&error)));
-            Ok(Resealed { was: Hash::of(sealed), sealed: resealed.map_err(failed)? })
-        };
-        let keys = cluster.sealed_keys().into_iter().map(key).collect::<Result<_, Status>>()?;
-        Ok(Command::Reseal { keys })
-    }
-}
+use blixard_core::types::{SecretId, SecretIds};
 
 /// What a person has to do about the cluster secret, a line each.
 pub fn problems(state: &State) -> Vec<String> {
@@ -103,9 +59,9 @@ fn preparation(
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::command::{Entry, NewNode, Worker};
+    use blixard_core::command::{Command, Entry, NewNode, Worker};
     use blixard_core::types::{
-        Address, ClusterId, Labels, Level, NodeId, NodeName, NodeRole, Resources, Term, Timestamp,
+        Address, ClusterId, Hash, Labels, Level, NodeId, NodeName, NodeRole, Resources, Term, Timestamp,
     };
 
     use super::*;
