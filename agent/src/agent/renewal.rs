@@ -88,10 +88,14 @@ impl Renewer {
     async fn go_on(&self, identity: &mut NodeIdentity, kept: &mut NodeIdentity) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| crate::error_chain(error);
         let mut wanted = self.wanted().map_err(|error| text(&error))?;
+        let mut unheard = None;
         if wanted.as_ref().is_some_and(|wanted| wanted.authorities != identity.issued.authorities) {
             // After a restart the state may be behind the certificate.
-            self.handle.barrier().await.map_err(|error| text(&error))?;
-            wanted = self.wanted().map_err(|error| text(&error))?;
+            match self.handle.barrier().await {
+                Ok(()) => wanted = self.wanted().map_err(|error| text(&error))?,
+                // Who shows one that has expired hears of no quorum before it is renewed.
+                Err(error) => (wanted, unheard) = (None, Some(text(&error))),
+            }
         }
         let next = match &wanted {
             Some(wanted) if wanted.authorities != identity.issued.authorities => {
@@ -112,9 +116,10 @@ impl Renewer {
             self.keep(identity).map_err(|error| format!("it can't be written to {}: {error}", self.dir.display()))?;
             kept.clone_from(identity);
         }
-        match wanted.and_then(|wanted| wanted.step) {
-            Some(step) => self.say(step).await,
-            None => Ok(()),
+        match (unheard, wanted.and_then(|wanted| wanted.step)) {
+            (Some(reason), _) => Err(reason),
+            (None, Some(step)) => self.say(step).await,
+            (None, None) => Ok(()),
         }
     }
 

@@ -159,6 +159,29 @@ async fn another_authority_takes_the_place_of_the_clusters_and_nobody_notices() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_expired_while_the_authority_was_being_rotated_is_renewed_without_a_quorum() {
+    let mut hosts = Host::blank(["alpha", "beta", "gamma"]);
+    let [alpha, beta, gamma] = start(&hosts).await;
+    gamma.stop().await;
+    rotate(&alpha, None).await.unwrap();
+    let waits = "waits for gamma to trust the new one";
+    let is_said = |status: &proto::StatusReply| status.problems.iter().any(|problem| problem.contains(waits));
+    for agent in [&alpha, &beta] {
+        agent.sees("that only gamma is waited for", is_said).await;
+    }
+    stop([alpha, beta]).await;
+    // Its state says that it is to trust both, and its certificate is the first one.
+    std::fs::remove_file(renewed(&hosts[1])).unwrap();
+    later(&mut hosts, 100);
+    let [alpha, beta] = [hosts[0].start(), hosts[1].start()];
+    for agent in [&alpha, &beta] {
+        agent.sees("a quorum of the two", |status| cluster(status).quorum && is_said(status)).await;
+    }
+    has_renewed(&hosts[1]).await;
+    stop([alpha, beta]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_a_person_has_made_issues_the_certificates() {
     let [host] = Host::blank(["alpha"]);
     let alpha = host.start();
