@@ -13,14 +13,15 @@ use crate::state::{Instance, Node, Placement, State};
 use crate::types::{Availability, Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName};
 
 /// The decisions that bring the placements closer to what is declared. The leader proposes them, and asks again once
-/// they are applied. While members are absent of which isn't known what they run, it only stops.
+/// they are applied. There are none while members are absent of which isn't known what they run: what is stopped could not be
+/// started elsewhere.
 #[must_use]
 pub fn schedule(state: &State) -> Vec<Command> {
     let mut decisions = Vec::new();
-    if state.unsettled().next().is_none() && state.waiting_tasks().next().is_none() {
+    let is_idle = state.unsettled().next().is_none() && state.waiting_tasks().next().is_none();
+    if is_idle || !state.absent().is_empty() {
         return decisions;
     }
-    let starts = state.absent().is_empty();
     let (mut rooms, mut evictions) = (Rooms::new(state), Evictions::default());
     let unsettled = || state.unsettled().filter_map(|id| Some((id, state.desired(id)?, state.instances().get(id)?)));
     for (id, spec, instance) in unsettled() {
@@ -32,7 +33,6 @@ pub fn schedule(state: &State) -> Vec<Command> {
             Some(Change::Move(Obstacle::Leaving | Obstacle::Draining))
                 if !evictions.begin(state, id, placement.node) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
-            Some(Change::Restart | Change::InPlace) if !starts => {}
             Some(Change::Restart | Change::InPlace) => {
                 rooms.take(placement.node, placement.reserved.max(spec.request()).saturating_sub(placement.reserved));
                 decisions.push(Command::Place {
@@ -42,9 +42,6 @@ pub fn schedule(state: &State) -> Vec<Command> {
                 });
             }
         }
-    }
-    if !starts {
-        return decisions;
     }
     for (id, spec, instance) in unsettled().filter(|(.., instance)| instance.placement.is_none()) {
         if let Some(node) = rooms.choose(state, id, &spec) {
@@ -90,7 +87,8 @@ impl Evictions {
     }
 }
 
-/// The other instance of its VM for which this one stays on a node that is emptied: that one is to run, and doesn't.
+/// The other instance of its VM for which this one stays on a node that is emptied: that one is to run, and doesn't. One that
+/// waits for its volumes on the same node is none, since it waits for longer than this one may stay.
 #[must_use]
 pub fn keeps<'a>(state: &'a State, id: &InstanceId) -> Option<&'a InstanceId> {
     let is_away = |instance: &Instance| match &instance.placement {
@@ -99,8 +97,10 @@ pub fn keeps<'a>(state: &'a State, id: &InstanceId) -> Option<&'a InstanceId> {
         }
         None => true,
     };
+    let here = state.instances().get(id)?.placement.as_ref()?.node;
+    let comes = |other| state.desired(other).is_some() && state.volumes_on(other) != Some(here);
     let mut others = state.instances_of(&id.vm).filter(|(other, _)| *other != id);
-    others.find(|(other, instance)| is_away(instance) && state.desired(other).is_some()).map(|(other, _)| other)
+    others.find(|(other, instance)| is_away(instance) && comes(other)).map(|(other, _)| other)
 }
 
 /// What a changed declaration asks of a placement; the smallest that does it.

@@ -45,6 +45,7 @@ impl State {
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
         let Some(spec) = self.desired(id) else { return refuse(format!("{id} is not to run")) };
+        self.check_absent()?;
         let instance = self.instances.get(id).expect("what is declared has an instance");
         let Some(placement) = &instance.placement else {
             return refuse(format!("{id} is nowhere, so it can't be moved: `blixard explain {}` says why", id.vm));
@@ -86,6 +87,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Beginner;
     use super::super::tests::{Fixture, id, vm};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
@@ -219,6 +221,36 @@ mod tests {
         fixture.report("db-0", InstancePhase::Stopped);
         settle(&mut fixture);
         assert_eq!(fixture.node_of("db-0"), Some(3 - home));
+    }
+
+    #[test]
+    fn replicas_with_volumes_on_one_node_leave_it_though_none_of_them_can_run_elsewhere() {
+        let mut fixture = Fixture::of_nodes(1);
+        fixture.declare(&[("db", VmSpec { disk_mib: 10, ..vm("db", 2) })]);
+        settle(&mut fixture);
+        set(&mut fixture, 1, Availability::Draining);
+        for gone in ["db-0", "db-1"] {
+            settle(&mut fixture);
+            assert_eq!(stopping(&fixture), [gone]);
+            assert_eq!(keeps(&fixture.state, &id("db-1")), None);
+            fixture.report(gone, InstancePhase::Stopped);
+        }
+        set(&mut fixture, 1, Availability::Active);
+        settle(&mut fixture);
+        assert_eq!(fixture.state.held_by(NodeId(1)), 2);
+    }
+
+    #[test]
+    fn nothing_is_stopped_for_another_node_while_it_could_not_be_started_there() {
+        let mut fixture = Fixture::of_nodes(3);
+        fixture.declare(&[("web", vm("web", 1))]);
+        settle(&mut fixture);
+        let home = fixture.node_of("web-0").unwrap();
+        fixture.begin_epoch(Beginner::Survivor(NodeId(home))).unwrap();
+        is_refused(&go(&mut fixture, "web-0", 2, false), &["what node 2 runs is not known"]);
+        assert_eq!(set(&mut fixture, home, Availability::Draining), Reply::Done);
+        fixture.settle();
+        assert_eq!(stopping(&fixture), [""; 0]);
     }
 
     #[test]
