@@ -260,6 +260,13 @@ impl Rooms {
         self.verdicts(state, None, request)
     }
 
+    /// What stands against placing such an instance on this node now, wherever its volumes are; nothing where it could go.
+    #[must_use]
+    pub fn obstacle(&self, state: &State, node: NodeId, spec: &VmSpec) -> Option<Obstacle> {
+        let member = state.nodes().get(&node)?;
+        self.verdict(state, node, member, Some(&spec.constraints()), spec.request()).err()
+    }
+
     fn verdicts(
         &self,
         state: &State,

@@ -28,17 +28,17 @@ impl Api {
         let instance: InstanceId = request.instance.parse().map_err(invalid)?;
         let to = self.find_node(&request.to).await?;
         let (generation, obstacle) = self.read(|state, _| {
-            let generation = state.instances().get(&instance).map(|instance| instance.generation);
-            let verdicts = state.desired(&instance).map(|spec| Rooms::new(state).explain(state, &instance, &spec));
-            let verdict = verdicts.into_iter().flatten().find(|(node, _)| *node == to);
-            (generation, verdict.and_then(|(_, obstacle)| obstacle))
+            let known = state.instances().get(&instance);
+            // It takes room where it is, so of that node the question makes no sense.
+            let is_there = known.and_then(|known| known.placement.as_ref()).is_some_and(|placed| placed.node == to);
+            let spec = state.desired(&instance).filter(|_| !is_there);
+            let obstacle = spec.and_then(|spec| Rooms::new(state).obstacle(state, to, &spec));
+            (known.map(|known| known.generation), obstacle)
         })?;
         let generation = generation
             .ok_or_else(|| Status::not_found(format!("there is no instance {instance}: see `blixard vm ls`")))?;
-        // What it has there, and whether it is open, is seen to where the command is carried out.
-        let suits = |obstacle: &Obstacle| {
-            matches!(obstacle, Obstacle::Volumes { .. } | Obstacle::Cordoned | Obstacle::Draining)
-        };
+        // Whether it is open is seen to where the command is carried out.
+        let suits = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Cordoned | Obstacle::Draining);
         if let Some(obstacle) = obstacle.filter(|obstacle| !suits(obstacle)) {
             return Err(Status::failed_precondition(format!("{} won't do for {instance}: {obstacle}", request.to)));
         }

@@ -70,3 +70,18 @@ async fn an_instance_is_moved_to_where_a_person_wants_it() {
         assert!(error.message().contains(says), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_not_given_up_for_a_node_that_will_not_do() {
+    let mut hosts = Host::blank(["alpha", "beta", "gamma"]);
+    hosts[1].zone = "b";
+    let agents = start(&hosts).await;
+    let zone = hosts[0].zone;
+    let volumes = format!(r#", "diskMiB": 1, "requires": {{ "zone": "{zone}" }}"#);
+    apply(&agents[0], manifest(&[("db", &volumes)])).await.unwrap();
+    sees_running(&agents[0], 1).await;
+    let request = proto::MoveRequest { instance: "db-0".to_owned(), to: "beta".to_owned(), abandon_volumes: true };
+    let error = agents[0].client().await.r#move(request).await.unwrap_err();
+    assert!(error.message().contains("beta won't do for db-0") && error.message().contains("label zone"), "{error}");
+    assert_eq!(instance(&sees_running(&agents[0], 1).await, "db-0").unwrap().generation, 1);
+}
