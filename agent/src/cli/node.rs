@@ -167,17 +167,19 @@ fn left_on(name: &NodeName, status: &proto::StatusReply) -> Left {
     if member.availability != "draining" {
         return Left::Never(format!("{name} isn't drained any more: somebody has made it {}", member.availability));
     }
-    if member.held == 0 {
-        return Left::Nothing;
-    }
+    held_by(member, status).map_or(Left::Nothing, Left::Still)
+}
+
+/// What a node that is emptied has still, and why, unless it has nothing.
+fn held_by(member: &proto::Node, status: &proto::StatusReply) -> Option<String> {
     let there: Vec<_> = status.instances.iter().filter(|instance| instance.node == member.name).collect();
     let tasks = (member.held as usize).saturating_sub(there.len());
-    let mut text =
-        format!("{name} still has {} and {}", show::count(there.len(), "instance"), show::count(tasks, "task"));
+    let held = format!("{} and {}", show::count(there.len(), "instance"), show::count(tasks, "task"));
+    let mut text = format!("{} still has {held}", member.name);
     for instance in there.iter().filter(|instance| !instance.reason.is_empty()) {
         let _ = write!(text, "; {} is {}: {}", instance.name, instance.state, instance.reason);
     }
-    Left::Still(text)
+    (member.held > 0).then_some(text)
 }
 
 async fn remove(args: &RemoveArgs) -> Asked {
@@ -190,12 +192,7 @@ async fn remove(args: &RemoveArgs) -> Asked {
     }
     let left = |status: &proto::StatusReply| {
         let Some(member) = status.nodes.iter().find(|member| member.id == node) else { return Left::Nothing };
-        let instances = status.instances.iter().filter(|instance| instance.node == member.name).count();
-        Left::Still(if instances > 0 {
-            format!("{name} still has {}", show::count(instances, "instance"))
-        } else {
-            format!("{name} has no instance any more, and is {}", member.role)
-        })
+        Left::Still(held_by(member, status).unwrap_or_else(|| format!("{name} is empty, and is {}", member.role)))
     };
     watch(left, client, &socket.socket, &format!("{name} is removed")).await
 }
@@ -214,4 +211,25 @@ async fn replace(args: &ReplaceArgs) -> Asked {
         }
     };
     watch(left, client, &socket.socket, &format!("{name} is replaced")).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_node_that_is_emptied_it_is_said_what_it_has_still_and_why() {
+        let member = |held| proto::Node { name: "alpha".to_owned(), held, ..proto::Node::default() };
+        let instance = |name: &str, node: &str, reason: &str| {
+            let [name, node, reason] = [name, node, reason].map(str::to_owned);
+            proto::Instance { name, node, reason, state: "running".to_owned(), ..proto::Instance::default() }
+        };
+        let instances = vec![instance("web-0", "alpha", "it stays"), instance("web-1", "beta", "")];
+        let status = proto::StatusReply { instances, ..proto::StatusReply::default() };
+        let text = "alpha still has 1 instance and 1 task; web-0 is running: it stays";
+        assert_eq!(held_by(&member(2), &status).as_deref(), Some(text));
+        let nothing = proto::StatusReply::default();
+        assert_eq!(held_by(&member(1), &nothing).as_deref(), Some("alpha still has 0 instances and 1 task"));
+        assert_eq!(held_by(&member(0), &nothing), None);
+    }
 }

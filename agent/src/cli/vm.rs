@@ -199,19 +199,28 @@ async fn move_one(args: &MoveArgs) -> Asked {
     if *no_wait {
         return print(&format!("{name} is being moved to {to}\n"));
     }
-    let left = |status: &proto::StatusReply| {
-        let Some(shown) = status.instances.iter().find(|shown| shown.name == name) else {
-            return Left::Never(format!("{name} is not to run any more"));
-        };
-        match (shown.generation > generation, shown.node == to.as_str(), shown.state.as_str()) {
-            (true, true, "running") => Left::Nothing,
-            (true, false, _) if !shown.node.is_empty() => {
-                Left::Never(format!("{to} won't do any more for {name}, which is on {} now", shown.node))
-            }
-            (.., state) => Left::Still(format!("{name} is {state}")),
-        }
-    };
+    let left = |status: &proto::StatusReply| left_to_move(&name, to.as_str(), generation, status);
     watch(left, client, &socket.socket, &format!("{name} runs on {to}")).await
+}
+
+/// How far an instance has come to where it is wanted; it was of this generation when that was said.
+fn left_to_move(name: &str, to: &str, generation: u64, status: &proto::StatusReply) -> Left {
+    let shown = status.instances.iter().find(|shown| shown.name == name);
+    let Some(shown) = shown.filter(|shown| shown.state != "stopped" || !shown.node.is_empty()) else {
+        return Left::Never(format!("{name} is not to run any more"));
+    };
+    let proto::Instance { node, state, reason, .. } = shown;
+    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let still = Left::Still(format!("{name} is {state}{why}"));
+    match state.as_str() {
+        // What is placed anew before the move is carried out is of another generation, too.
+        "stopping" | "pending" => still,
+        _ if shown.generation <= generation => still,
+        _ if node != to => Left::Never(format!("{to} won't do any more for {name}, which is on {node} now")),
+        "running" => Left::Nothing,
+        "stopped" | "failed" => Left::Never(format!("{name} is on {to}, and is {state} there{why}")),
+        _ => still,
+    }
 }
 
 async fn remove(socket: &Path, name: &VmName) -> Asked {
@@ -228,4 +237,31 @@ fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE, such as zone=a")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_is_waited_for_until_it_is_done_or_comes_to_nothing() {
+        let left = |generation, node: &str, state: &str| {
+            let (name, node, state) = ("web-0".to_owned(), node.to_owned(), state.to_owned());
+            let shown = proto::Instance { name, node, state, generation, ..proto::Instance::default() };
+            let status = proto::StatusReply { instances: vec![shown], ..proto::StatusReply::default() };
+            match left_to_move("web-0", "beta", 3, &status) {
+                Left::Nothing => "done".to_owned(),
+                Left::Still(text) => text,
+                Left::Never(why) => format!("never: {why}"),
+            }
+        };
+        assert_eq!(left(3, "alpha", "stopping"), "web-0 is stopping");
+        assert_eq!(left(4, "alpha", "stopping"), "web-0 is stopping", "it was placed anew before it was stopped");
+        assert_eq!(left(3, "", "pending"), "web-0 is pending");
+        assert_eq!(left(4, "beta", "starting"), "web-0 is starting");
+        assert_eq!(left(4, "beta", "running"), "done");
+        assert_eq!(left(4, "gamma", "starting"), "never: beta won't do any more for web-0, which is on gamma now");
+        assert_eq!(left(3, "", "stopped"), "never: web-0 is not to run any more");
+        assert_eq!(left(4, "beta", "failed"), "never: web-0 is on beta, and is failed there");
+    }
 }
