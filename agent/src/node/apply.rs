@@ -64,6 +64,8 @@ struct Changed {
     anything: bool,
     /// Who is a member, or where.
     members: bool,
+    /// Who is in the raft group, last by this entry.
+    servers: Option<u64>,
     /// What is placed here.
     assignment: bool,
     /// On which nodes what is placed has changed.
@@ -171,11 +173,14 @@ impl Node {
         }
         drop(known);
         self.driver.applied(self.applied);
+        if changed.members || changed.servers.is_some() {
+            // A start that didn't know of it would count on the voters of before.
+            let record = self.driver.record_commit();
+            self.writer.add(record);
+        }
         if changed.members {
             self.lead.look_at = self.ticks;
             self.unpublished = Some(self.applied);
-            let record = self.driver.record_commit();
-            self.writer.add(record);
             self.followers.tell_all();
         } else {
             self.followers.tell(&changed.nodes);
@@ -210,6 +215,7 @@ impl Node {
                 Content::Membership { change, .. } => match self.driver.apply_membership(index, *change) {
                     Ok(_) => {
                         tracing::info!(index, change = %change, "the servers have changed");
+                        changed.servers = Some(index);
                         if let MembershipChange::Remove(raft) = *change {
                             changed.take(known.state.apply_removal(index, raft).changes);
                         }

@@ -104,3 +104,16 @@ fn a_change_that_nobody_else_holds_is_superseded_and_another_one_can_be_made() {
     let command = world.propose(new).unwrap();
     acknowledged(&mut world, &command);
 }
+
+#[test]
+fn who_votes_since_a_change_is_known_after_a_crash_of_all() {
+    let (mut world, learner) = with_a_learner(include_str!("traces/learner_added.txt"));
+    world.change(FOUNDER, MembershipChange::Promote(learner)).unwrap();
+    until_voters(&mut world, &[FOUNDER, learner]);
+    world.run_for(SECOND / 10);
+    for id in world.ids() {
+        world.crash(id);
+        world.start(id);
+        assert!(world.status(id).membership.voters.contains(&learner), "server {id} counts on the voters of before");
+    }
+}

@@ -408,12 +408,13 @@ impl Node {
 
     fn apply(&mut self, committed: Vec<Committed>, mutation: Mutation) {
         for entry in committed {
-            let index = entry.position.index;
+            let (index, mut is_recorded) = (entry.position.index, false);
             assert_eq!(index, self.applied.index + 1, "an entry was skipped or came twice");
             match &entry.content {
                 Content::Membership { change, .. } => {
                     // Servers refuse the same ones.
                     let is_done = self.driver.apply_membership(index, *change).is_ok();
+                    is_recorded |= is_done;
                     if let MembershipChange::Remove(raft) = *change
                         && is_done
                     {
@@ -445,7 +446,7 @@ impl Node {
             self.applied = entry.position;
             self.driver.applied(index);
             self.told.committed.push(entry);
-            if self.members_at == index {
+            if is_recorded || self.members_at == index {
                 self.waiting.push(self.driver.record_commit());
             }
         }
