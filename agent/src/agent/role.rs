@@ -124,6 +124,8 @@ where
         let result = self.attend(life, told).await;
         self.watchdog.send_replace(None);
         renewing.abort();
+        // The next one writes the same file.
+        let _ = renewing.await;
         transport.shutdown().await;
         result
     }

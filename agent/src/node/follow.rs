@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use super::input;
 use super::known::{self, Standing};
 use super::{Attempt, Common, End, Ended, Handle, INBOX, Input, News, NodeError, Waiting, directory_of};
-use crate::transport::{Assignments, Beat, Directory, Transport};
+use crate::transport::{Assignments, Beat, Directory, FollowError, Transport};
 
 /// How often the leader is told that this node is there; a worker that isn't heard for three seconds does not answer.
 const BEAT: Duration = Duration::from_secs(1);
@@ -97,6 +97,7 @@ impl Follower {
         loop {
             let bytes = match assignments.next().await {
                 Ok(bytes) => bytes,
+                Err(FollowError::Removed { to }) => return Err(NodeError::Removed { own: self.own, by: to }),
                 Err(error) => return Ok(Listened::Broken(crate::error_chain(&error))),
             };
             let known = self.known.look().standing.applied;

@@ -11,6 +11,7 @@ use tonic::{Status, Streaming};
 use super::connect;
 use super::join::Connection;
 use super::link::describe;
+use super::proto::follow_reply::Told as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::{BeatReply, BeatRequest, FollowReply, FollowRequest};
 use super::{Directory, MAX_FRAME, Member, Tasks};
@@ -38,6 +39,8 @@ pub enum FollowError {
     Unreachable { to: NodeId, reason: String },
     #[error("node {to} refused: {reason}")]
     Refused { to: NodeId, reason: String },
+    #[error("node {to} says that this node was removed from the cluster")]
+    Removed { to: NodeId },
 }
 
 /// What a member has to do, as one server tells it.
@@ -53,7 +56,9 @@ impl Assignments {
     /// Why there are no more.
     pub async fn next(&mut self) -> Result<Vec<u8>, FollowError> {
         match self.stream.message().await {
-            Ok(Some(reply)) => Ok(reply.assignment),
+            Ok(Some(FollowReply { told: Some(Reply::Assignment(assignment)) })) => Ok(assignment),
+            Ok(Some(FollowReply { told: Some(Reply::Removed(true)) })) => Err(FollowError::Removed { to: self.from }),
+            Ok(Some(_)) => Err(FollowError::Refused { to: self.from, reason: "it gave no reason".to_owned() }),
             Ok(None) => Err(FollowError::Unreachable { to: self.from, reason: "it has ended the stream".to_owned() }),
             Err(status) => Err(of(self.from, &status)),
         }

@@ -17,6 +17,7 @@ use super::connect;
 use super::incarnations::{Hello, Verdict};
 use super::link::describe;
 use super::listener::Caller;
+use super::proto::follow_reply::Told;
 use super::proto::forward_reply::Result as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::peer_server::Peer;
@@ -170,13 +171,20 @@ impl Peer for PeerService {
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let (peer, ..) = self.authenticate(&request)?;
+        let reply = |told| Ok(FollowReply { told: Some(told) });
+        if self.shared.directory.borrow().is_removed(peer) {
+            return Ok(Response::new(tokio_stream::once(reply(Told::Removed(true))).boxed()));
+        }
         let assignments = self.shared.inbound.follow(peer).await;
         let assignments = assignments.map_err(|refusal| Status::unavailable(refusal.0))?;
-        Ok(Response::new(assignments.map(|assignment| Ok(FollowReply { assignment })).boxed()))
+        Ok(Response::new(assignments.map(move |assignment| reply(Told::Assignment(assignment))).boxed()))
     }
 
     async fn beat(&self, request: Request<BeatRequest>) -> Result<Response<BeatReply>, Status> {
         let (peer, ..) = self.authenticate(&request)?;
+        if self.shared.directory.borrow().is_removed(peer) {
+            return Err(status_of(&Refused::Removed { peer }));
+        }
         Ok(Response::new(self.shared.inbound.beat(peer).into()))
     }
 

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use super::super::link::FIRST_BACKOFF;
 use super::super::proto::peer_client::PeerClient;
-use super::super::proto::{ForwardRequest, RaftFrame};
+use super::super::proto::{BeatRequest, FollowRequest, ForwardRequest, RaftFrame, follow_reply};
 use super::super::*;
 use super::rig::*;
 use crate::identity::{Authority, Expected, member_client, stranger_client};
@@ -305,6 +305,12 @@ async fn who_was_removed_is_told_so_and_its_connections_are_cut() {
     let mut client = PeerClient::new(cluster.call(1, 0).await);
     let refused = client.forward(ForwardRequest { command: vec![1], timeout_ms: 1000 }).await.unwrap_err();
     assert!(refused.message().contains("node 2 was removed from this cluster"), "{refused}");
+    // Although there is something for it.
+    *cluster.nodes[0].recorder.assignments.lock().unwrap() = Some(vec![vec![1]]);
+    let refused = client.beat(BeatRequest {}).await.unwrap_err();
+    assert!(refused.message().contains("node 2 was removed from this cluster"), "{refused}");
+    let told = client.follow(FollowRequest {}).await.unwrap().into_inner().message().await.unwrap();
+    assert_eq!(told.unwrap().told, Some(follow_reply::Told::Removed(true)));
 }
 
 #[tokio::test]
