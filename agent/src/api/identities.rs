@@ -5,7 +5,7 @@ use blixard_core::state::State;
 use blixard_core::types::{Hash, NodeRole, TokenId};
 use tonic::Status;
 
-use super::{Api, proto, view};
+use super::{Api, proto};
 use crate::identity::{self, Authority, ClusterSecret, JoinToken, Secrets, TokenSecret, anchor_of};
 use crate::transport::Certificate;
 
@@ -77,7 +77,7 @@ impl Api {
 
     /// By which the next secret takes the place of the current one.
     pub(super) fn reseal(&self) -> Result<Command, Status> {
-        let read = |state: &State, node| (state.cluster().cloned(), view::name_of(state, node));
+        let read = |state: &State, node| (state.cluster().cloned(), state.name_of(node));
         let (cluster, own) = self.read(|state, standing| read(state, standing.node))?;
         let cluster = cluster.ok_or_else(|| Status::unavailable("the cluster is being founded"))?;
         let secrets = self.secrets()?;

@@ -70,7 +70,7 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         quorum: standing.has_quorum(),
         servers: count(standing.voters.len()),
         applied: standing.applied,
-        answered_by: name_of(state, standing.node),
+        answered_by: state.name_of(standing.node),
         confirmed: false,
         feature_level: state.level().unwrap_or_default().0,
         checked_at: state.check().map_or(0, |check| check.at),
@@ -110,7 +110,7 @@ pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Inst
         vm: id.vm.to_string(),
         replica: id.replica.into(),
         state: shown.to_owned(),
-        node: placement.map(|placement| name_of(state, placement.node)).unwrap_or_default(),
+        node: placement.map(|placement| state.name_of(placement.node)).unwrap_or_default(),
         since: since.0,
         restarts: placement.map_or(0, |placement| placement.restarts),
         reason,
@@ -131,7 +131,7 @@ fn standing_of(state: &State, id: &InstanceId, inner: &Instance, vm: Option<&Vm>
         return (if stopped { "stopped" } else { "pending" }, Timestamp(0), how);
     };
     if let Some(status) = state.worker_status(placement.node).filter(|status| !status.alive) {
-        let node = name_of(state, placement.node);
+        let node = state.name_of(placement.node);
         return ("unknown", status.since, format!("{node} does not answer, so it may still run there"));
     }
     let (shown, reason) = shown_phase(placement, vm);
@@ -193,7 +193,7 @@ fn problem_of(instance: &proto::Instance) -> Option<String> {
 fn behind(state: &State, rooms: &Rooms, id: &InstanceId, inner: &Instance) -> Option<String> {
     let placement = inner.placement.as_ref().filter(|_| state.is_unsettled(id))?;
     let Change::Held(obstacle) = rooms.change(state, id, placement, &state.desired(id)?)? else { return None };
-    let node = name_of(state, placement.node);
+    let node = state.name_of(placement.node);
     Some(format!("{id} runs on as it was before its declaration changed: {node}, where its volumes are: {obstacle}"))
 }
 
@@ -204,7 +204,7 @@ fn diverged(state: &State) -> Vec<String> {
         format!(
             "{node} has stopped: its state after log entry {at} was {own}, and that of the majority {other}; its disk, \
              its memory or its agent has a fault",
-            node = name_of(state, *node),
+            node = state.name_of(*node),
             own = own.short(),
             other = other.short()
         )
@@ -231,7 +231,7 @@ fn absent(state: &State) -> Option<String> {
 }
 
 fn absent_names(state: &State) -> Option<String> {
-    let names: Vec<_> = state.absent().keys().map(|node| name_of(state, *node)).collect();
+    let names: Vec<_> = state.absent().keys().map(|node| state.name_of(*node)).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
 
@@ -248,7 +248,7 @@ fn pending_reason(state: &State, verdicts: &[(NodeId, Option<Obstacle>)]) -> Str
     }
     let each = verdicts
         .iter()
-        .filter_map(|(node, obstacle)| Some(format!("{}: {}", name_of(state, *node), obstacle.as_ref()?)));
+        .filter_map(|(node, obstacle)| Some(format!("{}: {}", state.name_of(*node), obstacle.as_ref()?)));
     format!("no node will do: {}", each.collect::<Vec<_>>().join(" · "))
 }
 
@@ -272,7 +272,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
     problems.extend(absent(state));
     problems.extend(secret::problems(state));
     for node in state.held().keys() {
-        let node = name_of(state, *node);
+        let node = state.name_of(*node);
         problems.push(format!(
             "{node} carries an earlier manifest, which is held: see `blixard manifest ls`, then accept it or switch {node}"
         ));
@@ -284,7 +284,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
 fn rotating(state: &State) -> Option<String> {
     let step = state.cluster()?.rotation_step()?;
     let what = if step.is_reissued { "show a certificate of" } else { "trust" };
-    let mut waits_for = state.not_rotated().map(|node| name_of(state, node));
+    let mut waits_for = state.not_rotated().map(|node| state.name_of(node));
     let first = waits_for.next()?;
     let more = match waits_for.count() {
         0 => String::new(),
@@ -295,7 +295,7 @@ fn rotating(state: &State) -> Option<String> {
 
 pub fn held(state: &State) -> Vec<proto::Held> {
     let held = state.held().iter().map(|(node, held)| proto::Held {
-        node: name_of(state, *node),
+        node: state.name_of(*node),
         hash: held.manifest.hash().to_string(),
         since: held.since.0,
         diff: plan::lines(state, &held.manifest),
@@ -308,8 +308,8 @@ pub fn heads(state: &State) -> Vec<proto::Head> {
         hash: record.hash.to_string(),
         at: record.at.0,
         from: match &record.from {
-            Origin::Host { node, activated: false, .. } => format!("{}, at boot", name_of(state, *node)),
-            Origin::Host { node, .. } => name_of(state, *node),
+            Origin::Host { node, activated: false, .. } => format!("{}, at boot", state.name_of(*node)),
+            Origin::Host { node, .. } => state.name_of(*node),
             Origin::Person(who) => who.clone(),
         },
         diff: record.diff.clone(),
@@ -330,7 +330,7 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
         // It takes room where it is, so of that node the question makes no sense.
         let others = verdicts.into_iter().filter(|(node, _)| Some(*node) != own);
         let verdicts = others.map(|(node, obstacle)| proto::Verdict {
-            node: name_of(state, node),
+            node: state.name_of(node),
             obstacle: obstacle.map(|obstacle| obstacle.to_string()).unwrap_or_default(),
         });
         let verdicts = verdicts.collect();
@@ -351,7 +351,7 @@ pub fn tokens(state: &State) -> Vec<proto::Token> {
         proto::Token {
             id: id.to_string(),
             state: shown.to_owned(),
-            node: node.map(|node| name_of(state, node)).unwrap_or_default(),
+            node: node.map(|node| state.name_of(node)).unwrap_or_default(),
             created: token.created_at.0,
             expires: token.expires.0,
             role: token.role.map_or_else(String::new, |role| role.to_string()),
@@ -384,7 +384,7 @@ fn task(state: &State, rooms: &Rooms, id: TaskId, task: &Task) -> proto::Task {
         name: id.to_string(),
         command: task.spec.command.clone(),
         state: shown.to_owned(),
-        node: task.node.map(|node| name_of(state, node)).unwrap_or_default(),
+        node: task.node.map(|node| state.name_of(node)).unwrap_or_default(),
         since: task.phase_since.0,
         exit: exit.map(|exit| exit.to_string()).unwrap_or_default(),
         status: exit.and_then(|exit| if let Exit::Exited(status) = exit { Some(status) } else { None }),
@@ -392,10 +392,6 @@ fn task(state: &State, rooms: &Rooms, id: TaskId, task: &Task) -> proto::Task {
         cpus: task.spec.request.cpus,
         memory_mib: task.spec.request.memory_mib,
     }
-}
-
-pub fn name_of(state: &State, node: NodeId) -> String {
-    state.nodes().get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
 }
 
 #[cfg(test)]

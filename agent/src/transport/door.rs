@@ -23,7 +23,7 @@ use super::proto::{
     AdmitReply, AdmitRequest, Admitted, HelloReply, HelloRequest, RedeemRequest, RenewReply, RenewRequest,
 };
 use super::{Admission, Candidate, Credential, Shared, Standing, proto};
-use crate::identity::{ClusterSecret, HostKey, Secrets, random, verify_signature};
+use crate::identity::{ClusterSecret, HostKey, Issued, Secrets, random, verify_signature};
 
 /// How long after Hello an Admit is taken.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(30);
@@ -262,6 +262,12 @@ pub fn encode_role(role: NodeRole) -> proto::Role {
 
 pub(super) fn invalid(error: &InvalidValue) -> Status {
     Status::invalid_argument(error.to_string())
+}
+
+impl From<Issued> for proto::Issued {
+    fn from(Issued { authorities, certificate }: Issued) -> Self {
+        Self { authorities, certificate }
+    }
 }
 
 fn encode(admission: Admission) -> Admitted {

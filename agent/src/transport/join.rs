@@ -17,10 +17,10 @@ use super::link::describe;
 use super::proto::admit_reply::Result as Reply;
 use super::proto::join_client::JoinClient;
 use super::proto::{AdmitReply, AdmitRequest, Admitted, HelloRequest};
-use super::{Directory, Member, Standing, Tasks, directory};
+use super::{Directory, Member, Standing, Tasks, directory, proto};
 use crate::error_chain;
 use crate::identity::{
-    ClusterSecret, HostKey, IdentityError, NodeIdentity, NodeKey, PeerError, Secrets, joining_client, random,
+    ClusterSecret, HostKey, IdentityError, Issued, NodeIdentity, NodeKey, PeerError, Secrets, joining_client, random,
     stranger_client,
 };
 
@@ -247,6 +247,12 @@ impl Greeted {
             Err(_) => return Err(JoinError::TimedOut { server: server.clone() }),
         };
         Joined::of(server, cluster, key, reply)
+    }
+}
+
+impl From<proto::Issued> for Issued {
+    fn from(proto::Issued { authorities, certificate }: proto::Issued) -> Self {
+        Self { authorities, certificate }
     }
 }
 

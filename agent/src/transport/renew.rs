@@ -14,9 +14,9 @@ use super::link::describe;
 use super::proto::join_client::JoinClient;
 use super::proto::renew_reply::Result as Reply;
 use super::proto::{RenewReply, RenewRequest};
-use super::{Tasks, Transport, proto};
+use super::{Tasks, Transport};
 use crate::error_chain;
-use crate::identity::{Clock, IdentityError, Issued, NodeIdentity, TlsError, renewing_client};
+use crate::identity::{Clock, IdentityError, NodeIdentity, TlsError, renewing_client};
 
 /// How long one server may take, beyond the connection.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,18 +90,6 @@ pub async fn renew(
         Some(Reply::Certificate(certificate)) => Ok(certificate),
         Some(Reply::Refused(reason)) => Err(refused(reason)),
         None => Err(refused("it gave no reason".to_owned())),
-    }
-}
-
-impl From<Issued> for proto::Issued {
-    fn from(Issued { authorities, certificate }: Issued) -> Self {
-        Self { authorities, certificate }
-    }
-}
-
-impl From<proto::Issued> for Issued {
-    fn from(proto::Issued { authorities, certificate }: proto::Issued) -> Self {
-        Self { authorities, certificate }
     }
 }
 

@@ -89,7 +89,8 @@ impl State {
         Ok(Reply::Done)
     }
 
-    pub(super) fn name_of(&self, node: NodeId) -> String {
+    /// A node's name, or, where it is no member any more, its number.
+    pub fn name_of(&self, node: NodeId) -> String {
         self.nodes.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
     }
 

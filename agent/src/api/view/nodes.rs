@@ -5,7 +5,7 @@ use blixard_core::state::{Absence, Node, Placement, State};
 use blixard_core::types::{InstanceId, NodeId};
 
 use super::super::proto;
-use super::{amount, count, name_of};
+use super::{amount, count};
 use crate::node::Standing;
 
 pub fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto::Node {
@@ -46,6 +46,7 @@ pub fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> pr
 
 /// Why an instance is on a node still that is emptied.
 pub fn kept(state: &State, id: &InstanceId, placement: &Placement) -> Option<String> {
-    let other = keeps(state, id).filter(|_| state.is_emptied(placement.node))?;
-    Some(format!("it leaves {} once {other} runs", name_of(state, placement.node)))
+    // Asked of every instance that is shown, and true of few.
+    let other = state.is_emptied(placement.node).then(|| keeps(state, id))??;
+    Some(format!("it leaves {} once {other} runs", state.name_of(placement.node)))
 }
