@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ManifestError, invalid};
+use crate::types::LeaseTerms;
 
 /// Most servers that vote: each more costs every write, and five survive the loss of two.
 pub const MAX_SERVERS: usize = 5;
@@ -16,17 +17,19 @@ pub struct ClusterSettings {
     pub servers: usize,
     /// How long a server has to be silent until another host takes its place.
     pub replace_servers_after_seconds: u32,
+    /// What nodes hold their leases by that arm from now on.
+    pub lease: LeaseTerms,
 }
 
 impl Default for ClusterSettings {
     fn default() -> Self {
-        Self { servers: 3, replace_servers_after_seconds: 300 }
+        Self { servers: 3, replace_servers_after_seconds: 300, lease: LeaseTerms::DEFAULT }
     }
 }
 
 impl ClusterSettings {
     pub(super) fn validate(self) -> Result<(), ManifestError> {
-        let Self { servers, replace_servers_after_seconds: seconds } = self;
+        let Self { servers, replace_servers_after_seconds: seconds, lease: _ } = self;
         if servers % 2 == 0 || servers > MAX_SERVERS {
             let why = "it is 1, 3 or 5: an even number survives the loss of no more servers than the odd one below it";
             return Err(invalid("cluster.servers", format!("{servers} servers: {why}")));
@@ -50,6 +53,9 @@ impl ClusterSettings {
         if seconds != seconds_after {
             lines.push(format!("change the cluster: a silent server is replaced after {seconds} → {seconds_after} s"));
         }
+        if self.lease != after.lease {
+            lines.push(format!("change the cluster: lease {} → {}", self.lease, after.lease));
+        }
         lines
     }
 }
@@ -67,7 +73,10 @@ mod tests {
     #[test]
     fn what_is_not_set_has_its_documented_default() {
         let without = Manifest::parse(br#"{ "version": 1, "vms": {} }"#).unwrap();
-        assert_eq!(without.cluster, ClusterSettings { servers: 3, replace_servers_after_seconds: 300 });
+        assert_eq!(
+            without.cluster,
+            ClusterSettings { servers: 3, replace_servers_after_seconds: 300, lease: LeaseTerms::DEFAULT }
+        );
         assert_eq!(parse("{}").unwrap(), without.cluster);
         assert_eq!(parse(r#"{ "servers": 5 }"#).unwrap().servers, 5);
     }
@@ -80,6 +89,8 @@ mod tests {
             (r#"{ "servers": 7 }"#, "cluster.servers"),
             (r#"{ "replaceServersAfterSeconds": 9 }"#, "cluster.replaceServersAfterSeconds"),
             (r#"{ "server": 3 }"#, "cluster"),
+            (r#"{ "lease": "slow" }"#, "cluster.lease"),
+            (r#"{ "lease": { "leaseMs": 5000, "renewMs": 1000, "killMs": 3000, "waitMs": 8000 } }"#, "cluster.lease"),
         ] {
             let error = parse(cluster).expect_err(cluster);
             assert!(error.contains(path), "{cluster}: {error}");
