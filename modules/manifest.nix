@@ -26,8 +26,25 @@ let
       requires
       restart
       notifies
+      failover
+      priority
       ;
     runners = map (runner: "${runner}") vm.runners;
+  };
+  milliseconds =
+    most: what:
+    mkOption {
+      type = types.ints.between 1 most;
+      description = ''
+        ${what}, in milliseconds. {command}`blixard check-manifest` refuses times that don't fit together, when the system
+        is built.
+      '';
+    };
+  leaseTimes = {
+    leaseMs = milliseconds 600000 "How long a host may run VMs after it has asked for the renewal that it was granted last";
+    renewMs = milliseconds 150000 "How often a host renews its lease: at most a quarter of that";
+    killMs = milliseconds 600000 "How long its fence may take, after that, until none of them runs";
+    waitMs = milliseconds 4294967295 "How long after a host was heard last the others start its VMs: a little more than both together";
   };
   # Left out, the agent takes its own figure for the hypervisor.
   overhead = vm: filterAttrs (_: value: value != null) { inherit (vm) memoryOverheadMiB; };
@@ -46,6 +63,20 @@ in
           How many hosts keep the cluster's state and vote on it, as far as there are so many. It travels in the manifest,
           so that it changes for all hosts at one moment. Three survive the loss of one, five that of two, and each more
           slows every change.
+        '';
+      };
+      lease = mkOption {
+        type = types.either (types.enum [
+          "fast"
+          "default"
+          "relaxed"
+        ]) (types.submodule { options = leaseTimes; });
+        default = "default";
+        description = ''
+          How long a host may run VMs of {option}`services.blixard.vms.<name>.failover` "automatic" unheard, and how long
+          the others wait until they start them: 16 seconds by default, 9 with "fast", for a wired local network, 50 with
+          "relaxed", for networks and hosts that stall; or the four times. If a host stalls for longer than its lease,
+          its fence stops those VMs.
         '';
       };
       replaceServersAfterSeconds = mkOption {

@@ -216,6 +216,27 @@ let
             `blixard-vm@.service` fails when its start times out.
           '';
         };
+        failover = mkOption {
+          type = types.enum [
+            "automatic"
+            "manual"
+          ];
+          default = "automatic";
+          description = ''
+            What becomes of the VM where its host is cut off, or lost. "automatic": the host stops it in time, and another
+            one starts it. "manual": it runs on, and another host starts it only once a person has said that its own is
+            dead, with {command}`blixard node confirm-dead`. A VM with {option}`diskMiB` is manual whatever is set here,
+            and so are all where fewer than three hosts are servers.
+          '';
+        };
+        priority = mkOption {
+          type = types.ints.between 0 1000;
+          default = 500;
+          description = ''
+            How early the VM is placed where several wait for a host, the highest first. If there is too little room
+            after the loss of a host, those of the lowest stay pending; none is stopped for another.
+          '';
+        };
         stated = mkOption {
           type = types.attrsOf types.bool;
           internal = true;

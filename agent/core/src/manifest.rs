@@ -8,7 +8,8 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::types::{
-    Generation, Hash, Hypervisor, InstanceId, Labels, NodeName, Resources, RestartPolicy, StorePath, VmName,
+    Failover, Generation, Hash, Hypervisor, InstanceId, Labels, NodeName, Priority, Resources, RestartPolicy,
+    StorePath, VmName,
 };
 use crate::unit::VmUnit;
 
@@ -67,6 +68,11 @@ pub struct VmSpec {
     /// Whether the runner itself says READY=1 once the guest is up.
     #[serde(default)]
     pub notifies: bool,
+    /// What is asked for; a placement can be manual for other reasons.
+    #[serde(default)]
+    pub failover: Failover,
+    #[serde(default)]
+    pub priority: Priority,
 }
 
 /// What a node must be, apart from having room.
@@ -239,6 +245,12 @@ impl VmSpec {
         }
         if self.constraints() != after.constraints() {
             parts.push("other requirements".to_owned());
+        }
+        if self.failover != after.failover {
+            parts.push(format!("failover {} → {}", self.failover, after.failover));
+        }
+        if self.priority != after.priority {
+            parts.push(format!("priority {} → {}", self.priority, after.priority));
         }
         parts
     }

@@ -1,9 +1,10 @@
 //! &State → the decisions of the leader: place, replace, unplace; and why an instance is where it is, or nowhere.
 //!
-//! Every instance that is nowhere is tried on every node, in the order of its name, so equal states give equal
-//! decisions. Of the nodes that will do, one with the fewest replicas of the same VM is taken, then the one that is
-//! the least full, then the one with the lowest id.
+//! The instances that are nowhere are tried on every node, those of the highest priority first, then in the order of their
+//! names, so equal states give equal decisions. Of the nodes that will do, one with the fewest replicas of the same VM is
+//! taken, then the one that is the least full, then the one with the lowest id.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -23,9 +24,13 @@ pub fn schedule(state: &State) -> Vec<Command> {
         return decisions;
     }
     let (mut rooms, mut evictions) = (Rooms::new(state), Evictions::default());
-    let unsettled = || state.unsettled().filter_map(|id| Some((id, state.desired(id)?, state.instances().get(id)?)));
-    for (id, spec, instance) in unsettled() {
-        let Some(placement) = &instance.placement else { continue };
+    let mut nowhere = Vec::new();
+    let unsettled = state.unsettled().filter_map(|id| Some((id, state.desired(id)?, state.instances().get(id)?)));
+    for (id, spec, instance) in unsettled {
+        let Some(placement) = &instance.placement else {
+            nowhere.push((Reverse(spec.priority), id, instance.generation));
+            continue;
+        };
         let generation = placement.unit.generation;
         match rooms.change(state, id, placement, &spec) {
             None | Some(Change::Held(_)) => {}
@@ -43,11 +48,13 @@ pub fn schedule(state: &State) -> Vec<Command> {
             }
         }
     }
-    for (id, spec, instance) in unsettled().filter(|(.., instance)| instance.placement.is_none()) {
+    nowhere.sort_unstable();
+    for (_, id, generation) in nowhere {
+        let spec = state.desired(id).expect("it is to run");
         if let Some(node) = rooms.choose(state, id, &spec) {
             rooms.take(node, spec.request());
             *rooms.replicas(state, &id.vm).entry(node).or_default() += 1;
-            decisions.push(Command::Place { instance: id.clone(), node, generation: next(instance.generation) });
+            decisions.push(Command::Place { instance: id.clone(), node, generation: next(generation) });
         }
     }
     for id in state.waiting_tasks() {

@@ -2,7 +2,7 @@
 
 use blixard_core::command::Presence;
 use blixard_core::manifest::VmSpec;
-use blixard_core::types::{Hypervisor, Labels, RestartPolicy};
+use blixard_core::types::{Failover, Hypervisor, Labels, Priority, RestartPolicy};
 
 use crate::record::Change;
 
@@ -21,6 +21,8 @@ pub fn spec(register: &str, content: u64) -> VmSpec {
         requires: Labels::new(),
         restart: RestartPolicy::Always,
         notifies: false,
+        failover: Failover::Automatic,
+        priority: Priority::default(),
     }
 }
 

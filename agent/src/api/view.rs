@@ -398,7 +398,7 @@ fn task(state: &State, rooms: &Rooms, id: TaskId, task: &Task) -> proto::Task {
 mod tests {
     use blixard_core::command::{Command, Entry, NewNode};
     use blixard_core::manifest::VmSpec;
-    use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, Level, RestartPolicy, Term};
+    use blixard_core::types::{ClusterId, Failover, Hash, Hypervisor, Labels, Level, Priority, RestartPolicy, Term};
 
     use super::*;
 
@@ -424,6 +424,8 @@ mod tests {
             requires: Labels::new(),
             restart: RestartPolicy::Always,
             notifies: false,
+            failover: Failover::Automatic,
+            priority: Priority::default(),
         }
     }
 

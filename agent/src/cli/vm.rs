@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use blixard_core::manifest::VmSpec;
-use blixard_core::types::{Hypervisor, InstanceId, Labels, NodeName, RestartPolicy, StorePath, VmName};
+use blixard_core::types::{
+    Failover, Hypervisor, InstanceId, Labels, NodeName, Priority, RestartPolicy, StorePath, VmName,
+};
 use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 
@@ -118,6 +120,12 @@ pub struct CreateArgs {
     /// The runner itself tells systemd that the guest is up
     #[arg(long)]
     notifies: bool,
+    /// What becomes of it where its host is lost: automatic or manual
+    #[arg(long, value_name = "POLICY", default_value = "automatic", value_parser = named::<Failover>)]
+    failover: Failover,
+    /// How early it is placed, from 0 to 1000: the highest first
+    #[arg(long, value_name = "N", default_value_t)]
+    priority: Priority,
     /// Don't let it run until `blixard vm start`
     #[arg(long)]
     stopped: bool,
@@ -145,6 +153,8 @@ impl CreateArgs {
             requires,
             restart: self.restart,
             notifies: self.notifies,
+            failover: self.failover,
+            priority: self.priority,
         })
     }
 }

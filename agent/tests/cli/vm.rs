@@ -60,6 +60,10 @@ async fn every_flag_of_create_reaches_the_unit() {
         "--hypervisor",
         "qemu",
         "--notifies",
+        "--failover",
+        "manual",
+        "--priority",
+        "900",
     ];
     let all = ["vm", "create", "wide", "--vcpus", "2", "--memory", "100", "--no-kvm", "--runner", &first];
     asked.ok(&[&all as &[_], &more].concat());

@@ -16,7 +16,7 @@ use blixard::units::{Units, UnitsError};
 use blixard_core::command::{Answer, Command as Change, Entry, Presence, Request};
 use blixard_core::manifest::VmSpec;
 use blixard_core::reconcile::UnitChange;
-use blixard_core::types::{Hypervisor, Labels, RestartPolicy, Timestamp};
+use blixard_core::types::{Failover, Hypervisor, Labels, Priority, RestartPolicy, Timestamp};
 use blixard_core::unit::{Observed, VmUnit};
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -218,6 +218,8 @@ pub fn spec(name: &str) -> VmSpec {
         requires: Labels::from_iter([("payload".to_owned(), "x".repeat(120))]),
         restart: RestartPolicy::Always,
         notifies: false,
+        failover: Failover::Automatic,
+        priority: Priority::default(),
     }
 }
 

@@ -6,7 +6,9 @@ use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Checkpoint, Content, Driver, Membership, Position, Recovered, Settings, Write};
 use blixard_core::manifest::VmSpec;
 use blixard_core::state::{Change, Loading, State};
-use blixard_core::types::{ClusterId, Hash, Hypervisor, Labels, Level, RaftId, RestartPolicy, Term, Timestamp};
+use blixard_core::types::{
+    ClusterId, Failover, Hash, Hypervisor, Labels, Level, Priority, RaftId, RestartPolicy, Term, Timestamp,
+};
 
 use super::pages::Place;
 use super::power::{Power, Random};
@@ -178,6 +180,8 @@ fn command(number: u64) -> Entry {
                 requires: Labels::new(),
                 restart: RestartPolicy::Always,
                 notifies: false,
+                failover: Failover::Automatic,
+                priority: Priority::default(),
             },
             running: false,
             must: None,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::{TaskSpec, Worker};
 use crate::state::tests::{Fixture, id, register, vm, worker};
-use crate::types::{Labels, TaskId};
+use crate::types::{Failover, Labels, Priority, TaskId};
 
 fn give(fixture: &mut Fixture, node: u64, change: impl FnOnce(&mut Worker)) {
     let mut offered = worker();
@@ -54,6 +54,29 @@ fn a_pending_instance_is_placed_once_there_is_room() {
     give(&mut fixture, 1, |worker| worker.resources = Resources { cpus: 5, memory_mib: 8192, disk_mib: 0 });
     fixture.settle();
     assert_eq!(fixture.node_of("web-4"), Some(1));
+}
+
+#[test]
+fn the_highest_priority_is_placed_first_then_the_first_name() {
+    let mut fixture = Fixture::of_nodes(1);
+    let of = |name, priority| VmSpec { priority: Priority::try_from(priority).unwrap(), vcpus: 2, ..vm(name, 1) };
+    fixture.declare(&[("a", of("a", 499)), ("b", of("b", 500)), ("c", of("c", 501)), ("d", of("d", 500))]);
+    fixture.settle();
+    let placed = |name: &str| fixture.node_of(&format!("{name}-0")).is_some();
+    assert_eq!(["a", "b", "c", "d"].map(placed), [false, true, true, false]);
+}
+
+#[test]
+fn another_priority_or_failover_leaves_what_runs_as_it_is() {
+    let mut fixture = Fixture::of_nodes(1);
+    fixture.declare(&[("web", VmSpec { vcpus: 4, ..vm("web", 1) }), ("db", vm("db", 1))]);
+    fixture.settle();
+    let before = fixture.placement("db-0");
+    assert!(before.is_some(), "it fits beside nothing else, and comes first by its name");
+    let declared = VmSpec { priority: Priority::try_from(0).unwrap(), failover: Failover::Manual, ..vm("db", 1) };
+    fixture.declare(&[("web", VmSpec { vcpus: 4, priority: Priority::MAX, ..vm("web", 1) }), ("db", declared)]);
+    fixture.settle();
+    assert_eq!((fixture.placement("db-0"), fixture.node_of("web-0")), (before, None));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::super::*;
 use super::{index, vms};
 use crate::command::VmReport;
 use crate::schedule::schedule;
-use crate::types::{Hypervisor, Labels, NodeRole, RaftId};
+use crate::types::{Failover, Hypervisor, Labels, NodeRole, Priority, RaftId};
 
 /// A state, and the log that made it; other rooms' tests start from it too.
 #[derive(Clone, Default)]
@@ -188,6 +188,8 @@ pub fn vm(name: &str, replicas: usize) -> VmSpec {
         requires: Labels::new(),
         restart: crate::types::RestartPolicy::Always,
         notifies: false,
+        failover: Failover::Automatic,
+        priority: Priority::default(),
     }
 }
 
