@@ -16,6 +16,8 @@ let
     # They switch hosts between two builds of the agent.
     "a_rolling_upgrade_stops_no_vm"
     "an_offline_host_blocks_no_upgrade"
+    # What runs is seen there from outside of the hosts.
+    "a_second_copy_is_seen"
     # Its clients ask all hosts by their sockets, with one clock, and its misfortunes only the rig can make.
     "what_was_answered_is_linearizable"
   ];

@@ -69,6 +69,7 @@ def run(keep: bool) -> int:
     rig = Rig.of(CLAIM, agent_binary(os.environ.get("BLIXARD_BIN")))
     try:
         show(rig)
+        rig.observer.check()
     except (Failure, AssertionError) as error:
         tell(f"the demo failed: {error}")
         show_hosts(rig.machines, CACHE / "logs/demo")

@@ -18,6 +18,7 @@ from isolation import cgroups
 from journal import save_journal
 from machine import Failure, Machine
 from network import Network, run
+from observer import Observer
 from store import store
 
 SCENARIO_TIMEOUT = 240
@@ -41,6 +42,7 @@ class Rig:
         self.network = Network()
         root = image() / "root"
         self.machines = [Machine(name, number, names, self.network, root, nix) for number, name in enumerate(names, 1)]
+        self.observer = Observer(self.machines, self.runners)
 
     @classmethod
     def of(cls, claim: str, agent: Path) -> "Rig":
@@ -63,7 +65,7 @@ class Rig:
             "machines": self.machines, "network": self.network, "os": os, "subtest": subtest, "retry": retry,
             "start_all": self.start_all, "join_all": lambda: [machine.wait_for_shutdown() for machine in self.machines],
             "example": example, "keep": lambda file: keep(claim, file), "scratch": RUN, "time_limit": signal.alarm,
-            "upgrade": upgrade, "downgrade": downgrade,
+            "upgrade": upgrade, "downgrade": downgrade, "observer": self.observer,
         }
 
 @contextlib.contextmanager
@@ -103,6 +105,7 @@ def run_scenario(claim: str, agent: Path) -> bool:
     try:
         for script in (PRELUDE, TESTS / claim / "scenario.py"):
             exec(compile(script.read_text(), script, "exec"), names)  # as one script, which is what NixOS makes of it
+        rig.observer.check()
     except BaseException as error:  # a failed `assert` of the scenario, Ctrl-C, and a bug of its own alike
         signal.alarm(0)
         _explain(claim, error, rig)

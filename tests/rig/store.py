@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cache import digest, obtain, tell
 from image import image
+from observer import LIVES
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
@@ -45,7 +46,7 @@ def _guest(instance: str) -> dict[str, object]:
         raise SystemExit(f"rig: no address for the guest {instance}: add VM {vm!r} to ADDRESSES in tests/prelude.py")
     last = int(address(instance).rpartition(".")[2])
     return {"address": address(instance), "mac": f"02:00:00:00:01:{last:02x}", "tap": f"vm-{instance}",
-            "memoryMiB": GUEST_MEMORY_MIB}
+            "memoryMiB": GUEST_MEMORY_MIB, "observer": f"{LIVES}/{instance}"}
 
 
 def _make(into: Path, built: Path, guests: dict[str, dict[str, object]]) -> None:

@@ -9,7 +9,7 @@
 {
   # Directories of programs: busybox, kernel, qemu, socat (see ../image.py).
   parts,
-  # { <instance> = { address, mac, tap, memoryMiB }; }
+  # { <instance> = { address, mac, tap, memoryMiB, observer }; }: observer is a socket that it is connected to while it lives
   guests,
 }:
 let
@@ -71,6 +71,7 @@ let
       mac,
       tap,
       memoryMiB,
+      observer,
     }:
     ''
       #!/bin/sh
@@ -85,7 +86,8 @@ let
         -append "console=ttyS0 reboot=t panic=-1 $clock $fast vm.name=${instance} vm.address=${address}" \
         -chardev stdio,id=stdio,signal=off -serial chardev:stdio \
         -device virtio-rng-device -device i8042 -qmp unix:${instance}.sock,server,nowait \
-        -netdev tap,id=net0,ifname=${tap},script=no,downscript=no -device virtio-net-device,netdev=net0,mac=${mac}
+        -netdev tap,id=net0,ifname=${tap},script=no,downscript=no -device virtio-net-device,netdev=net0,mac=${mac} \
+        -chardev socket,id=observer,path=${observer}
     '';
 
   # -t: under systemd standard input ends at once, and socat is to wait for the guest all the same.

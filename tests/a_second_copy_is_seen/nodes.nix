@@ -1,0 +1,9 @@
+{ cluster }:
+cluster {
+  hosts = {
+    alpha = { };
+    beta = { };
+  };
+  servers = [ "alpha" ];
+  vms.web = { };
+}
