@@ -6,8 +6,8 @@ use crate::ANEW;
 use crate::manifest::{Manifest, VmSpec};
 use crate::types::{
     Address, Availability, ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, InstanceId, Labels,
-    Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp,
-    TokenId, VmName,
+    Level, NodeEpoch, NodeId, NodeName, NodeRole, Nonce, PublicKey, RaftId, Resources, RotationStep, SecretIds, TaskId,
+    Term, Timestamp, TokenId, VmName,
 };
 
 /// First byte of every encoded entry. What a released agent has written under a number is never changed.
@@ -216,6 +216,32 @@ pub enum Command {
         /// Give up its volumes, if it has any.
         abandon_volumes: bool,
     },
+    /// A node's fence has stopped all that it may stop, seen that nothing of it runs, and drawn this nonce: the node begins its
+    /// next epoch, after the `expected` one.
+    Arm {
+        node: NodeId,
+        expected: NodeEpoch,
+        nonce: Nonce,
+        /// A hash of what its firmware says which machine it is; nothing where it doesn't say.
+        machine: Option<Hash>,
+    },
+    /// Decision: this epoch of a node is over, and nothing automatic runs on it any more.
+    Fence {
+        node: NodeId,
+        epoch: NodeEpoch,
+    },
+    /// A person says that nothing runs on a node that doesn't answer.
+    ConfirmDead {
+        node: NodeId,
+        /// Give up the volumes that it has.
+        abandon_volumes: bool,
+    },
+    /// Decision: too many nodes are silent at once for their instances to start elsewhere, or no longer.
+    SetTakeover {
+        is_frozen: bool,
+    },
+    /// A person wants instances of silent nodes to start elsewhere, though these are many.
+    ResumeTakeover,
 }
 
 /// A key that was sealed with another secret.
@@ -255,6 +281,8 @@ pub struct Worker {
     pub kvm: bool,
     pub hypervisors: Vec<Hypervisor>,
     pub labels: Labels,
+    /// Whether it has a fence that arms; without one, nothing automatic is placed on it.
+    pub fence: bool,
 }
 
 /// Who offers a manifest, and on what occasion.
@@ -408,6 +436,8 @@ impl Command {
                 | Self::CheckState
                 | Self::ForgetNode { .. }
                 | Self::Enlist { .. }
+                | Self::Fence { .. }
+                | Self::SetTakeover { .. }
                 | Self::Found { .. }
         )
     }

@@ -204,13 +204,14 @@ impl VmSpec {
         }
     }
 
-    /// What the unit of this replica is to run; nothing if there is no such replica.
-    pub fn unit(&self, instance: &InstanceId, generation: Generation) -> Option<VmUnit> {
+    /// What the unit of this replica is to run, placed as this; nothing if there is no such replica.
+    pub fn unit(&self, instance: &InstanceId, generation: Generation, failover: Failover) -> Option<VmUnit> {
         Some(VmUnit {
             instance: instance.clone(),
             generation,
             runner: self.runners.get(usize::from(instance.replica))?.clone(),
             restart: self.restart,
+            failover,
             notifies: self.notifies,
             cpus: self.vcpus,
             memory_max_mib: self.request().memory_mib,

@@ -11,7 +11,9 @@ use std::fmt;
 use crate::command::{Command, InstancePhase};
 use crate::manifest::{Constraints, VmSpec};
 use crate::state::{Instance, Node, Placement, State};
-use crate::types::{Availability, Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName};
+use crate::types::{
+    Availability, Failover, Generation, Hypervisor, InstanceId, NodeId, NodeName, Resources, Timestamp, VmName,
+};
 
 /// The decisions that bring the placements closer to what is declared. The leader proposes them, and asks again once
 /// they are applied. There are none while members are absent of which isn't known what they run: what is stopped could not be
@@ -127,6 +129,10 @@ pub enum Change {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Obstacle {
     NotRegistered,
+    /// Nothing on it stops an automatic instance in time.
+    NoFence,
+    /// Its fence has no lease.
+    NotArmed,
     /// It is being removed.
     Leaving,
     Cordoned,
@@ -172,6 +178,8 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotRegistered => write!(f, "has not registered yet"),
+            Self::NoFence => write!(f, "has no fence, which an automatic instance needs"),
+            Self::NotArmed => write!(f, "has no lease"),
             Self::Leaving => write!(f, "is being removed"),
             Self::Cordoned => write!(f, "is cordoned"),
             Self::Draining => write!(f, "is being drained"),
@@ -235,7 +243,7 @@ impl Rooms {
         if placement.is_as_declared(id, spec) {
             return None;
         }
-        let unit = spec.unit(id, placement.unit.generation)?;
+        let unit = spec.unit(id, placement.unit.generation, placement.unit.failover)?;
         let (request, constraints) = (spec.request(), spec.constraints());
         let worker = node.worker.as_ref()?;
         let growth = placement.reserved.max(request).saturating_sub(placement.reserved);
@@ -252,7 +260,7 @@ impl Rooms {
     /// Every node, and what stands against placing this instance there now; nothing where it could go.
     #[must_use]
     pub fn explain(&self, state: &State, id: &InstanceId, spec: &VmSpec) -> Vec<(NodeId, Option<Obstacle>)> {
-        let mut verdicts = self.verdicts(state, Some(&spec.constraints()), spec.request());
+        let mut verdicts = self.verdicts(state, Some((&spec.constraints(), state.failover(spec))), spec.request());
         if let Some((home, member)) = state.volumes_on(id).and_then(|home| Some((home, state.nodes().get(&home)?))) {
             for (_, obstacle) in verdicts.iter_mut().filter(|(node, _)| *node != home) {
                 *obstacle = Some(Obstacle::Volumes { on: member.name.clone() });
@@ -271,13 +279,14 @@ impl Rooms {
     #[must_use]
     pub fn obstacle(&self, state: &State, node: NodeId, spec: &VmSpec) -> Option<Obstacle> {
         let member = state.nodes().get(&node)?;
-        self.verdict(state, node, member, Some(&spec.constraints()), spec.request()).err()
+        let what = (&spec.constraints(), state.failover(spec));
+        self.verdict(state, node, member, Some(what), spec.request()).err()
     }
 
     fn verdicts(
         &self,
         state: &State,
-        constraints: Option<&Constraints>,
+        constraints: Option<(&Constraints, Failover)>,
         request: Resources,
     ) -> Vec<(NodeId, Option<Obstacle>)> {
         let verdict = |(id, node): (&NodeId, &Node)| (*id, self.verdict(state, *id, node, constraints, request).err());
@@ -288,11 +297,11 @@ impl Rooms {
         let bound_for = state.instances().get(id).and_then(|instance| instance.bound_for);
         self.replicas(state, &id.vm);
         let replicas = &self.replicas[&id.vm];
-        let constraints = spec.constraints();
+        let (constraints, failover) = (spec.constraints(), state.failover(spec));
         let home = state.volumes_on(id);
         let candidates =
             state.nodes().iter().filter(|(node, _)| home.is_none_or(|home| home == **node)).filter(|(node, member)| {
-                self.verdict(state, **node, member, Some(&constraints), spec.request()).is_ok()
+                self.verdict(state, **node, member, Some((&constraints, failover)), spec.request()).is_ok()
             });
         let rank = |node| {
             let replicas = replicas.get(&node).copied().unwrap_or_default();
@@ -325,7 +334,7 @@ impl Rooms {
         state: &State,
         id: NodeId,
         node: &Node,
-        constraints: Option<&Constraints>,
+        constraints: Option<(&Constraints, Failover)>,
         request: Resources,
     ) -> Result<(), Obstacle> {
         let worker = node.worker.as_ref().ok_or(Obstacle::NotRegistered)?;
@@ -337,8 +346,11 @@ impl Rooms {
             Some(status) => return Err(Obstacle::NotAlive { since: status.since }),
             None => return Err(Obstacle::NotRegistered),
         }
-        if let Some(constraints) = constraints {
+        if let Some((constraints, failover)) = constraints {
             suits(node, constraints)?;
+            if failover == Failover::Automatic && node.lease.arming().is_none() {
+                return Err(if worker.fence { Obstacle::NotArmed } else { Obstacle::NoFence });
+            }
         }
         has_room(request, self.free.get(&id).copied().unwrap_or_default(), worker.resources)
     }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Entry, InstancePhase, NewNode, Origin, Reply, TaskPhase, TaskSpec, Worker};
 use crate::manifest::{ClusterSettings, Constraints, DeclaredNode, Manifest, VmSpec};
 use crate::types::{
-    Address, Availability, ClusterEpoch, ClusterId, Generation, Hash, InstanceId, Level, NodeId, NodeName, NodeRole,
-    RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId, VmName,
+    Address, Availability, ClusterEpoch, ClusterId, Exit, Generation, Hash, InstanceId, Level, NodeEpoch, NodeId,
+    NodeName, NodeRole, RaftId, Resources, RotationStep, SecretIds, TaskId, Term, Timestamp, TokenId, VmName,
 };
 use crate::unit::VmUnit;
 use packed::Packed;
@@ -23,6 +23,7 @@ mod declared;
 mod drain;
 mod epoch;
 mod index;
+mod lease;
 mod level;
 mod manifests;
 mod nodes;
@@ -41,6 +42,7 @@ pub use assignment::{Assignment, AssignmentError};
 pub use authority::{Other, Rotation};
 pub use check::{Check, Diverged};
 pub use epoch::{Absence, BeginError, Beginner, Renewal};
+pub use lease::{Arming, Lease, ManualBecause, Standing, Takeover};
 pub use rows::{Change, Loading, RowError, Table};
 pub use sessions::WINDOW;
 pub use tokens::{MAX_TOKENS, MAX_TTL_MS, MIN_TTL_MS, Token, TokenUse};
@@ -88,6 +90,7 @@ pub struct Cluster {
     pub renewal: Option<(Renewal, Timestamp)>,
     /// Its members as of when the epoch began that haven't come back to it.
     pub absent: BTreeMap<NodeId, Absence>,
+    pub takeover: Takeover,
 }
 
 /// The last id given out of each kind; ids start at 1 and are never reused.
@@ -123,6 +126,7 @@ pub struct Node {
     pub rotated: Option<RotationStep>,
     /// The cluster secrets that it said last that it has; nothing where it joins otherwise.
     pub secrets: Option<SecretIds>,
+    pub lease: Lease,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -166,6 +170,8 @@ pub struct Instance {
 pub struct Placement {
     pub node: NodeId,
     pub unit: VmUnit,
+    /// Of the node, when it was placed.
+    pub epoch: NodeEpoch,
     pub request: Resources,
     /// What it takes of the node: more than `request` until the node has confirmed that it runs this generation.
     pub reserved: Resources,
@@ -323,6 +329,11 @@ impl State {
                 self.set_availability(*node, *availability, *abandon_volumes)
             }
             Command::Move { instance, to, abandon_volumes } => self.move_instance(instance, *to, *abandon_volumes, at),
+            Command::Arm { node, expected, nonce, machine } => self.arm(*node, *expected, *nonce, *machine),
+            Command::Fence { node, epoch } => self.fence(*node, *epoch),
+            Command::ConfirmDead { node, abandon_volumes } => self.confirm_dead(*node, *abandon_volumes, at),
+            Command::SetTakeover { is_frozen } => Ok(self.set_takeover(*is_frozen, at)),
+            Command::ResumeTakeover => self.resume_takeover(),
         }
     }
 
@@ -347,6 +358,7 @@ impl State {
             epoch: ClusterEpoch::FIRST,
             renewal: None,
             absent: BTreeMap::new(),
+            takeover: Takeover::Free,
         });
         self.dirty.cluster = true;
         self.admit(first, at)
@@ -420,9 +432,17 @@ impl State {
 impl Placement {
     /// Whether it is what `spec` asks for now.
     pub fn is_as_declared(&self, id: &InstanceId, spec: &VmSpec) -> bool {
-        spec.unit(id, self.unit.generation).is_none_or(|unit| unit == self.unit)
+        spec.unit(id, self.unit.generation, self.unit.failover).is_none_or(|unit| unit == self.unit)
             && spec.request() == self.request
             && spec.constraints() == self.constraints
+    }
+
+    /// Whether it has ended, and its policy doesn't start it again.
+    pub fn is_over(&self) -> bool {
+        match self.phase {
+            InstancePhase::Ended(exit) => exit != Exit::NotStarted && !self.unit.restart.restarts_after(&exit),
+            _ => false,
+        }
     }
 }
 

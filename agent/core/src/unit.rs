@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Exit, Generation, InstanceId, RestartPolicy, StorePath, TaskId};
+use crate::types::{Exit, Failover, Generation, InstanceId, RestartPolicy, StorePath, TaskId};
 
 /// What a VM's unit is to run: its file under the run directory, which the gate reads, and its limits.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -13,6 +13,8 @@ pub struct VmUnit {
     pub generation: Generation,
     pub runner: StorePath,
     pub restart: RestartPolicy,
+    /// Whether its node's fence stops it when the node isn't heard any more.
+    pub failover: Failover,
     /// Whether the runner itself says READY=1.
     pub notifies: bool,
     /// The unit's `CPUQuota`, in CPUs.

@@ -256,6 +256,8 @@ fn start_worker<U: Units>(
         kvm: machine.kvm,
         hypervisors: config.resources.hypervisors.clone().unwrap_or_else(|| machine.hypervisors.into_iter().collect()),
         labels: config.node.labels.clone(),
+        // Nothing arms one yet.
+        fence: false,
     };
     let registering = Command::RegisterWorker {
         node: handle.node(),

@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn what_the_first_release_wrote_is_still_understood() {
         let json = r#"{"unit":{"instance":"web-0","generation":3,
-            "runner":"/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-web-0","restart":"always","notifies":false,"cpus":1,
+            "runner":"/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-web-0","restart":"always","failover":"automatic",
+            "notifies":false,"cpus":1,
             "memory_max_mib":224},"account":{"user":"blixard-vm","group":"kvm"},"bridge":"br0",
             "work_dir":"/var/lib/blixard/vms/web-0"}"#;
         let installed: Installed = serde_json::from_str(json).unwrap();

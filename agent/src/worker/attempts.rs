@@ -243,6 +243,7 @@ mod tests {
             generation: blixard_core::types::Generation(1),
             runner: format!("/nix/store/{}-{runner}", "a".repeat(32)).parse().unwrap(),
             restart: blixard_core::types::RestartPolicy::Always,
+            failover: blixard_core::types::Failover::Manual,
             notifies: false,
             cpus: 1,
             memory_max_mib: 1,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::nodes::not_a_member;
 use super::rows::Dirty;
-use super::{Refusal, State, WorkerStatus, refuse};
+use super::{Refusal, Standing, State, Takeover, WorkerStatus, refuse};
 use crate::ANEW;
 use crate::command::{NewNode, Reply};
 use crate::types::{Address, ClusterEpoch, NodeId, NodeName, NodeRole, RaftId, Timestamp};
@@ -112,6 +112,8 @@ impl State {
         for node in self.nodes.values_mut() {
             // The raft group is another one. Who was to go would be forgotten for running nothing that is known.
             (node.raft, node.leaving) = (None, false);
+            // What was granted is forgotten: all arm anew before anything automatic is placed.
+            node.lease.standing = Standing::Unarmed;
         }
         let raft = self.draw_raft(first);
         self.check = None;
@@ -119,6 +121,7 @@ impl State {
         cluster.epoch = cluster.epoch.next(tag);
         cluster.renewal = Some((how, at));
         cluster.absent = absent;
+        cluster.takeover = Takeover::Free;
         self.dirty = Dirty::default();
         self.index_all();
         Ok((first, raft))

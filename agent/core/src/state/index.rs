@@ -16,6 +16,8 @@ pub(super) struct Index {
     unsettled: BTreeSet<InstanceId>,
     waiting: BTreeSet<TaskId>,
     pub servers: BTreeSet<NodeId>,
+    /// The nodes that have a fence.
+    fenced: BTreeSet<NodeId>,
 }
 
 /// Who takes what of which node.
@@ -110,6 +112,11 @@ impl State {
         self.index.unsettled.contains(id)
     }
 
+    /// Whether any node has a fence.
+    pub(super) fn has_fence(&self) -> bool {
+        !self.index.fenced.is_empty()
+    }
+
     /// The tasks that no node was given yet.
     pub fn waiting_tasks(&self) -> impl Iterator<Item = TaskId> {
         self.index.waiting.iter().copied()
@@ -143,7 +150,7 @@ impl State {
             self.index_instance(&id);
         }
         dirty.tasks.iter().for_each(|id| self.index.set_task(*id, self.tasks.get(id)));
-        dirty.nodes.iter().for_each(|id| self.index.set_node(*id, self.nodes.get(id)));
+        dirty.nodes.iter().chain(&dirty.workers).for_each(|id| self.index.set_node(*id, self.nodes.get(id)));
         before.into_iter().chain(self.nodes_of(dirty)).collect()
     }
 
@@ -169,13 +176,14 @@ impl State {
 impl Index {
     /// The same, in trees that are full: one that grew by one key after the other is half empty.
     fn full(self) -> Self {
-        let Self { instances, tasks, unsettled, waiting, servers } = self;
+        let Self { instances, tasks, unsettled, waiting, servers, fenced } = self;
         Self {
             instances: instances.full(),
             tasks: tasks.full(),
             unsettled: unsettled.into_iter().collect(),
             waiting: waiting.into_iter().collect(),
             servers,
+            fenced,
         }
     }
 
@@ -203,6 +211,8 @@ impl Index {
 
     fn set_node(&mut self, id: NodeId, node: Option<&super::Node>) {
         set(&mut self.servers, &id, node.is_some_and(|node| node.raft.is_some()));
+        let worker = node.and_then(|node| node.worker.as_ref());
+        set(&mut self.fenced, &id, worker.is_some_and(|worker| worker.fence));
     }
 }
 

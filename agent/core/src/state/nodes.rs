@@ -1,6 +1,6 @@
 //! Nodes: who is a member, what it has to give, and whether it answers.
 
-use super::{Node, Refusal, State, WorkerStatus, refuse};
+use super::{Lease, Node, Refusal, State, WorkerStatus, refuse};
 use crate::command::{NewNode, Reply, Worker};
 use crate::types::{Address, Availability, Level, NodeId, NodeRole, Timestamp};
 
@@ -47,6 +47,7 @@ impl State {
                 availability: Availability::Active,
                 rotated: None,
                 secrets: None,
+                lease: Lease::default(),
             },
         );
         self.worker_status.insert(node, WorkerStatus { alive: true, since: at });

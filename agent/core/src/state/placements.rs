@@ -3,7 +3,7 @@
 use super::nodes::not_a_member;
 use super::{Instance, Placement, Refusal, State, refuse};
 use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, Reply, TaskReport, VmReport};
-use crate::types::{Generation, InstanceId, NodeId, Resources, Timestamp};
+use crate::types::{Failover, Generation, InstanceId, NodeEpoch, NodeId, Resources, Timestamp};
 
 impl State {
     pub(super) fn place(
@@ -26,6 +26,11 @@ impl State {
         if let Some(home) = self.volumes_on(id).filter(|home| *home != node) {
             return refuse(format!("the volumes of {id} are on node {home}"));
         }
+        let failover = before.as_ref().map_or_else(|| self.failover(&spec), |before| before.unit.failover);
+        let epoch = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?.lease.epoch;
+        if failover == Failover::Automatic {
+            self.check_armed(node, before.as_ref().map_or(epoch, |before| before.epoch))?;
+        }
         let request = spec.request();
         let reserved = before.as_ref().map_or(request, |before| before.reserved.max(request));
         let held = before.as_ref().map_or(Resources::default(), |before| before.reserved);
@@ -33,10 +38,11 @@ impl State {
             self.check_open(node)?;
         }
         self.check_room(node, reserved.saturating_sub(held))?;
-        let unit = spec.unit(id, generation).expect("it is declared, so it has a runner");
+        let unit = spec.unit(id, generation, failover).expect("it is declared, so it has a runner");
         let placement = Placement {
             node,
             unit,
+            epoch,
             request,
             reserved,
             constraints: spec.constraints(),
@@ -146,6 +152,16 @@ impl State {
             }
             self.instances.remove(id);
             self.dirty.instances.insert(id.clone());
+        }
+    }
+
+    /// Refuses a node whose fence doesn't stop what was placed on it in this epoch.
+    fn check_armed(&self, node: NodeId, epoch: NodeEpoch) -> Result<(), Refusal> {
+        let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
+        match member.lease.arming() {
+            Some(_) if member.lease.epoch == epoch => Ok(()),
+            Some(_) => refuse(format!("{} is armed at epoch {}, and not at {epoch}", member.name, member.lease.epoch)),
+            None => refuse(format!("the fence of {} is not armed", member.name)),
         }
     }
 

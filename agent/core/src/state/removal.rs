@@ -115,20 +115,23 @@ impl State {
     /// What a dead node ran runs nowhere: that is a person's word.
     pub(super) fn bury(&mut self, node: NodeId, at: Timestamp) {
         let placed: Vec<InstanceId> = self.placed_on(node).cloned().collect();
-        for id in placed {
-            self.instances.get_mut(&id).expect("what is placed is there").placement = None;
-            self.dirty.instances.insert(id.clone());
-            self.drop_if_removed(&id);
+        for id in &placed {
+            self.free(id);
         }
+        self.end_tasks(node, "its node was removed as dead", at);
+        self.drop_node(node);
+    }
+
+    /// What a node was to run once has ended with it.
+    pub(super) fn end_tasks(&mut self, node: NodeId, why: &str, at: Timestamp) {
         let tasks: Vec<_> = self.tasks_on(node).collect();
         for id in tasks {
             let task = self.tasks.get_mut(&id).expect("what is placed is there");
             task.phase = Some(TaskPhase::Ended(Exit::HostRestarted));
             task.phase_since = at;
-            "its node was removed as dead".clone_into(&mut task.message);
+            why.clone_into(&mut task.message);
             self.dirty.tasks.insert(id);
         }
-        self.drop_node(node);
     }
 
     fn drop_node(&mut self, node: NodeId) {

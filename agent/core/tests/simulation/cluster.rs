@@ -57,7 +57,7 @@ pub fn declared(node: NodeId, state: &State, role: NodeRole) -> Command {
     let address = state.nodes()[&node].address.clone();
     let resources = Resources { cpus: 1, memory_mib: 1, disk_mib: 1 };
     let (system, kvm, hypervisors, labels) = (String::new(), false, Vec::new(), Labels::default());
-    let worker = Worker { resources, system, kvm, hypervisors, labels };
+    let worker = Worker { resources, system, kvm, hypervisors, labels, fence: false };
     Command::RegisterWorker { node, address, understands: Level::NEWEST, role, worker, secrets: None }
 }
 

@@ -98,6 +98,7 @@ mod tests {
                 kvm: false,
                 hypervisors: Vec::new(),
                 labels: Labels::new(),
+                fence: false,
             };
             let (node, secrets) = (NodeId(id), Some(SecretIds { current, next }));
             apply(None, Command::RegisterWorker { node, address, understands, role, worker, secrets });

@@ -7,7 +7,7 @@ use super::super::*;
 use super::{index, vms};
 use crate::command::VmReport;
 use crate::schedule::schedule;
-use crate::types::{Failover, Hypervisor, Labels, NodeRole, Priority, RaftId};
+use crate::types::{Failover, Hypervisor, Labels, NodeRole, Nonce, Priority, RaftId};
 
 /// A state, and the log that made it; other rooms' tests start from it too.
 #[derive(Clone, Default)]
@@ -38,6 +38,7 @@ impl Fixture {
             first: NewNode { role, ..joiner(1) },
         });
         fixture.register(1, role);
+        fixture.arm(1);
         for id in 2..=count {
             fixture.join(id, role);
         }
@@ -50,7 +51,15 @@ impl Fixture {
         let Reply::Admitted { node: NodeId(node), raft } = reply else { panic!("{reply:?}") };
         assert_eq!(node, id, "ids are counted");
         self.register(id, role);
+        self.arm(id);
         raft
+    }
+
+    /// A node's fence has seen that nothing runs there: the next epoch begins.
+    pub fn arm(&mut self, id: u64) -> Reply {
+        let (node, nonce) = (NodeId(id), Nonce([9; 16]));
+        let expected = self.state.nodes()[&node].lease.epoch;
+        self.say(Command::Arm { node, expected, nonce, machine: None })
     }
 
     /// A node says which role it has from now on.
@@ -200,6 +209,7 @@ pub fn worker() -> Worker {
         kvm: false,
         hypervisors: Hypervisor::ALL.to_vec(),
         labels: Labels::new(),
+        fence: true,
     }
 }
 
@@ -237,7 +247,20 @@ fn check(fixture: &Fixture, before: &State, command: &Command) {
     index::what_is_used_is_the_sum_of_what_is_placed(&fixture.state);
     index::the_scheduler_sees_whatever_is_not_as_declared(&fixture.state);
     index::the_servers_are_the_nodes_that_have_a_raft_id(&fixture.state);
+    what_is_automatic_is_of_an_epoch_that_holds(&fixture.state);
     the_rows_are_the_state(fixture);
+}
+
+/// Or it is over. Whatever ends an epoch has freed it.
+fn what_is_automatic_is_of_an_epoch_that_holds(state: &State) {
+    for (id, instance) in &state.instances {
+        let Some(placement) = &instance.placement else { continue };
+        let lease = &state.nodes[&placement.node].lease;
+        let ended = matches!(lease.standing, Standing::Fenced | Standing::Gone);
+        let holds = !ended && lease.epoch == placement.epoch;
+        let is_bound = placement.unit.failover == Failover::Automatic && !placement.is_over();
+        assert!(!is_bound || holds, "{id} on {}, {lease:?}", placement.node);
+    }
 }
 
 /// A node that has shrunk may have too much on it already.

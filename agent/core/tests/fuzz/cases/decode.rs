@@ -9,8 +9,8 @@ use blixard_core::command::{
 use blixard_core::manifest::Manifest;
 use blixard_core::state::{Change, State, Table};
 use blixard_core::types::{
-    ClientId, ClusterEpoch, ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole, PublicKey,
-    Resources, SecretId, SecretIds, TaskId, Term, Timestamp, TokenId,
+    ClientId, ClusterEpoch, ClusterId, Exit, Failover, Generation, Hash, Hypervisor, Labels, Level, NodeId, NodeRole,
+    PublicKey, Resources, SecretId, SecretIds, TaskId, Term, Timestamp, TokenId,
 };
 
 use super::bytes::Bytes;
@@ -97,7 +97,8 @@ pub fn manifest(bytes: &[u8]) {
     for json in [bytes, &damaged] {
         if let Ok(manifest) = Manifest::parse(json) {
             manifest.validate().expect("it was parsed");
-            let has_unit = |id| manifest.vms.values().any(|spec| spec.unit(&id, Generation(1)).is_some());
+            let has_unit =
+                |id| manifest.vms.values().any(|spec| spec.unit(&id, Generation(1), Failover::Manual).is_some());
             assert!(manifest.instances().all(has_unit), "{json:?}");
             let entry = Entry { command: offer(manifest), ..entry(Command::AcceptManifest { node: NodeId(1) }) };
             assert_eq!(Entry::decode(&entry.encode()).expect("it was encoded just now"), entry);
@@ -163,6 +164,7 @@ fn samples() -> Vec<Entry> {
         kvm: true,
         hypervisors: Hypervisor::ALL.to_vec(),
         labels: Labels::new(),
+        fence: true,
     };
     let report = |phase| VmReport { instance: instance(), generation, phase, restarts: 1, message: "so".to_owned() };
     let task = TaskId(1);

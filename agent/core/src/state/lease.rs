@@ -1,0 +1,444 @@
+//! Which nodes may run what starts elsewhere when they aren't heard, and what becomes of it.
+//!
+//! ```text
+//!              Arm                  Fence (the leader has waited)
+//!   Unarmed ─────────▶ Armed ─────────────────────────────────────▶ Fenced
+//!                      │  ▲ Arm, by the next epoch, from anywhere      │
+//!                      └──┴──── ConfirmDead (a person's word) ─────▶ Gone
+//! ```
+//!
+//! An automatic instance belongs to an epoch of its node: whatever ends the epoch proves that it runs no more. When that
+//! may be said the leader's memory (`lease`) and the node's fence decide; the state has no clock.
+
+use serde::{Deserialize, Serialize};
+
+use super::nodes::not_a_member;
+use super::{Refusal, State, refuse};
+use crate::command::Reply;
+use crate::manifest::VmSpec;
+use crate::types::{Failover, Hash, InstanceId, LeaseTerms, NodeEpoch, NodeId, Nonce, Timestamp};
+
+/// Servers without which the loss of one ends every lease.
+const MIN_SERVERS: usize = 3;
+
+/// How often a node has armed, and whether that still holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Lease {
+    pub epoch: NodeEpoch,
+    pub standing: Standing,
+}
+
+/// What holds of a node's epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Standing {
+    /// It has never armed, or not since the cluster began anew.
+    #[default]
+    Unarmed,
+    /// Its fence stops what is automatic on it when its lease ends.
+    Armed(Arming),
+    /// Its lease has ended, so nothing automatic runs on it.
+    Fenced,
+    /// A person has said that nothing runs on it.
+    Gone,
+}
+
+/// What a node has armed with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Arming {
+    pub nonce: Nonce,
+    /// A hash of what its firmware says which machine it is; nothing where it doesn't say.
+    pub machine: Option<Hash>,
+    pub terms: LeaseTerms,
+}
+
+/// Whether instances of nodes that aren't heard start elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Takeover {
+    #[default]
+    Free,
+    /// Too many nodes fell silent at once: a person, or their return, decides.
+    Frozen { since: Timestamp },
+    /// A person has let it go on; until fewer are silent.
+    Resumed,
+}
+
+/// Why an instance that is declared as automatic is placed as manual.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ManualBecause {
+    Declared,
+    /// It has volumes.
+    LocalState,
+    FewServers {
+        servers: usize,
+    },
+    /// No node has a fence.
+    NoFence,
+}
+
+impl Lease {
+    /// What it is armed with, if it is.
+    pub const fn arming(&self) -> Option<&Arming> {
+        match &self.standing {
+            Standing::Armed(arming) => Some(arming),
+            _ => None,
+        }
+    }
+}
+
+impl State {
+    /// Why an instance that isn't placed yet is placed as manual; nothing where it is automatic.
+    pub fn manual_because(&self, spec: &VmSpec) -> Option<ManualBecause> {
+        let servers = self.servers().count();
+        if spec.failover == Failover::Manual {
+            Some(ManualBecause::Declared)
+        } else if spec.disk_mib > 0 {
+            Some(ManualBecause::LocalState)
+        } else if servers < MIN_SERVERS {
+            Some(ManualBecause::FewServers { servers })
+        } else if !self.has_fence() {
+            Some(ManualBecause::NoFence)
+        } else {
+            None
+        }
+    }
+
+    /// As what an instance is placed that isn't placed yet; while it is, that doesn't change.
+    pub fn failover(&self, spec: &VmSpec) -> Failover {
+        if self.manual_because(spec).is_some() { Failover::Manual } else { Failover::Automatic }
+    }
+
+    /// A node's fence has seen that nothing automatic runs on it, and drew this nonce.
+    pub(super) fn arm(
+        &mut self,
+        node: NodeId,
+        expected: NodeEpoch,
+        nonce: Nonce,
+        machine: Option<Hash>,
+    ) -> Result<Reply, Refusal> {
+        let terms = self.settings().lease;
+        let member = self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))?;
+        let epoch = member.lease.epoch;
+        if expected != epoch {
+            return refuse(format!("{} is at epoch {epoch}, so arming it after {expected} is stale", member.name));
+        }
+        member.lease = Lease { epoch: epoch.next(), standing: Standing::Armed(Arming { nonce, machine, terms }) };
+        self.dirty.nodes.insert(node);
+        self.free_all(node, |failover| failover == Failover::Automatic);
+        Ok(Reply::Done)
+    }
+
+    /// The leader has waited until the node's fence has stopped all that it may stop.
+    pub(super) fn fence(&mut self, node: NodeId, epoch: NodeEpoch) -> Result<Reply, Refusal> {
+        if let Takeover::Frozen { .. } = self.takeover() {
+            return refuse("takeover is frozen: `blixard cluster resume` lets it go on");
+        }
+        let member = self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))?;
+        if member.lease.epoch != epoch || member.lease.arming().is_none() {
+            return refuse(format!("{} is not armed at epoch {epoch} any more", member.name));
+        }
+        member.lease.standing = Standing::Fenced;
+        self.dirty.nodes.insert(node);
+        self.free_all(node, |failover| failover == Failover::Automatic);
+        Ok(Reply::Done)
+    }
+
+    /// A person says that nothing runs on a node that isn't heard.
+    pub(super) fn confirm_dead(
+        &mut self,
+        node: NodeId,
+        abandon_volumes: bool,
+        at: Timestamp,
+    ) -> Result<Reply, Refusal> {
+        let member = self.nodes.get(&node).ok_or_else(|| not_a_member(node))?;
+        if self.worker_status(node).is_some_and(|status| status.alive) {
+            return refuse(format!("{} answers, so it isn't dead: shut it down first", member.name));
+        }
+        if self.absent().contains_key(&node) {
+            return refuse(format!(
+                "what {0} runs is not known since the cluster began anew: if it is gone for good, remove it: \
+                 `blixard node remove {0} --dead`",
+                member.name
+            ));
+        }
+        self.node_mut(node)?.lease.standing = Standing::Gone;
+        if abandon_volumes {
+            self.abandon_volumes(node);
+        }
+        self.free_all(node, |_| true);
+        self.end_tasks(node, "a person has said that its node is dead", at);
+        Ok(Reply::Done)
+    }
+
+    pub fn takeover(&self) -> Takeover {
+        self.cluster.as_ref().map(|cluster| cluster.takeover).unwrap_or_default()
+    }
+
+    /// The leader has seen that too many nodes are silent at once, or no longer.
+    pub(super) fn set_takeover(&mut self, is_frozen: bool, at: Timestamp) -> Reply {
+        let takeover = match (is_frozen, self.takeover()) {
+            (true, Takeover::Free) => Takeover::Frozen { since: at },
+            (true, kept) => kept,
+            (false, _) => Takeover::Free,
+        };
+        self.change_takeover(takeover);
+        Reply::Done
+    }
+
+    /// A person lets instances of silent nodes start elsewhere, though there are many.
+    pub(super) fn resume_takeover(&mut self) -> Result<Reply, Refusal> {
+        match self.takeover() {
+            Takeover::Frozen { .. } => self.change_takeover(Takeover::Resumed),
+            Takeover::Resumed => {}
+            Takeover::Free => return refuse("takeover is not frozen: there is nothing to resume"),
+        }
+        Ok(Reply::Done)
+    }
+
+    fn change_takeover(&mut self, takeover: Takeover) {
+        let cluster = self.cluster.as_mut().expect("nothing else is carried out before there is one");
+        if cluster.takeover != takeover {
+            cluster.takeover = takeover;
+            self.dirty.cluster = true;
+        }
+    }
+
+    /// These of a node's instances run there no more. One that has ended and isn't started again stays: it is over.
+    fn free_all(&mut self, node: NodeId, which: impl Fn(Failover) -> bool) {
+        let is_freed = |id: &&InstanceId| {
+            let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
+            placement
+                .is_some_and(|placement| which(placement.unit.failover) && (placement.stopping || !placement.is_over()))
+        };
+        let freed: Vec<InstanceId> = self.placed_on(node).filter(is_freed).cloned().collect();
+        for id in &freed {
+            self.free(id);
+        }
+    }
+
+    /// An instance runs no more where it was placed.
+    pub(super) fn free(&mut self, id: &InstanceId) {
+        self.instances.get_mut(id).expect("what is placed is there").placement = None;
+        self.dirty.instances.insert(id.clone());
+        self.drop_if_removed(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Beginner;
+    use super::super::tests::{Fixture, id, register, vm, worker};
+    use super::*;
+    use crate::command::{Command, InstancePhase, TaskSpec, Worker};
+    use crate::types::{Exit, NodeRole, Resources, RestartPolicy, TaskId};
+
+    fn manual(name: &str) -> VmSpec {
+        VmSpec { failover: Failover::Manual, ..vm(name, 1) }
+    }
+
+    /// Three servers, with these VMs running.
+    fn running(vms: &[(&str, VmSpec)]) -> Fixture {
+        let mut fixture = Fixture::of_nodes(3);
+        fixture.declare(vms);
+        run(&mut fixture);
+        fixture
+    }
+
+    /// What is placed runs.
+    fn run(fixture: &mut Fixture) {
+        fixture.settle();
+        for id in fixture.state.instances().keys().map(ToString::to_string).collect::<Vec<_>>() {
+            if fixture.placement(&id).is_some_and(|placement| !placement.stopping) {
+                fixture.report(&id, InstancePhase::Running);
+            }
+        }
+    }
+
+    fn silence(fixture: &mut Fixture, node: u64) {
+        fixture.decide(Command::SetWorkerAlive { node: NodeId(node), alive: false });
+    }
+
+    fn fence(fixture: &mut Fixture, node: u64, epoch: u64) -> Reply {
+        fixture.decide(Command::Fence { node: NodeId(node), epoch: NodeEpoch(epoch) })
+    }
+
+    fn confirm_dead(fixture: &mut Fixture, node: u64) -> Reply {
+        fixture.say(Command::ConfirmDead { node: NodeId(node), abandon_volumes: false })
+    }
+
+    fn is_refused(reply: &Reply, words: &[&str]) {
+        let Reply::Refused(why) = reply else { panic!("{reply:?}") };
+        assert!(words.iter().all(|word| why.contains(word)), "{why}");
+    }
+
+    fn failover_of(fixture: &Fixture, instance: &str) -> Failover {
+        fixture.placement(instance).expect("it is placed").unit.failover
+    }
+
+    #[test]
+    fn what_a_fenced_node_ran_starts_elsewhere_except_what_is_manual() {
+        let mut fixture = running(&[("a", vm("a", 1)), ("b", manual("b")), ("c", vm("c", 1))]);
+        assert_eq!(["a-0", "b-0", "c-0"].map(|id| fixture.node_of(id)), [1, 2, 3].map(Some));
+        for (node, instance) in [(1, "a-0"), (2, "b-0")] {
+            silence(&mut fixture, node);
+            fixture.settle();
+            assert_eq!(fixture.node_of(instance), Some(node), "that it is silent proves nothing");
+            assert_eq!(fence(&mut fixture, node, 1), Reply::Done);
+            fixture.settle();
+        }
+        assert_eq!(["a-0", "b-0", "c-0"].map(|id| fixture.node_of(id)), [3, 2, 3].map(Some));
+        assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 3, "it was taken over twice");
+    }
+
+    #[test]
+    fn an_epoch_ends_once_and_no_other_is_ended_by_what_was_decided_of_it() {
+        let mut fixture = running(&[("a", vm("a", 1))]);
+        is_refused(&fence(&mut fixture, 1, 0), &["node1", "epoch 0"]);
+        is_refused(&fence(&mut fixture, 1, 2), &["node1", "epoch 2"]);
+        fixture.arm(1);
+        run(&mut fixture);
+        is_refused(&fence(&mut fixture, 1, 1), &["node1", "epoch 1"]);
+        assert_eq!(fence(&mut fixture, 1, 2), Reply::Done);
+        is_refused(&fence(&mut fixture, 1, 2), &["not armed"]);
+        let forwarded = fixture.say(Command::Fence { node: NodeId(2), epoch: NodeEpoch(1) });
+        is_refused(&forwarded, &["decision"]);
+    }
+
+    #[test]
+    fn a_node_that_arms_anew_runs_nothing_automatic_of_before_and_all_that_is_manual() {
+        let mut fixture = running(&[("a", vm("a", 1)), ("b", manual("b"))]);
+        let stale = Command::Arm { node: NodeId(1), expected: NodeEpoch(1), nonce: Nonce([1; 16]), machine: None };
+        assert_eq!([1, 2].map(|node| fixture.arm(node)), [Reply::Done, Reply::Done]);
+        assert_eq!((fixture.node_of("a-0"), fixture.node_of("b-0")), (None, Some(2)));
+        run(&mut fixture);
+        let before = fixture.placement("a-0").unwrap();
+        assert_eq!((before.unit.generation.0, before.epoch), (2, NodeEpoch(2)));
+        is_refused(&fixture.say(stale), &["node1 is at epoch 2", "after 1"]);
+        assert_eq!(fixture.placement("a-0"), Some(before), "one that was on its way for long changes nothing");
+    }
+
+    #[test]
+    fn nothing_automatic_is_placed_where_no_fence_is_armed() {
+        let mut fixture = Fixture::of_nodes(3);
+        for node in 1..=3 {
+            fence(&mut fixture, node, 1);
+        }
+        fixture.declare(&[("a", vm("a", 1)), ("b", manual("b"))]);
+        fixture.settle();
+        assert_eq!((fixture.node_of("a-0"), fixture.node_of("b-0").is_some()), (None, true));
+        let place = Command::Place { instance: id("a-0"), node: NodeId(1), generation: crate::types::Generation(1) };
+        is_refused(&fixture.decide(place), &["node1", "not armed"]);
+        fixture.arm(2);
+        fixture.settle();
+        assert_eq!(fixture.node_of("a-0"), Some(2));
+    }
+
+    #[test]
+    fn it_is_manual_by_its_declaration_its_volumes_with_few_servers_or_without_any_fence() {
+        let mut fixture =
+            running(&[("a", vm("a", 1)), ("b", manual("b")), ("c", VmSpec { disk_mib: 9, ..vm("c", 1) })]);
+        let found = ["a-0", "b-0", "c-0"].map(|instance| failover_of(&fixture, instance));
+        assert_eq!(found, [Failover::Automatic, Failover::Manual, Failover::Manual]);
+        let because = |fixture: &Fixture, name: &str| {
+            fixture.state.manual_because(&fixture.state.vm(&name.parse().unwrap()).unwrap().spec)
+        };
+        let found = ["a", "b", "c"].map(|name| because(&fixture, name));
+        assert_eq!(found, [None, Some(ManualBecause::Declared), Some(ManualBecause::LocalState)]);
+        fixture = Fixture::of_nodes(2);
+        fixture.join(3, NodeRole::Worker);
+        fixture.declare(&[("a", vm("a", 1))]);
+        fixture.settle();
+        assert_eq!(failover_of(&fixture, "a-0"), Failover::Manual);
+        assert_eq!(because(&fixture, "a"), Some(ManualBecause::FewServers { servers: 2 }));
+        let mut fixture = Fixture::of_nodes(3);
+        for node in 1..=3 {
+            assert_eq!(fixture.state.manual_because(&vm("a", 1)), None);
+            fixture.say(register(node, Worker { fence: false, ..worker() }));
+        }
+        assert_eq!(fixture.state.manual_because(&vm("a", 1)), Some(ManualBecause::NoFence));
+    }
+
+    #[test]
+    fn a_policy_changes_only_when_the_instance_is_placed_anew() {
+        let mut fixture = running(&[("a", manual("a"))]);
+        let other = VmSpec { vcpus: 2, ..vm("a", 1) };
+        fixture.declare(&[("a", vm("a", 1))]);
+        fixture.settle();
+        assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 1, "nothing is to be done");
+        fixture.declare(&[("a", other)]);
+        run(&mut fixture);
+        assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 2);
+        assert_eq!(failover_of(&fixture, "a-0"), Failover::Manual, "it runs on in its place");
+        silence(&mut fixture, 1);
+        fence(&mut fixture, 1, 1);
+        fixture.settle();
+        assert_eq!(fixture.node_of("a-0"), Some(1), "so its node has to be back");
+        fixture.decide(Command::SetWorkerAlive { node: NodeId(1), alive: true });
+        fixture.arm(1);
+        fixture.say(Command::Move { instance: id("a-0"), to: NodeId(2), abandon_volumes: false });
+        fixture.report("a-0", InstancePhase::Stopped);
+        fixture.settle();
+        assert_eq!((fixture.node_of("a-0"), failover_of(&fixture, "a-0")), (Some(2), Failover::Automatic));
+    }
+
+    #[test]
+    fn a_person_who_says_that_a_silent_node_is_dead_frees_all_that_it_ran() {
+        let with_volume = VmSpec { disk_mib: 9, ..vm("c", 1) };
+        let mut fixture = running(&[("a", manual("a")), ("b", vm("b", 1)), ("c", with_volume)]);
+        let request = Resources { cpus: 1, memory_mib: 1, disk_mib: 0 };
+        fixture.say(Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request }));
+        fixture.settle();
+        let lost = fixture.node_of("a-0").unwrap();
+        is_refused(&confirm_dead(&mut fixture, lost), &["node1 answers"]);
+        is_refused(&confirm_dead(&mut fixture, 9), &["not a member"]);
+        for node in [lost, fixture.node_of("c-0").unwrap()] {
+            silence(&mut fixture, node);
+            assert_eq!(confirm_dead(&mut fixture, node), Reply::Done);
+            assert_eq!(fixture.state.nodes()[&NodeId(node)].lease.standing, Standing::Gone);
+        }
+        fixture.settle();
+        assert_eq!(["a-0", "b-0", "c-0"].map(|id| fixture.node_of(id)), [Some(2), Some(2), None], "volumes stay");
+        assert!(fixture.state.tasks()[&TaskId(1)].is_over());
+        fixture.say(Command::ConfirmDead { node: NodeId(3), abandon_volumes: true });
+        fixture.settle();
+        assert_eq!(fixture.node_of("c-0"), Some(2));
+    }
+
+    #[test]
+    fn of_a_cluster_that_began_anew_nobody_is_confirmed_dead_but_removed() {
+        let mut fixture = running(&[("a", vm("a", 1))]);
+        fixture.begin_epoch(Beginner::Survivor(NodeId(2))).unwrap();
+        is_refused(&confirm_dead(&mut fixture, 1), &["node1", "node remove node1 --dead"]);
+        let standings = fixture.state.nodes().values().map(|node| node.lease.standing);
+        assert!(standings.into_iter().all(|standing| standing == Standing::Unarmed));
+    }
+
+    #[test]
+    fn what_has_ended_for_good_is_not_run_again_because_its_node_is_lost() {
+        let once = VmSpec { restart: RestartPolicy::Never, ..vm("a", 1) };
+        let mut fixture = running(&[("a", once)]);
+        fixture.report("a-0", InstancePhase::Ended(Exit::Exited(0)));
+        silence(&mut fixture, 1);
+        fence(&mut fixture, 1, 1);
+        fixture.settle();
+        assert_eq!(fixture.node_of("a-0"), Some(1));
+        fixture.arm(1);
+        fixture.settle();
+        assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 1);
+    }
+
+    #[test]
+    fn a_frozen_takeover_frees_nothing_until_a_person_or_the_nodes_return_resume_it() {
+        let mut fixture = running(&[("a", vm("a", 1))]);
+        is_refused(&fixture.say(Command::ResumeTakeover), &["not frozen"]);
+        fixture.decide(Command::SetTakeover { is_frozen: true });
+        let frozen = fixture.state.takeover();
+        assert!(matches!(frozen, Takeover::Frozen { .. }));
+        is_refused(&fence(&mut fixture, 1, 1), &["frozen", "blixard cluster resume"]);
+        assert_eq!(fixture.say(Command::ResumeTakeover), Reply::Done);
+        fixture.decide(Command::SetTakeover { is_frozen: true });
+        assert_eq!(fixture.state.takeover(), Takeover::Resumed, "a person has decided that");
+        assert_eq!(fence(&mut fixture, 1, 1), Reply::Done);
+        fixture.decide(Command::SetTakeover { is_frozen: false });
+        assert_eq!(fixture.state.takeover(), Takeover::Free);
+    }
+}
