@@ -46,8 +46,8 @@ let
     killMs = milliseconds 600000 "How long its fence may take, after that, until none of them runs";
     waitMs = milliseconds 4294967295 "How long after a host was heard last the others start its VMs: a little more than both together";
   };
-  # Left out, the agent takes its own figure for the hypervisor.
-  overhead = vm: filterAttrs (_: value: value != null) { inherit (vm) memoryOverheadMiB; };
+  # Left out, the agent takes its own figure.
+  optional = vm: filterAttrs (_: value: value != null) { inherit (vm) memoryOverheadMiB minAvailable; };
 in
 {
   options.services.blixard = {
@@ -141,7 +141,7 @@ in
           {
             version = 1;
             inherit (cfg) cluster nodes;
-            vms = mapAttrs (_: vm: entry vm // overhead vm) cfg.vms;
+            vms = mapAttrs (_: vm: entry vm // optional vm) cfg.vms;
           };
     };
   };

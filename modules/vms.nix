@@ -237,6 +237,16 @@ let
             after the loss of a host, those of the lowest stay pending; none is stopped for another.
           '';
         };
+        minAvailable = mkOption {
+          type = types.nullOr types.ints.unsigned;
+          default = null;
+          example = 3;
+          description = ''
+            How many replicas run at least while hosts are drained, or shut down in an orderly way; fewer than there are.
+            Null means all but one. The fewer, the sooner a host is empty; the VM's `blixard-vm@.service` on it is stopped
+            only once so many others run.
+          '';
+        };
         stated = mkOption {
           type = types.attrsOf types.bool;
           internal = true;

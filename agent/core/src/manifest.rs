@@ -73,6 +73,9 @@ pub struct VmSpec {
     pub failover: Failover,
     #[serde(default)]
     pub priority: Priority,
+    /// How many replicas run at least while nodes are drained; all but one where nothing is said.
+    #[serde(default)]
+    pub min_available: Option<u16>,
 }
 
 /// What a node must be, apart from having room.
@@ -195,6 +198,11 @@ impl VmSpec {
         Resources { cpus: self.vcpus, memory_mib: self.memory_mib.saturating_add(overhead), disk_mib: self.disk_mib }
     }
 
+    /// How many replicas may be away at once because their nodes are emptied; at least one.
+    pub fn may_be_away(&self) -> usize {
+        self.min_available.map_or(1, |least| self.runners.len().saturating_sub(least.into()).max(1))
+    }
+
     pub fn constraints(&self) -> Constraints {
         Constraints {
             system: self.system.clone(),
@@ -253,6 +261,10 @@ impl VmSpec {
         if self.priority != after.priority {
             parts.push(format!("priority {} → {}", self.priority, after.priority));
         }
+        if self.min_available != after.min_available {
+            let least = |spec: &Self| spec.runners.len() - spec.may_be_away();
+            parts.push(format!("minimum available {} → {}", least(self), least(after)));
+        }
         parts
     }
 
@@ -277,6 +289,13 @@ impl VmSpec {
         let overhead = self.memory_overhead_mib.unwrap_or(self.hypervisor.memory_overhead_mib());
         if self.memory_mib.checked_add(overhead).is_none() {
             return wrong("memoryMiB", "the guest's memory and the hypervisor's overhead overflow together");
+        }
+        if let Some(least) = self.min_available.filter(|least| usize::from(*least) >= self.runners.len()) {
+            let most = self.runners.len() - 1;
+            return wrong(
+                "minAvailable",
+                &format!("{least} of {} replicas: at most {most}, or no host of theirs could be drained", most + 1),
+            );
         }
         if let Some(key) = self.requires.keys().find(|key| key.is_empty() || key.len() > 253) {
             return wrong("requires", &format!("{key:?} is not a label's key: 1 to 253 bytes"));

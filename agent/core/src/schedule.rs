@@ -38,7 +38,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
             None | Some(Change::Held(_)) => {}
             Some(_) if !is_alive(state, placement.node) => {}
             Some(Change::Move(Obstacle::Leaving | Obstacle::Draining))
-                if !evictions.begin(state, id, placement.node) => {}
+                if !evictions.begin(state, id, placement.node, &spec) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
             Some(Change::Restart | Change::InPlace) => {
                 rooms.take(placement.node, placement.reserved.max(spec.request()).saturating_sub(placement.reserved));
@@ -69,47 +69,54 @@ pub fn schedule(state: &State) -> Vec<Command> {
     decisions
 }
 
-/// What has to leave the nodes that are emptied: of each node one instance after the other, of each VM none while another
-/// one of its instances doesn't run.
+/// What has to leave the nodes that are emptied: of each node one instance after the other, of each VM no more at once than
+/// may be away.
 #[derive(Default)]
 struct Evictions {
-    /// Whether something of a node, or of a VM, is on its way already.
+    /// Whether something of a node is on its way already.
     nodes: BTreeMap<NodeId, bool>,
-    vms: BTreeMap<VmName, bool>,
+    /// How many of a VM are to leave by the decisions so far.
+    vms: BTreeMap<VmName, usize>,
 }
 
 impl Evictions {
     /// Whether this instance is the next to leave its node.
-    fn begin(&mut self, state: &State, id: &InstanceId, node: NodeId) -> bool {
+    fn begin(&mut self, state: &State, id: &InstanceId, node: NodeId, spec: &VmSpec) -> bool {
         let is_stopping = |id: &InstanceId| {
             let placement = state.instances().get(id).and_then(|instance| instance.placement.as_ref());
             placement.is_some_and(|placement| placement.stopping)
         };
         let of_node = self.nodes.entry(node).or_insert_with(|| state.placed_on(node).any(is_stopping));
-        let is_held = self.vms.get(&id.vm).copied().unwrap_or_default() || keeps(state, id).is_some();
-        if *of_node || is_held {
+        if *of_node {
             return false;
         }
-        *of_node = true;
-        self.vms.insert(id.vm.clone(), true);
-        true
+        let of_vm = self.vms.entry(id.vm.clone()).or_default();
+        *of_node = away(state, id, node).count() + *of_vm < spec.may_be_away();
+        *of_vm += usize::from(*of_node);
+        *of_node
     }
 }
 
-/// The other instance of its VM for which this one stays on a node that is emptied: that one is to run, and doesn't. One that
-/// waits for its volumes on the same node is none, since it waits for longer than this one may stay.
+/// The other instance of its VM for which this one stays on a node that is emptied: it is one too many that is to run, and
+/// doesn't.
 #[must_use]
 pub fn keeps<'a>(state: &'a State, id: &InstanceId) -> Option<&'a InstanceId> {
+    let here = state.instances().get(id)?.placement.as_ref()?.node;
+    away(state, id, here).nth(state.desired(id)?.may_be_away() - 1)
+}
+
+/// The other instances of a VM that are to run, and don't. One that waits for its volumes on the node `here` is none, since it
+/// waits for longer than this one may stay there.
+fn away<'a>(state: &'a State, id: &InstanceId, here: NodeId) -> impl Iterator<Item = &'a InstanceId> {
     let is_away = |instance: &Instance| match &instance.placement {
         Some(placement) => {
             placement.stopping || placement.phase == InstancePhase::Starting || !is_alive(state, placement.node)
         }
         None => true,
     };
-    let here = state.instances().get(id)?.placement.as_ref()?.node;
-    let comes = |other| state.desired(other).is_some() && state.volumes_on(other) != Some(here);
-    let mut others = state.instances_of(&id.vm).filter(|(other, _)| *other != id);
-    others.find(|(other, instance)| is_away(instance) && comes(other)).map(|(other, _)| other)
+    let comes = move |other| state.desired(other).is_some() && state.volumes_on(other) != Some(here);
+    let others = state.instances_of(&id.vm).filter(move |(other, _)| *other != id);
+    others.filter(move |(other, instance)| is_away(instance) && comes(other)).map(|(other, _)| other)
 }
 
 /// What a changed declaration asks of a placement; the smallest that does it.

@@ -23,6 +23,7 @@ pub fn spec(register: &str, content: u64) -> VmSpec {
         notifies: false,
         failover: Failover::Automatic,
         priority: Priority::default(),
+        min_available: None,
     }
 }
 

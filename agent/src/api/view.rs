@@ -426,6 +426,7 @@ mod tests {
             notifies: false,
             failover: Failover::Automatic,
             priority: Priority::default(),
+            min_available: None,
         }
     }
 

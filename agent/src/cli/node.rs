@@ -46,7 +46,7 @@ pub enum NodeVerb {
     /// Empty a node, and wait until it is
     ///
     /// Nothing is placed on it any more. Its instances are stopped one after the other, and each starts elsewhere once it has
-    /// stopped, where there is room; of the replicas of a VM one is away at a time. What has its volumes on the node stays
+    /// stopped, where there is room; of the replicas of a VM as many go on as its manifest says, all but one by default. What has its volumes on the node stays
     /// stopped. Tasks are waited for. The node stays as it is then until `blixard node uncordon`.
     Drain(DrainArgs),
     /// Take a node out of the cluster, and wait until it is gone

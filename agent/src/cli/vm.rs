@@ -126,6 +126,9 @@ pub struct CreateArgs {
     /// How early it is placed, from 0 to 1000: the highest first
     #[arg(long, value_name = "N", default_value_t)]
     priority: Priority,
+    /// How many replicas run at least while hosts are drained [default: all but one]
+    #[arg(long, value_name = "N")]
+    min_available: Option<u16>,
     /// Don't let it run until `blixard vm start`
     #[arg(long)]
     stopped: bool,
@@ -155,6 +158,7 @@ impl CreateArgs {
             notifies: self.notifies,
             failover: self.failover,
             priority: self.priority,
+            min_available: self.min_available,
         })
     }
 }

@@ -64,6 +64,8 @@ async fn every_flag_of_create_reaches_the_unit() {
         "manual",
         "--priority",
         "900",
+        "--min-available",
+        "0",
     ];
     let all = ["vm", "create", "wide", "--vcpus", "2", "--memory", "100", "--no-kvm", "--runner", &first];
     asked.ok(&[&all as &[_], &more].concat());
@@ -106,6 +108,8 @@ async fn what_is_not_the_command_lines_or_not_there_is_refused_with_what_to_do()
     }
     let none = asked.fails(&["vm", "create", "none", "--runner", &runner("n"), "--vcpus", "0", "--memory", "1"]);
     assert!(none.contains("the VM is wrong at vms.none.vcpus: 0 vCPUs"), "{none}");
+    let stuck = asked.fails(&create("stuck", &runner("stuck-0"), &["--min-available", "1"]));
+    assert!(stuck.contains("vms.stuck.minAvailable: 1 of 1 replicas: at most 0"), "{stuck}");
 
     let mine = asked.manifest(&[("scratch", ""), ("web", "")]);
     for verb in ["apply", "plan"] {

@@ -220,6 +220,7 @@ pub fn spec(name: &str) -> VmSpec {
         notifies: false,
         failover: Failover::Automatic,
         priority: Priority::default(),
+        min_available: None,
     }
 }
 

@@ -182,6 +182,7 @@ fn command(number: u64) -> Entry {
                 notifies: false,
                 failover: Failover::Automatic,
                 priority: Priority::default(),
+                min_available: None,
             },
             running: false,
             must: None,

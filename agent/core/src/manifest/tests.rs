@@ -15,6 +15,7 @@ fn what_is_not_said_has_its_documented_default() {
     assert_eq!(spec.request(), Resources { cpus: 1, memory_mib: 96 + 128, disk_mib: 0 });
     assert!(spec.kvm && !spec.notifies && spec.restart == RestartPolicy::Always);
     assert_eq!((spec.failover, spec.priority), (Failover::Automatic, Priority::try_from(500).unwrap()));
+    assert_eq!(spec.may_be_away(), 1);
     assert_eq!(manifest.instances().map(|id| id.to_string()).collect::<Vec<_>>(), ["web-0", "web-1"]);
 }
 
@@ -32,6 +33,8 @@ fn an_error_names_the_json_path() {
         ("\"hypervisor\": \"qemu\"", "\"hypervisor\": \"xen\"", "vms.web.hypervisor"),
         ("\"vcpus\": 1", "\"vcpus\": 1, \"failover\": \"never\"", "vms.web.failover"),
         ("\"vcpus\": 1", "\"vcpus\": 1, \"priority\": 1001", "vms.web.priority"),
+        ("\"vcpus\": 1", "\"vcpus\": 1, \"minAvailable\": 2", "vms.web.minAvailable"),
+        ("\"vcpus\": 1", "\"vcpus\": 1, \"minAvailable\": -1", "vms.web.minAvailable"),
         ("x86_64-linux", "x86_64-darwin", "vms.web.system"),
         ("aaaa-web-0", "aaaa-web-0.drv", "vms.web.runners[0]"),
         ("/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-web-1", "/tmp/web", "vms.web.runners[1]"),
@@ -96,9 +99,9 @@ fn the_difference_of_two_manifests_is_a_line_a_vm() {
     let lines = differences(&before.vms, &after.vms);
     assert_eq!(lines, ["add new", "remove old", "change web: replicas 2 → 1, vCPUs 1 → 2"]);
     assert!(differences(&before.vms, &before.vms).is_empty());
-    let spec = VmSpec { failover: Failover::Manual, priority: Priority::MAX, ..vm("web", 2) };
+    let spec = VmSpec { failover: Failover::Manual, priority: Priority::MAX, min_available: Some(0), ..vm("web", 2) };
     let lines = differences(&before.vms, &manifest(&[("web", spec), ("db", vm("db", 1)), ("old", vm("old", 1))]).vms);
-    assert_eq!(lines, ["change web: failover automatic → manual, priority 500 → 1000"]);
+    assert_eq!(lines, ["change web: failover automatic → manual, priority 500 → 1000, minimum available 1 → 0"]);
 }
 
 proptest::proptest! {

@@ -203,6 +203,24 @@ mod tests {
     }
 
     #[test]
+    fn as_many_replicas_are_away_at_once_as_leave_the_minimum() {
+        for (min_available, at_once) in [(None, 1), (Some(3), 1), (Some(2), 2), (Some(1), 3), (Some(0), 3)] {
+            let mut fixture = Fixture::of_nodes(4);
+            fixture.declare(&[("web", VmSpec { min_available, ..vm("web", 4) })]);
+            settle(&mut fixture);
+            (1..=3).for_each(|node| assert_eq!(set(&mut fixture, node, Availability::Draining), Reply::Done));
+            settle(&mut fixture);
+            assert_eq!(stopping(&fixture).len(), at_once, "{min_available:?}");
+            let stay = (0..4).map(|replica| id(&format!("web-{replica}"))).filter(|id| {
+                let placement = fixture.placement(&id.to_string()).unwrap();
+                !placement.stopping && placement.node != NodeId(4)
+            });
+            assert!(stay.clone().all(|id| keeps(&fixture.state, &id).is_some()), "{min_available:?}");
+            assert_eq!(stay.count(), 3 - at_once);
+        }
+    }
+
+    #[test]
     fn what_has_its_volumes_there_is_stopped_and_comes_back_or_gives_them_up() {
         let with_volume = || VmSpec { disk_mib: 10, ..vm("db", 1) };
         let mut fixture = running(&[("db", with_volume())]);

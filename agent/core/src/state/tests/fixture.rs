@@ -199,6 +199,7 @@ pub fn vm(name: &str, replicas: usize) -> VmSpec {
         notifies: false,
         failover: Failover::Automatic,
         priority: Priority::default(),
+        min_available: None,
     }
 }
 

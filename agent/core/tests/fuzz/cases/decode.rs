@@ -22,7 +22,7 @@ const MANIFEST: &str = r#"{ "version": 1, "vms": {
         "system": "x86_64-linux", "hypervisor": "qemu", "vcpus": 1, "memoryMiB": 96, "restart": "always" },
     "db": { "runners": ["/nix/store/bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-db"], "system": "x86_64-linux", "hypervisor": "firecracker",
         "vcpus": 2, "memoryMiB": 512, "memoryOverheadMiB": 12, "diskMiB": 100, "kvm": false, "requires": { "disk": "ssd" },
-        "notifies": true, "failover": "manual", "priority": 900 } },
+        "notifies": true, "failover": "manual", "priority": 900, "minAvailable": 0 } },
     "nodes": { "node3": { "publicKey": "MCowBQYDK2VwAyEAAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=" } } }"#;
 
 /// A log whose entries are damaged on their way: what can be read at all does no harm.
