@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod driver;
+pub mod fence;
 pub mod lease;
 pub mod manifest;
 pub mod membership;

@@ -46,6 +46,7 @@ const SHELL_EDGES: Table = &[
 const CORE_EDGES: Table = &[
     ("command", &["manifest", "types"]),
     ("driver", &["command::MAX_BYTES", "types"]),
+    ("fence", &["types"]),
     ("lease", &["command", "state", "types"]),
     ("manifest", &["types", "unit"]),
     ("membership", &["driver", "manifest::MAX_SERVERS", "state", "types"]),
