@@ -2,6 +2,8 @@
 //!
 //! A worker that holds no log is told this, whole each time. To the worker it is a state like any other, only smaller.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::packed::encode;
@@ -36,6 +38,7 @@ impl State {
             nodes: self.servers().map(|(id, _)| *id).chain([node]).collect(),
             instances: self.placed_on(node).cloned().collect(),
             tasks: self.tasks_on(node).collect(),
+            leases: BTreeSet::from([node]),
             ..Dirty::default()
         });
         // Of the counters only these: the others change with what is placed anywhere.

@@ -151,7 +151,7 @@ impl State {
         }
         dirty.tasks.iter().for_each(|id| self.index.set_task(*id, self.tasks.get(id)));
         dirty.nodes.iter().chain(&dirty.workers).for_each(|id| self.index.set_node(*id, self.nodes.get(id)));
-        before.into_iter().chain(self.nodes_of(dirty)).collect()
+        before.into_iter().chain(self.nodes_of(dirty)).chain(dirty.leases.iter().copied()).collect()
     }
 
     /// Where the touched instances and tasks are, as far as it is indexed.

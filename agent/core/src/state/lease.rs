@@ -122,7 +122,7 @@ impl State {
             return refuse(format!("{} is at epoch {epoch}, so arming it after {expected} is stale", member.name));
         }
         member.lease = Lease { epoch: epoch.next(), standing: Standing::Armed(Arming { nonce, machine, terms }) };
-        self.dirty.nodes.insert(node);
+        self.dirty.leases.insert(node);
         self.free_all(node, |failover| failover == Failover::Automatic);
         Ok(Reply::Done)
     }
@@ -137,7 +137,7 @@ impl State {
             return refuse(format!("{} is not armed at epoch {epoch} any more", member.name));
         }
         member.lease.standing = Standing::Fenced;
-        self.dirty.nodes.insert(node);
+        self.dirty.leases.insert(node);
         self.free_all(node, |failover| failover == Failover::Automatic);
         Ok(Reply::Done)
     }
@@ -160,7 +160,9 @@ impl State {
                 member.name
             ));
         }
-        self.node_mut(node)?.lease.standing = Standing::Gone;
+        let member = self.nodes.get_mut(&node).expect("it was there just now");
+        member.lease.standing = Standing::Gone;
+        self.dirty.leases.insert(node);
         if abandon_volumes {
             self.abandon_volumes(node);
         }

@@ -140,6 +140,7 @@ impl State {
         self.dirty.nodes.insert(node);
         self.dirty.workers.insert(node);
         self.dirty.worker_status.insert(node);
+        self.dirty.leases.insert(node);
         if self.held.remove(&node).is_some() {
             self.dirty.held.insert(node);
         }

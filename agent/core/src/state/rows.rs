@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::packed::{Packed, decode, encode};
 use super::vms::{Head, RunnerKey};
-use super::{HeadRecord, Held, Instance, Node, State, Task, Token, Vm, WorkerStatus};
+use super::{HeadRecord, Held, Instance, Lease, Node, State, Task, Token, Vm, WorkerStatus};
 use crate::command::Worker;
 use crate::types::{InstanceId, NodeId, TaskId, TokenId, VmName};
 
@@ -34,10 +34,11 @@ pub enum Table {
     /// entry's changes: [`State::sessions_row`] gives it.
     Sessions,
     Tokens,
+    Leases,
 }
 
 impl Table {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Cluster,
         Self::Counters,
         Self::Nodes,
@@ -51,6 +52,7 @@ impl Table {
         Self::Check,
         Self::Sessions,
         Self::Tokens,
+        Self::Leases,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -68,6 +70,7 @@ impl Table {
             Self::Check => "check",
             Self::Sessions => "sessions",
             Self::Tokens => "tokens",
+            Self::Leases => "leases",
         }
     }
 }
@@ -95,6 +98,7 @@ pub(super) struct Dirty {
     pub manifests: BTreeSet<u64>,
     pub held: BTreeSet<NodeId>,
     pub tokens: BTreeSet<TokenId>,
+    pub leases: BTreeSet<NodeId>,
 }
 
 /// A row that doesn't make sense: the store is corrupt, or a newer agent wrote it.
@@ -120,7 +124,7 @@ impl State {
             put(Table::Check, Vec::new(), row(self.check.as_ref()));
         }
         for id in dirty.nodes {
-            let node = self.nodes.get(&id).map(|node| Node { worker: None, ..node.clone() });
+            let node = self.nodes.get(&id).map(|node| Node { worker: None, lease: Lease::default(), ..node.clone() });
             put(Table::Nodes, number(id.0), row(node.as_ref()));
         }
         for id in dirty.workers {
@@ -149,6 +153,10 @@ impl State {
         for id in dirty.tokens {
             put(Table::Tokens, number(id.0), row(self.tokens.get(&id)));
         }
+        for id in dirty.leases {
+            let lease = self.nodes.get(&id).map(|node| node.lease).filter(|lease| *lease != Lease::default());
+            put(Table::Leases, number(id.0), row(lease.as_ref()));
+        }
         changes
     }
 
@@ -167,6 +175,7 @@ impl State {
             manifests: self.manifests.keys().copied().collect(),
             held: self.held.keys().copied().collect(),
             tokens: self.tokens.keys().copied().collect(),
+            leases: self.nodes.keys().copied().collect(),
         });
         rows.retain(|change| change.value.is_some());
         rows.push(self.sessions_row());
@@ -208,6 +217,7 @@ pub struct Loading {
     manifests: Vec<(u64, HeadRecord)>,
     held: Vec<(NodeId, Held)>,
     tokens: Vec<(TokenId, Token)>,
+    leases: Vec<(NodeId, Lease)>,
     wrong: Option<RowError>,
 }
 
@@ -237,6 +247,7 @@ impl Loading {
             Table::Tasks => put(&mut self.tasks, number_key(key).map(TaskId), value),
             Table::Manifests => put(&mut self.manifests, number_key(key), value),
             Table::Tokens => put(&mut self.tokens, number_key(key).map(TokenId), value),
+            Table::Leases => put(&mut self.leases, node_key(key), value),
         };
         if taken.is_none() && self.wrong.is_none() {
             self.wrong = Some(RowError { table, key: key.to_owned() });
@@ -246,7 +257,7 @@ impl Loading {
     /// # Errors
     /// The first row that can't be read.
     pub fn finish(self) -> Result<State, RowError> {
-        let Self { mut state, workers, instances, wrong, .. } = self;
+        let Self { mut state, workers, leases, instances, wrong, .. } = self;
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
@@ -261,6 +272,10 @@ impl Loading {
         for (id, worker) in workers {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);
+        }
+        for (id, lease) in leases {
+            let key = || RowError { table: Table::Leases, key: number(id.0) };
+            state.nodes.get_mut(&id).ok_or_else(key)?.lease = lease;
         }
         state.instances = whole(instances, &state);
         state.index_all();
