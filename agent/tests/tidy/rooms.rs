@@ -47,7 +47,7 @@ const CORE_EDGES: Table = &[
     ("command", &["manifest", "types"]),
     ("driver", &["command::MAX_BYTES", "types"]),
     ("fence", &["types"]),
-    ("lease", &["command", "state", "types"]),
+    ("lease", &["command", "fence", "state", "types"]),
     ("manifest", &["types", "unit"]),
     ("membership", &["driver", "manifest::MAX_SERVERS", "state", "types"]),
     ("plan", &["manifest", "schedule", "state", "types"]),
