@@ -15,6 +15,7 @@ mod backup;
 mod client;
 mod cluster;
 mod duration;
+mod fence;
 mod json;
 mod node;
 mod show;
@@ -142,6 +143,9 @@ enum Verb {
     /// What the units run: not for people
     #[command(hide = true)]
     Gate(GateArgs),
+    /// What blixard-fence.service runs: not for people
+    #[command(hide = true, subcommand)]
+    Fence(fence::FenceVerb),
 }
 
 #[derive(Subcommand, Debug)]
@@ -195,6 +199,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Verb::Agent { config } => agent::run(&config, Traits::of_this_machine(), agent::systemd),
         Verb::Gate(args) => crate::gate::run(&args),
+        Verb::Fence(verb) => finish(fence::run(&verb)),
         Verb::Restore(args) => finish(backup::restore(&args)),
         Verb::CheckConfig { file } => finish(check_config(&file)),
         Verb::CheckManifest { file } => finish(check_manifest(&file)),
@@ -228,6 +233,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Task(TaskVerb::Ls { reading }) => ask::list_tasks(&reading).await,
         Verb::Agent { .. }
         | Verb::Gate(_)
+        | Verb::Fence(_)
         | Verb::Restore(_)
         | Verb::CheckConfig { .. }
         | Verb::CheckManifest { .. } => unreachable!("these ask no agent"),

@@ -20,6 +20,8 @@ pub struct Config {
     pub vms: Vms,
     #[serde(default)]
     pub tasks: Tasks,
+    #[serde(default)]
+    pub fence: Fence,
     /// Absent on a host that carries no manifest.
     pub manifest: Option<ManifestFile>,
 }
@@ -103,6 +105,17 @@ pub struct Vms {
 pub struct Tasks {
     user: Spanned<String>,
     pub group: String,
+}
+
+/// What stops the automatic VMs of this host when it has lost its lease.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fence {
+    /// The device that resets this host if the fence itself hangs; written "none" where there is to be none.
+    #[serde(deserialize_with = "device")]
+    pub watchdog: Option<PathBuf>,
+    /// Whether automatic VMs run although this host is one itself, which can be paused without knowing.
+    pub allow_virtual_hosts: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -265,6 +278,12 @@ impl Default for Vms {
     }
 }
 
+impl Default for Fence {
+    fn default() -> Self {
+        Self { watchdog: Some(PathBuf::from("/dev/watchdog")), allow_virtual_hosts: false }
+    }
+}
+
 impl Tasks {
     pub fn user(&self) -> &str {
         self.user.get_ref()
@@ -280,6 +299,15 @@ fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Er
 
 fn absolute_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     absolute(deserializer).map(Some)
+}
+
+fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.as_str() {
+        "none" => Ok(None),
+        path if path.starts_with("/dev/") => Ok(Some(PathBuf::from(path))),
+        _ => Err(D::Error::custom(format!("{text:?} is no device: write one like \"/dev/watchdog\", or \"none\""))),
+    }
 }
 
 /// A network interface's name, which Linux limits to 15 bytes.
@@ -368,6 +396,15 @@ secret_file = "/run/secret"
     }
 
     #[test]
+    fn a_host_is_guarded_by_its_watchdog_unless_it_is_said_to_have_none() {
+        let fence = |text: &str| parse(&format!("{GOOD}[fence]\n{text}\n")).unwrap().fence;
+        assert_eq!(fence("").watchdog.as_deref(), Some(Path::new("/dev/watchdog")));
+        assert_eq!(fence("watchdog = \"/dev/watchdog1\"").watchdog.as_deref(), Some(Path::new("/dev/watchdog1")));
+        assert_eq!(fence("watchdog = \"none\"").watchdog, None);
+        assert!(!fence("").allow_virtual_hosts && fence("allow_virtual_hosts = true").allow_virtual_hosts);
+    }
+
+    #[test]
     fn what_is_set_overrides_the_machine() {
         let text = format!("{GOOD}\n[resources]\ncpus = 2\nmemory_mib = 1000\n[resources.reserve]\nmemory_mib = 100\n");
         let machine = Resources { cpus: 4, memory_mib: 4096, disk_mib: 2048 };
@@ -405,6 +442,7 @@ secret_file = "/run/secret"
             ("[cluster]", "data_dir = \"x\"\n[cluster]", "line 5", "x is not an absolute path"),
             ("[cluster]", "[vms]\nbridge = \"a-name-that-is-too-long\"\n[cluster]", "line 6", "15 bytes"),
             ("[cluster]", "[tasks]\nuser = \"blixard-vm\"\n[cluster]", "line 6", "tasks.user"),
+            ("[cluster]", "[fence]\nwatchdog = \"softdog\"\n[cluster]", "line 6", "softdog"),
             ("[cluster]", "[clutser]", "line 5", "clutser"),
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err(to);

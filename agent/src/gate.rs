@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ExecStart=  gate vm NAME     file? policy? ─▶ account, directory, taps ─▶ drop root ─▶ READY=1 ─▶ exec microvm-run
+//!               gate auto NAME   … and the fence?
 //!                                 │ no
 //!                                 ▼ exit 79, which the unit never restarts after
 //!   ExecStop=   gate stop NAME   microvm-shutdown, then until the main process is gone
@@ -13,32 +14,25 @@
 mod account;
 mod exit;
 pub mod files;
+mod stop;
 mod tap;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Command, ExitCode};
 
-use blixard_core::types::{Exit, Generation, InstanceId, InvalidValue, RestartPolicy, TaskId};
+use blixard_core::fence::{self, Reply, Request};
+use blixard_core::types::{Exit, Failover, Generation, InstanceId, InvalidValue, RestartPolicy, TaskId};
 use blixard_core::unit::ExitRecord;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Gid, Uid};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, set_child_subreaper, waitpgid,
-};
 
+use crate::fence::{AskError, ask};
 use account::{AccountError, Ids};
 use files::{FileError, Installed, InstalledTask, RunDir};
 use tap::{TapError, Taps};
-
-/// How long a guest that was asked to stop is given before it is asked again.
-///
-/// A guest that is still booting doesn't hear the first time; systemd's `TimeoutStopSec=` bounds the whole.
-const ASK_AGAIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// `blixard gate`: for units only.
 #[derive(Debug, clap::Args)]
@@ -53,8 +47,10 @@ pub struct GateArgs {
 /// What a unit asks of the gate; the name is the unit's `%i`.
 #[derive(Debug, clap::Subcommand)]
 pub enum GateCommand {
-    /// Start a VM (`ExecStart=`)
+    /// Start a VM that no fence stops (`ExecStart=`)
     Vm { name: String },
+    /// Start a VM if the fence lets it (`ExecStart=`)
+    Auto { name: String },
     /// Ask a VM's guest to stop, and wait for it (`ExecStop=`)
     Stop { name: String },
     /// Tidy up after a VM, and record how it ended (`ExecStopPost=`)
@@ -75,6 +71,12 @@ enum Refusal {
          declare it, and the cluster starts it where it belongs", path.display()
     )]
     NotPlaced { name: String, path: PathBuf },
+    #[error("refuses {name} in this unit: it is placed as {failover}, so its unit is {}@{name}.service", template(*.failover))]
+    OtherUnit { name: String, failover: Failover },
+    #[error("does not start {name}: the fence refuses it")]
+    Fenced { name: String, source: fence::Refusal },
+    #[error("does not start {name}: the fence can't be asked")]
+    NoFence { name: String, source: AskError },
     #[error("does not start {name} again: its last run ended with {}, and its policy is {policy:?}", last.exit)]
     Over { name: String, last: ExitRecord, policy: RestartPolicy },
     #[error("does not start {task} again: it has run ({}), and a task runs once", last.exit)]
@@ -104,6 +106,14 @@ enum GateError {
     Wait { pid: i32, source: io::Error },
 }
 
+/// The template of the units of VMs with this policy.
+const fn template(failover: Failover) -> &'static str {
+    match failover {
+        Failover::Automatic => "blixard-auto",
+        Failover::Manual => "blixard-vm",
+    }
+}
+
 /// Do what a unit asks.
 ///
 /// Returns from a start only when it is refused (79: the unit is not to be restarted) or has failed (78, or a shell's 126
@@ -111,8 +121,9 @@ enum GateError {
 pub fn run(args: &GateArgs) -> ExitCode {
     let run_dir = RunDir::new(&args.run_dir);
     let result = match &args.command {
-        GateCommand::Vm { name } => instance(name).and_then(|id| start_vm(&run_dir, &id)),
-        GateCommand::Stop { name } => instance(name).and_then(|id| stop_vm(&run_dir, &id)),
+        GateCommand::Vm { name } => instance(name).and_then(|id| start_vm(&run_dir, &id, Failover::Manual)),
+        GateCommand::Auto { name } => instance(name).and_then(|id| start_vm(&run_dir, &id, Failover::Automatic)),
+        GateCommand::Stop { name } => instance(name).and_then(|id| stop::stop_vm(&run_dir, &id)),
         GateCommand::Clean { name } => instance(name).and_then(|id| clean_vm(&run_dir, &id)),
         GateCommand::Task { name } => task(name).and_then(|id| start_task(&run_dir, id)),
         GateCommand::CleanTask { name } => task(name).and_then(|id| clean_task(&run_dir, id)),
@@ -147,19 +158,36 @@ fn files_of(name: &impl ToString) -> impl Fn(FileError) -> GateError {
     move |source| GateError::Files { name: name.clone(), source }
 }
 
-fn start_vm(run_dir: &RunDir, id: &InstanceId) -> Result<(), GateError> {
+fn start_vm(run_dir: &RunDir, id: &InstanceId, failover: Failover) -> Result<(), GateError> {
     let path = run_dir.vm(id);
     let installed = files::read::<Installed>(&path).map_err(files_of(&id))?;
     let Some(installed) = installed else { return Err(Refusal::NotPlaced { name: id.to_string(), path }.into()) };
     let unit = &installed.unit;
+    if unit.failover != failover {
+        return Err(Refusal::OtherUnit { name: id.to_string(), failover: unit.failover }.into());
+    }
     let last = files::read::<ExitRecord>(&run_dir.vm_exit(id)).map_err(files_of(&id))?;
     if let Some(last) = last.filter(|last| exit::is_over(Some(last), unit.generation, unit.restart)) {
         // Ready first: a VM that has ended as it may is no failure, so its unit is to be inactive, not failed.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         return Err(Refusal::Over { name: id.to_string(), last, policy: unit.restart }.into());
     }
+    if failover == Failover::Automatic {
+        ask_fence(run_dir, id, unit.generation)?;
+    }
     prepare_vm(&installed).inspect_err(|_| record_not_started(&run_dir.vm_exit(id), unit.generation))?;
     Err(execute_vm(&installed))
+}
+
+/// Whether it may start is the fence's to say, each time: it is what stops it when the node's lease is over.
+fn ask_fence(run_dir: &RunDir, id: &InstanceId, generation: Generation) -> Result<(), Refusal> {
+    let name = || id.to_string();
+    match ask(&run_dir.fence(), &Request::Start { instance: id.clone(), generation }) {
+        Ok(Reply::Done) => Ok(()),
+        Ok(Reply::Refused(source)) => Err(Refusal::Fenced { name: name(), source }),
+        Ok(Reply::Status(_)) => Err(Refusal::Fenced { name: name(), source: fence::Refusal::Unknown }),
+        Err(source) => Err(Refusal::NoFence { name: name(), source }),
+    }
 }
 
 /// Only as root; where even this fails, the unit's exit status is all that is known.
@@ -193,83 +221,6 @@ fn execute_vm(installed: &Installed) -> GateError {
         command.env_remove("NOTIFY_SOCKET");
     }
     GateError::Execute { program: command.get_program().into(), source: command.exec() }
-}
-
-/// Ask the guest to stop and wait until the unit's main process is gone.
-///
-/// Returns at once where nobody can be asked: systemd then goes on with SIGTERM.
-fn stop_vm(run_dir: &RunDir, id: &InstanceId) -> Result<(), GateError> {
-    let main = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-    let installed = files::read::<Installed>(&run_dir.vm(id)).map_err(files_of(&id))?;
-    let (Some(main), Some(installed)) = (main, installed) else { return Ok(()) };
-    let program = runner_file(&installed, "microvm-shutdown");
-    if !program.exists() {
-        return Ok(());
-    }
-    let wait_error = |source| GateError::Wait { pid: main.as_raw_nonzero().get(), source };
-    let main = match pidfd_open(main, PidfdFlags::empty()) {
-        Ok(fd) => fd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(wait_error(error.into())),
-    };
-    let ids = Ids::of(&installed.account, Some(account::KVM));
-    ids.and_then(|ids| ids.assume()).map_err(|source| GateError::Account { name: id.to_string(), source })?;
-    // What microvm-shutdown leaves behind becomes this process's to wait for.
-    set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| wait_error(error.into()))?;
-    let mut command = Command::new(&program);
-    command.current_dir(&installed.work_dir).env_remove("NOTIFY_SOCKET").process_group(0);
-    let ask = || command.spawn().map_err(|source| GateError::Execute { program: program.clone(), source });
-    wait_for_main(&main, ask, wait_error)
-}
-
-/// Ask, and ask again, until the main process is gone or the first asking has failed.
-///
-/// A runner's shutdown may wait for the guest itself, and a guest that is still booting heard nothing: so one that
-/// takes too long is ended, with all that it has started, before the guest is asked anew.
-fn wait_for_main(
-    main: &OwnedFd,
-    mut ask: impl FnMut() -> Result<Child, GateError>,
-    failed: impl Fn(io::Error) -> GateError,
-) -> Result<(), GateError> {
-    let mut first = true;
-    loop {
-        let mut child = ask()?;
-        let pid = Pid::from_child(&child);
-        let asking = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
-        let [gone, asked] = wait(&[main, &asking]).map_err(&failed)?;
-        if gone || !asked {
-            // The group is gone when its last process is.
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-        let status = child.wait().map_err(&failed)?;
-        if gone || !asked {
-            // A process that dies after this one would keep the unit's control group alive, and systemd waiting.
-            while waitpgid(pid, WaitOptions::empty()).is_ok() {}
-        }
-        if gone {
-            return Ok(());
-        }
-        if asked && first && !status.success() {
-            eprintln!("blixard gate: microvm-shutdown failed ({status}): the VM is stopped without asking its guest");
-            return Ok(());
-        }
-        if asked && wait(&[main]).map_err(&failed)? == [true] {
-            return Ok(());
-        }
-        first = false;
-    }
-}
-
-/// Which of these processes have ended, once one has or it is time to ask again.
-fn wait<const N: usize>(processes: &[&OwnedFd; N]) -> io::Result<[bool; N]> {
-    let mut fds = processes.map(|fd| PollFd::new(fd, PollFlags::IN));
-    loop {
-        match poll(&mut fds, Some(&ASK_AGAIN)) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(fds.map(|fd| fd.revents().contains(PollFlags::IN))),
-        }
-    }
 }
 
 fn clean_vm(run_dir: &RunDir, id: &InstanceId) -> Result<(), GateError> {
@@ -360,40 +311,9 @@ fn make_work_dir(path: &Path, ids: &Ids) -> Result<(), GateError> {
 
 #[cfg(test)]
 mod tests {
+    use blixard_core::unit::VmUnit;
+
     use super::*;
-
-    /// A process that only a signal ends.
-    fn main_process() -> (Child, OwnedFd) {
-        let child = Command::new("tail").args(["-f", "/dev/null"]).spawn().unwrap();
-        let fd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
-        (child, fd)
-    }
-
-    fn ask(program: &str, argument: &str) -> Result<Child, GateError> {
-        let child = Command::new(program).arg(argument).process_group(0).spawn();
-        child.map_err(|source| GateError::Execute { program: program.into(), source })
-    }
-
-    fn failed(source: io::Error) -> GateError {
-        GateError::Wait { pid: 0, source }
-    }
-
-    #[test]
-    fn a_stop_returns_when_the_main_process_is_gone() {
-        let (mut child, main) = main_process();
-        let pid = child.id().to_string();
-        wait_for_main(&main, || ask("kill", &pid), failed).unwrap();
-        assert!(child.try_wait().unwrap().is_some());
-    }
-
-    #[test]
-    fn a_stop_that_cannot_be_asked_for_leaves_the_rest_to_systemd() {
-        let (mut child, main) = main_process();
-        wait_for_main(&main, || ask("false", ""), failed).unwrap();
-        assert!(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
 
     #[test]
     fn a_name_that_is_no_instance_or_not_the_tasks_own_is_refused() {
@@ -411,9 +331,55 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = RunDir::new(dir.path());
         let web = "web-0".parse().unwrap();
-        let error = start_vm(&run_dir, &web).unwrap_err();
-        assert!(matches!(error, GateError::Refused(Refusal::NotPlaced { .. })), "{error}");
+        for failover in [Failover::Manual, Failover::Automatic] {
+            let error = start_vm(&run_dir, &web, failover).unwrap_err();
+            assert!(matches!(error, GateError::Refused(Refusal::NotPlaced { .. })), "{error}");
+        }
         clean_vm(&run_dir, &web).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    fn installed(dir: &Path, failover: Failover) -> RunDir {
+        let run_dir = RunDir::new(dir);
+        let unit = VmUnit {
+            instance: "web-0".parse().unwrap(),
+            generation: Generation(3),
+            runner: format!("/nix/store/{}-web-0", "a".repeat(32)).parse().unwrap(),
+            restart: RestartPolicy::Always,
+            failover,
+            notifies: false,
+            cpus: 1,
+            memory_max_mib: 224,
+        };
+        let account = files::Account { user: "nobody".into(), group: "nogroup".into() };
+        let installed = Installed { unit, account, bridge: None, work_dir: dir.join("web-0") };
+        files::write(&run_dir.vm(&installed.unit.instance), &installed).unwrap();
+        run_dir
+    }
+
+    #[test]
+    fn the_unit_of_the_other_policy_is_refused_and_the_right_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let web = "web-0".parse().unwrap();
+        for (placed, asked, unit) in [
+            (Failover::Automatic, Failover::Manual, "blixard-auto@web-0"),
+            (Failover::Manual, Failover::Automatic, "blixard-vm@web-0"),
+        ] {
+            let run_dir = installed(dir.path(), placed);
+            let error = start_vm(&run_dir, &web, asked).unwrap_err();
+            assert!(matches!(error, GateError::Refused(Refusal::OtherUnit { .. })), "{error}");
+            assert!(error.to_string().contains(unit), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_automatic_does_not_start_where_no_fence_answers_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = installed(dir.path(), Failover::Automatic);
+        let error = start_vm(&run_dir, &"web-0".parse().unwrap(), Failover::Automatic).unwrap_err();
+        assert!(matches!(error, GateError::Refused(Refusal::NoFence { .. })), "{error}");
+        assert!(crate::error_chain(&error).contains("blixard-fence.service"), "{error}");
+        assert!(!dir.path().join("web-0").exists());
+        assert!(!run_dir.vm_exit(&"web-0".parse().unwrap()).exists());
     }
 }

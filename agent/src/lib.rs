@@ -7,6 +7,7 @@ pub mod api;
 mod background;
 pub mod cli;
 pub mod config;
+pub mod fence;
 pub mod gate;
 pub mod identity;
 pub mod log;

@@ -12,6 +12,19 @@ use blixard_core::types::{Hypervisor, Resources};
 const MACHINE_IDS: [&str; 2] = ["/sys/class/dmi/id/product_uuid", "/sys/firmware/devicetree/base/serial-number"];
 /// What many boards have whose maker has set nothing.
 const GENERIC_IDS: [&str; 2] = ["03000200-0400-0500-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc"];
+/// How hypervisors call themselves or their machines in DMI.
+const HYPERVISORS: [&str; 10] = [
+    "QEMU",
+    "KVM",
+    "Amazon EC2",
+    "Apple Virtualization",
+    "Google Compute Engine",
+    "VMware",
+    "VirtualBox",
+    "Parallels",
+    "Xen",
+    "Virtual Machine",
+];
 
 /// What was found of this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +80,31 @@ impl fmt::Display for MachineId {
 pub fn machine_id() -> Option<MachineId> {
     // Who can't be read is no different from who doesn't tell.
     MACHINE_IDS.iter().find_map(|path| MachineId::of(&fs::read_to_string(path).ok()?))
+}
+
+/// What this machine runs on, if it is a virtual one: that may pause it, and none of its clocks shows it.
+pub fn hypervisor() -> Option<String> {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let vendor =
+        format!("{} {}", text("/sys/class/dmi/id/sys_vendor").trim(), text("/sys/class/dmi/id/product_name").trim());
+    hypervisor_of(&text("/proc/cpuinfo"), &vendor, &text("/sys/firmware/devicetree/base/hypervisor/compatible"))
+}
+
+/// On x86 a bit of the CPU says so, of whatever hypervisor; elsewhere firmware does, of those that are known.
+fn hypervisor_of(cpuinfo: &str, vendor: &str, compatible: &str) -> Option<String> {
+    let mut flags = cpuinfo.lines().filter_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    let said = |text: &str| {
+        Some(text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned()).filter(|t| !t.is_empty())
+    };
+    match flags.next() {
+        Some((_, flags)) if flags.split_whitespace().any(|flag| flag == "hypervisor") => {
+            said(vendor).or_else(|| Some("of an unknown kind".to_owned()))
+        }
+        Some(_) => None,
+        None => {
+            said(compatible).or_else(|| said(vendor).filter(|vendor| HYPERVISORS.iter().any(|h| vendor.contains(h))))
+        }
+    }
 }
 
 /// Find out what this machine is; `data_dir` must exist.
@@ -154,6 +192,21 @@ mod tests {
             "Not Specified",
         ];
         assert_eq!(said_to_all.map(id), [const { None }; 5]);
+    }
+
+    #[test]
+    fn a_virtual_machine_is_known_as_one() {
+        let x86 =
+            |flags: &str, vendor: &str| hypervisor_of(&format!("processor\t: 0\nflags\t\t: {flags}\n"), vendor, "");
+        assert_eq!(x86("fpu vme de hypervisor lm", "QEMU Standard PC").as_deref(), Some("QEMU Standard PC"));
+        assert_eq!(x86("fpu hypervisor", " ").as_deref(), Some("of an unknown kind"));
+        assert_eq!(x86("fpu vme de lm", "Amazon EC2 m7i.metal"), None, "the bit knows better");
+        let arm =
+            |vendor: &str, compatible: &str| hypervisor_of("processor\t: 0\nFeatures\t: fp\n", vendor, compatible);
+        assert_eq!(arm("QEMU QEMU Virtual Machine", "").as_deref(), Some("QEMU QEMU Virtual Machine"));
+        assert_eq!(arm("", "xen,xen-4.17\0").as_deref(), Some("xen,xen-4.17"));
+        assert_eq!(arm("Ampere Altra", ""), None);
+        assert_eq!(arm(" ", ""), None);
     }
 
     #[test]

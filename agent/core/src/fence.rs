@@ -12,6 +12,7 @@
 //! whatever runs was let in under the current epoch, and is reached when that is over.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,8 @@ pub const MAX_INSTANCES: usize = 16_384;
 const START_MARGIN: Duration = Duration::from_secs(1);
 /// How often it looks whether what it has killed is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How often a fence that was never armed gives a sign of life.
-const PERIOD_UNARMED: Duration = Duration::from_secs(1);
+/// How often a fence that was never armed gives a sign of life: often enough for whatever an earlier one has set.
+const PERIOD_UNARMED: Duration = Duration::from_millis(200);
 
 /// What is asked of a fence; its socket is root's.
 ///
@@ -148,6 +149,17 @@ pub enum Stage {
     Idle { nonce: Nonce },
     /// Until `deadline`, which the first renewal sets, instances may run.
     Armed { epoch: NodeEpoch, terms: LeaseTerms, deadline: Option<BootTime> },
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clearing => f.write_str("kills what is left"),
+            Self::Unable(unable) => write!(f, "can't be armed: {unable}"),
+            Self::Idle { .. } => f.write_str("isn't armed"),
+            Self::Armed { epoch, terms, .. } => write!(f, "is armed with epoch {epoch} ({terms})"),
+        }
+    }
 }
 
 /// What is in the control group of an instance's unit.
@@ -276,20 +288,22 @@ impl Fence {
     }
 
     pub fn status(&self) -> Status {
-        let (stage, allowed) = match &self.phase {
-            Phase::Clearing { .. } => (Stage::Clearing, BTreeMap::new()),
-            Phase::Unable(unable) => (Stage::Unable(unable.clone()), BTreeMap::new()),
-            Phase::Idle { nonce } => (Stage::Idle { nonce: *nonce }, BTreeMap::new()),
-            Phase::Armed(Armed { epoch, terms, deadline, allowed }) => {
-                (Stage::Armed { epoch: *epoch, terms: *terms, deadline: *deadline }, allowed.clone())
-            }
+        let allowed = match &self.phase {
+            Phase::Armed(armed) => armed.allowed.clone(),
+            Phase::Clearing { .. } | Phase::Unable(_) | Phase::Idle { .. } => BTreeMap::new(),
         };
-        Status { stage, allowed }
+        Status { stage: self.stage(), allowed }
     }
 
-    /// Those that it was armed with last, by which its watchdogs are set.
-    pub fn terms(&self) -> Option<LeaseTerms> {
-        self.terms
+    pub fn stage(&self) -> Stage {
+        match &self.phase {
+            Phase::Clearing { .. } => Stage::Clearing,
+            Phase::Unable(unable) => Stage::Unable(unable.clone()),
+            Phase::Idle { nonce } => Stage::Idle { nonce: *nonce },
+            Phase::Armed(Armed { epoch, terms, deadline, .. }) => {
+                Stage::Armed { epoch: *epoch, terms: *terms, deadline: *deadline }
+            }
+        }
     }
 
     fn armed(&mut self) -> Result<&mut Armed, Refusal> {

@@ -16,6 +16,7 @@ use super::{Reading, json, table};
 use crate::agent::recovery::RecoveryError;
 use crate::api::proto;
 use crate::config::ConfigError;
+use crate::fence::{self, FenceError};
 
 /// What a verb can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,10 @@ pub enum AskError {
     Backup(BackupError),
     #[error(transparent)]
     Recovery(RecoveryError),
+    #[error(transparent)]
+    Fence(FenceError),
+    #[error(transparent)]
+    EndFence(fence::AskError),
     #[error("cannot read what was typed")]
     Confirm(#[source] std::io::Error),
     #[error("nothing was changed: it is done only where the cluster is named, by {cluster}")]

@@ -71,6 +71,10 @@ impl RunDir {
     pub fn tasks(&self) -> PathBuf {
         self.0.join("tasks")
     }
+    /// Where the fence is asked.
+    pub fn fence(&self) -> PathBuf {
+        crate::fence::socket_in(&self.0)
+    }
     /// Holds an [`Installed`].
     pub fn vm(&self, instance: &InstanceId) -> PathBuf {
         self.vms().join(format!("{instance}.json"))

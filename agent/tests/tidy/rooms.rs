@@ -8,8 +8,9 @@ type Table = &'static [(&'static str, &'static [&'static str])];
 
 /// Whom a room imports, or the one part of another room that it may. A room that isn't here imports none.
 ///
-/// Rooms that stand for something outside know no other: they meet in those that compose them. Two know one neighbour's values:
-/// the store wants the log's proof that a commit is on disk; units are started with the files that the gate reads.
+/// Rooms that stand for something outside know no other: they meet in those that compose them. Three know one neighbour's values:
+/// the store wants the log's proof that a commit is on disk; units are started with the files that the gate reads; the gate
+/// asks the fence.
 const SHELL_EDGES: Table = &[
     // These compose.
     (
@@ -32,11 +33,12 @@ const SHELL_EDGES: Table = &[
         ],
     ),
     ("api", &["identity", "node", "transport"]),
-    ("cli", &["agent", "api::proto", "config", "gate", "probe::system"]),
+    ("cli", &["agent", "api::proto", "config", "fence", "gate", "probe"]),
     ("node", &["background", "log", "memory", "store", "transport"]),
     ("seat", &["config", "identity", "store", "transport"]),
     ("worker", &["config", "node", "units"]),
     // These stand for something outside.
+    ("gate", &["fence"]),
     ("store", &[]),
     ("transport", &["background", "identity"]),
     ("units", &["gate::files", "nix"]),
@@ -73,16 +75,16 @@ const SHELL_DEPENDENCIES: Table = &[
     ("http-body-util", &["api", "transport"]),
     ("hyper", &["api", "transport"]),
     ("hyper-util", &["cli", "transport"]),
-    ("libc", &["memory"]),
-    ("postcard", &["agent", "identity", "node", "seat", "store"]),
+    ("libc", &["fence", "memory"]),
+    ("postcard", &["agent", "fence", "identity", "node", "seat", "store"]),
     ("prost", GENERATED),
     ("raft", &["log", "transport"]),
     ("rcgen", &["identity"]),
     ("redb", &["store"]),
     ("ring", &["identity"]),
-    ("rustix", &["agent", "background", "cli", "gate", "probe", "store"]),
+    ("rustix", &["agent", "background", "cli", "fence", "gate", "probe", "store"]),
     ("rustls", &["identity", "transport"]),
-    ("sd-notify", &["agent", "gate"]),
+    ("sd-notify", &["agent", "fence", "gate"]),
     ("serde", EVERY_ROOM),
     ("serde_json", &["cli", "gate"]),
     ("thiserror", EVERY_ROOM),

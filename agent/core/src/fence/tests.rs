@@ -393,7 +393,7 @@ fn a_fence_that_begins_pets_no_device_before_nothing_runs() {
 #[test]
 fn signs_of_life_come_three_times_as_often_as_they_must() {
     let mut host = Host::idle();
-    assert_eq!(host.fence.tick(at(0), true).wake, at(1_000));
+    assert_eq!(host.fence.tick(at(0), true).wake, at(200));
     host.arm(0, FIRST, 1);
     assert_eq!(host.fence.tick(at(0), true).wake, at(0).after(FAST.fence_watchdog() / 3));
     host.renewed(0, 1, 0);
