@@ -4,25 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, TaskPhase, TaskReport, VmReport};
 use crate::state::{Absence, Placement, State, Task};
-use crate::types::{Exit, InstanceId, NodeId, TaskId};
+use crate::types::{Exit, Failover, InstanceId, NodeId, TaskId};
 use crate::unit::{Observed, ObservedTask, ObservedVm, TaskUnit, UnitPhase, VmUnit};
 
 /// What this node must change so that its units match the placements.
 ///
 /// An instance's stop comes before its start. While it isn't known what absent members run, no instance is started that
-/// doesn't run already: it may run there. `observed` holds every instance of which this node has a unit, a file or a
-/// GC root.
+/// doesn't run already: it may run there. Nor is an automatic one whose epoch isn't the fence's. `observed` holds every
+/// instance of which this node has a unit, a file or a GC root.
 #[must_use]
 pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &Attempts) -> Vec<UnitAction> {
     let (mut stops, mut starts) = (Vec::new(), Vec::new());
-    let may_start = state.absent().is_empty();
+    let may_start = |placement: &Placement| state.absent().is_empty() && is_within(placement, observed);
     let stop = |change, reason| UnitAction { change, reason };
     for (id, vm) in &observed.vms {
         match placement_here(node, state, id) {
             None => stops.push(stop(UnitChange::StopVm(id.clone()), Reason::NotPlacedHere)),
             Some(placement) => {
                 let other = vm.installed.as_ref().is_none_or(|unit| unit.runner != placement.unit.runner);
-                if other && may_start && vm.phase != UnitPhase::Inactive {
+                if other && may_start(placement) && vm.phase != UnitPhase::Inactive {
                     stops.push(stop(UnitChange::StopVm(id.clone()), Reason::RunnerChanged));
                 }
             }
@@ -44,7 +44,7 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
                 let change = UnitChange::UpdateVm(placement.unit.clone());
                 starts.push(UnitAction { change, reason: Reason::LimitsChanged });
             }
-        } else if may_start && ended(placement, vm).is_none() {
+        } else if may_start(placement) && ended(placement, vm).is_none() {
             let change = UnitChange::StartVm(placement.unit.clone());
             starts.push(UnitAction { change, reason: Reason::PlacedHere });
         }
@@ -111,6 +111,11 @@ pub fn report(
         if placement.stopping && attempts.under_way.contains(&name) {
             return None;
         }
+        if placement.stopping && !is_within(placement, observed) {
+            // Whatever ends its epoch frees it. On a host that is armed at another one, or at none, nothing may be seen of it
+            // because it runs on another machine, from which this host's disk was copied.
+            return None;
+        }
         let phase = phase_of(placement, vm, !message.is_empty());
         let restarts = vm.map_or(0, |vm| vm.restarts);
         let known = placement.phase == phase && placement.restarts == restarts && placement.message == message;
@@ -170,6 +175,11 @@ fn task_phase(observed: Option<&ObservedTask>, ours: bool, failed: bool) -> Task
         // An earlier agent, or boot, may have started it.
         _ => TaskPhase::Ended(Exit::HostRestarted),
     }
+}
+
+/// Whether this host can speak for a placement: what is automatic is its fence's, in the epoch in which it was placed.
+fn is_within(placement: &Placement, observed: &Observed) -> bool {
+    placement.unit.failover == Failover::Manual || observed.armed == Some(placement.epoch)
 }
 
 fn placement_here<'a>(node: NodeId, state: &'a State, id: &InstanceId) -> Option<&'a Placement> {

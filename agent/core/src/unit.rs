@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Exit, Failover, Generation, InstanceId, RestartPolicy, StorePath, TaskId};
+use crate::types::{Exit, Failover, Generation, InstanceId, NodeEpoch, RestartPolicy, StorePath, TaskId};
 
 /// What a VM's unit is to run: its file under the run directory, which the gate reads, and its limits.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub struct ObservedTask {
 /// Every instance and task of which this node has a loaded unit, or a file under the run directory, or a GC root.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
+    /// The epoch that this host's fence is armed at, if it is.
+    pub armed: Option<NodeEpoch>,
     pub vms: BTreeMap<InstanceId, ObservedVm>,
     pub tasks: BTreeMap<TaskId, ObservedTask>,
 }

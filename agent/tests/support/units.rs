@@ -58,7 +58,7 @@ impl Units for FakeUnits {
         if let (Some(result), "start") = (broken, verb) {
             return Err(UnitsError::Started { unit: name, result });
         }
-        let Observed { vms, tasks } = &mut held.observed;
+        let Observed { vms, tasks, .. } = &mut held.observed;
         match change.clone() {
             UnitChange::StopVm(instance) => drop(vms.remove(&instance)),
             UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit) => {

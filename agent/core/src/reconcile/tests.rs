@@ -17,7 +17,7 @@ fn fixture() -> Fixture {
 fn observed(fixture: &Fixture, phase: UnitPhase) -> Observed {
     let installed = Some(fixture.placement("web-0").expect("it is placed").unit);
     let unit = ObservedVm { phase, installed, restarts: 0, last_exit: None };
-    Observed { vms: [(id("web-0"), unit)].into(), tasks: BTreeMap::new() }
+    Observed { vms: [(id("web-0"), unit)].into(), ..Observed::default() }
 }
 
 fn changes(fixture: &Fixture, observed: &Observed) -> Vec<UnitChange> {
@@ -37,6 +37,22 @@ fn what_is_placed_here_is_started_and_then_left_alone() {
     for phase in [UnitPhase::Starting, UnitPhase::Running, UnitPhase::Stopping] {
         assert_eq!(changes(&fixture, &observed(&fixture, phase)), []);
     }
+}
+
+#[test]
+fn what_is_automatic_is_started_and_confirmed_to_have_stopped_only_in_the_epoch_of_the_fence() {
+    let mut fixture = Fixture::of_nodes(3);
+    fixture.declare(&[("web", vm("web", 1))]);
+    fixture.settle();
+    let placement = fixture.placement("web-0").unwrap();
+    assert_eq!((placement.node, placement.unit.failover), (HERE, Failover::Automatic));
+    let armed = |armed| Observed { armed, ..Observed::default() };
+    let (own, others) = (Some(placement.epoch), [None, Some(placement.epoch.next())]);
+    assert_eq!(changes(&fixture, &armed(own)), [UnitChange::StartVm(placement.unit)]);
+    assert_eq!(others.map(|other| changes(&fixture, &armed(other))), [[], []]);
+    fixture.declare(&[]);
+    assert_eq!(others.map(|other| phases(&fixture, &armed(other))), [[], []], "it may be on a copy of the disk");
+    assert_eq!(phases(&fixture, &armed(own)), [InstancePhase::Stopped]);
 }
 
 #[test]
@@ -197,7 +213,7 @@ fn starts(fixture: &Fixture, observed: &Observed, attempts: &Attempts) -> bool {
 fn observed_task(phase: UnitPhase, exit: Option<Exit>) -> Observed {
     let last_exit = exit.map(|exit| ExitRecord { generation: Generation(0), exit });
     let task = ObservedTask { phase, installed: None, last_exit };
-    Observed { vms: BTreeMap::new(), tasks: [(TaskId(1), task)].into() }
+    Observed { tasks: [(TaskId(1), task)].into(), ..Observed::default() }
 }
 
 #[test]

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::command::{Command, TaskSpec};
     use crate::reconcile::{Attempts, reconcile, report};
-    use crate::types::Resources;
+    use crate::types::{NodeEpoch, Resources};
     use crate::unit::{Observed, ObservedVm, UnitPhase};
 
     fn fixture() -> Fixture {
@@ -116,7 +116,8 @@ mod tests {
         fixture.settle();
         let whole = &fixture.state;
         let stray = ObservedVm { phase: UnitPhase::Running, installed: None, restarts: 0, last_exit: None };
-        let observed = Observed { vms: BTreeMap::from([("stray-0".parse().unwrap(), stray)]), ..Observed::default() };
+        let vms = BTreeMap::from([("stray-0".parse().unwrap(), stray)]);
+        let observed = Observed { armed: Some(NodeEpoch(1)), vms, ..Observed::default() };
         for node in whole.nodes().keys().copied() {
             let own = Assignment::decode(&whole.assignment(node, 9).encode(), 9).unwrap().state().unwrap();
             let attempts = Attempts::default();

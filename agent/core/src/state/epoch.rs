@@ -244,7 +244,8 @@ mod tests {
     }
 
     fn starts(fixture: &Fixture) -> usize {
-        reconcile(HERE, &fixture.state, &Observed::default(), &Attempts::default()).len()
+        let observed = Observed { armed: Some(fixture.state.nodes()[&HERE].lease.epoch), ..Observed::default() };
+        reconcile(HERE, &fixture.state, &observed, &Attempts::default()).len()
     }
 
     #[test]
