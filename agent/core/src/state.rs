@@ -22,6 +22,7 @@ mod check;
 mod declared;
 mod drain;
 mod epoch;
+mod events;
 mod index;
 mod lease;
 mod level;
@@ -42,6 +43,9 @@ pub use assignment::{Assignment, AssignmentError};
 pub use authority::{Other, Rotation};
 pub use check::{Check, Diverged};
 pub use epoch::{Absence, BeginError, Beginner, Renewal};
+pub use events::{
+    Event, Happening, LostBecause, MAX_EVENTS, OfCluster, OfInstance, OfNode, PlacedBecause, StopBecause,
+};
 pub use lease::{Arming, Lease, ManualBecause, Standing, Takeover};
 pub use rows::{Change, Loading, RowError, Table};
 pub use sessions::WINDOW;
@@ -66,6 +70,7 @@ pub struct State {
     tokens: BTreeMap<TokenId, Token>,
     /// The last comparison of the servers' states.
     check: Option<Check>,
+    events: events::Events,
     sessions: sessions::Sessions,
     index: index::Index,
     /// Rows that the entry being applied has written or removed.
@@ -269,10 +274,11 @@ impl State {
             None if entry.command.is_decision() => {
                 Reply::Refused("a decision without the term of the leader that made it".to_owned())
             }
-            _ => match self.dispatch(index, entry.at, &entry.command) {
-                Ok(reply) => reply,
-                Err(Refusal(why)) => Reply::Refused(why),
-            },
+            _ => {
+                let reply = self.dispatch(index, entry.at, &entry.command);
+                self.enter_events(index, entry.at);
+                reply.unwrap_or_else(|Refusal(why)| Reply::Refused(why))
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use blixard_core::command::{InstancePhase, Origin, TaskPhase};
+use blixard_core::command::{InstancePhase, TaskPhase};
 use blixard_core::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
 use blixard_core::state::{Diverged, Instance, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm};
@@ -307,11 +307,7 @@ pub fn heads(state: &State) -> Vec<proto::Head> {
     let heads = state.manifests().values().map(|record| proto::Head {
         hash: record.hash.to_string(),
         at: record.at.0,
-        from: match &record.from {
-            Origin::Host { node, activated: false, .. } => format!("{}, at boot", state.name_of(*node)),
-            Origin::Host { node, .. } => state.name_of(*node),
-            Origin::Person(who) => who.clone(),
-        },
+        from: state.who_offered(&record.from),
         diff: record.diff.clone(),
     });
     heads.collect()

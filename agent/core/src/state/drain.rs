@@ -1,7 +1,7 @@
 //! Nodes on which a person lets nothing be placed, and instances that a person wants elsewhere.
 
 use super::nodes::not_a_member;
-use super::{Instance, Refusal, State, refuse};
+use super::{OfNode, Refusal, State, StopBecause, refuse};
 use crate::command::Reply;
 use crate::types::{Availability, InstanceId, NodeId, Timestamp};
 
@@ -29,6 +29,7 @@ impl State {
         if member.availability != availability {
             member.availability = availability;
             self.dirty.nodes.insert(node);
+            self.happened_on(node, OfNode::Availability(availability));
         }
         if abandon_volumes {
             self.abandon_volumes(node);
@@ -50,7 +51,7 @@ impl State {
         let Some(placement) = &instance.placement else {
             return refuse(format!("{id} is nowhere, so it can't be moved: `blixard explain {}` says why", id.vm));
         };
-        let (from, is_stopping) = (placement.node, placement.stopping);
+        let from = placement.node;
         if from == to {
             return refuse(format!("{id} is on {} already", self.name_of(to)));
         }
@@ -63,13 +64,10 @@ impl State {
         self.check_open(to)?;
         self.check_room(to, spec.request())?;
         let instance = self.instances.get_mut(id).expect("it was there just now");
-        let Instance { placement, volumes_on, bound_for, .. } = instance;
-        (*volumes_on, *bound_for) = (None, Some(to));
-        if let Some(placement) = placement.as_mut().filter(|_| !is_stopping) {
-            placement.stopping = true;
-            placement.phase_since = at;
-        }
+        (instance.volumes_on, instance.bound_for) = (None, Some(to));
         self.dirty.instances.insert(id.clone());
+        let name = self.nodes[&to].name.clone();
+        self.begin_stop(id, StopBecause::Moved { to: name }, at);
         Ok(Reply::Done)
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::nodes::not_a_member;
 use super::rows::Dirty;
-use super::{Refusal, Standing, State, Takeover, WorkerStatus, refuse};
+use super::{OfCluster, OfNode, Refusal, Standing, State, Takeover, WorkerStatus, refuse};
 use crate::ANEW;
 use crate::command::{NewNode, Reply};
 use crate::types::{Address, ClusterEpoch, NodeId, NodeName, NodeRole, RaftId, Timestamp};
@@ -122,6 +122,9 @@ impl State {
         cluster.renewal = Some((how, at));
         cluster.absent = absent;
         cluster.takeover = Takeover::Free;
+        let epoch = cluster.epoch;
+        self.happened(OfCluster::Renewed { how, epoch });
+        self.enter_events(0, at);
         self.dirty = Dirty::default();
         self.index_all();
         Ok((first, raft))
@@ -151,9 +154,9 @@ impl State {
         if was_in == cluster.epoch {
             return refuse(format!("{name} gave up what it had of this very epoch of the cluster, {was_in}: {ANEW}"));
         }
-        if !cluster.absent.contains_key(&node) {
+        let Some(absence) = cluster.absent.get(&node).copied() else {
             return refuse(format!("{name} has rejoined the cluster already: {ANEW}"));
-        }
+        };
         let member = self.node_mut(node)?;
         member.address.clone_from(&host.address);
         member.bound = bound(member.bound);
@@ -161,6 +164,9 @@ impl State {
         (member.understands, member.role, member.raft) = (host.understands, role, None);
         let raft = self.lacks_server(role).then(|| self.draw_raft(node));
         self.set_absence(node, Some(Absence::Rejoined));
+        if absence == Absence::Away {
+            self.happened_on(node, OfNode::Rejoined);
+        }
         Ok(Reply::Admitted { node, raft })
     }
 

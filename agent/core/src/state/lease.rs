@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::nodes::not_a_member;
-use super::{Refusal, State, refuse};
+use super::{LostBecause, OfCluster, OfInstance, OfNode, Refusal, State, refuse};
 use crate::command::Reply;
 use crate::manifest::VmSpec;
 use crate::types::{Failover, Hash, InstanceId, LeaseTerms, NodeEpoch, NodeId, Nonce, Timestamp};
@@ -123,7 +123,8 @@ impl State {
         }
         member.lease = Lease { epoch: epoch.next(), standing: Standing::Armed(Arming { nonce, machine, terms }) };
         self.dirty.leases.insert(node);
-        self.free_all(node, |failover| failover == Failover::Automatic);
+        self.happened_on(node, OfNode::Armed { epoch: epoch.next() });
+        self.free_all(node, LostBecause::Armed, |failover| failover == Failover::Automatic);
         Ok(Reply::Done)
     }
 
@@ -138,7 +139,8 @@ impl State {
         }
         member.lease.standing = Standing::Fenced;
         self.dirty.leases.insert(node);
-        self.free_all(node, |failover| failover == Failover::Automatic);
+        self.happened_on(node, OfNode::Fenced { epoch });
+        self.free_all(node, LostBecause::Fenced, |failover| failover == Failover::Automatic);
         Ok(Reply::Done)
     }
 
@@ -160,13 +162,16 @@ impl State {
                 member.name
             ));
         }
-        let member = self.nodes.get_mut(&node).expect("it was there just now");
-        member.lease.standing = Standing::Gone;
-        self.dirty.leases.insert(node);
+        let lease = &mut self.nodes.get_mut(&node).expect("it was there just now").lease;
+        if lease.standing != Standing::Gone {
+            lease.standing = Standing::Gone;
+            self.dirty.leases.insert(node);
+            self.happened_on(node, OfNode::ConfirmedDead);
+        }
         if abandon_volumes {
             self.abandon_volumes(node);
         }
-        self.free_all(node, |_| true);
+        self.free_all(node, LostBecause::ConfirmedDead, |_| true);
         self.end_tasks(node, "a person has said that its node is dead", at);
         Ok(Reply::Done)
     }
@@ -201,11 +206,16 @@ impl State {
         if cluster.takeover != takeover {
             cluster.takeover = takeover;
             self.dirty.cluster = true;
+            self.happened(match takeover {
+                Takeover::Free => OfCluster::TakeoverFree,
+                Takeover::Frozen { .. } => OfCluster::TakeoverFrozen,
+                Takeover::Resumed => OfCluster::TakeoverResumed,
+            });
         }
     }
 
     /// These of a node's instances run there no more. One that has ended and isn't started again stays: it is over.
-    fn free_all(&mut self, node: NodeId, which: impl Fn(Failover) -> bool) {
+    fn free_all(&mut self, node: NodeId, because: LostBecause, which: impl Fn(Failover) -> bool) {
         let is_freed = |id: &&InstanceId| {
             let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
             placement
@@ -213,13 +223,16 @@ impl State {
         };
         let freed: Vec<InstanceId> = self.placed_on(node).filter(is_freed).cloned().collect();
         for id in &freed {
-            self.free(id);
+            self.free(id, because);
         }
     }
 
     /// An instance runs no more where it was placed.
-    pub(super) fn free(&mut self, id: &InstanceId) {
-        self.instances.get_mut(id).expect("what is placed is there").placement = None;
+    pub(super) fn free(&mut self, id: &InstanceId, because: LostBecause) {
+        let instance = self.instances.get_mut(id).expect("what is placed is there");
+        if let Some(placement) = instance.placement.take() {
+            self.happened_to(id, placement.node, OfInstance::Lost(because));
+        }
         self.dirty.instances.insert(id.clone());
         self.drop_if_removed(id);
     }

@@ -1,6 +1,6 @@
 //! The level: what `apply` does, raised only when every node understands the next one.
 
-use super::{Refusal, State, refuse};
+use super::{OfCluster, Refusal, State, refuse};
 use crate::command::Reply;
 use crate::types::{Level, NodeName};
 
@@ -25,6 +25,7 @@ impl State {
         };
         cluster.level = level;
         self.dirty.cluster = true;
+        self.happened(OfCluster::Level(level));
         Ok(Reply::Done)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::nodes::not_a_member;
-use super::{HeadRecord, Held, Owner, Refusal, State, Vm, refuse};
+use super::{HeadRecord, Held, OfCluster, OfNode, Owner, Refusal, State, Vm, refuse};
 use crate::command::{ManifestReply, Origin, Reply};
 use crate::manifest::{Manifest, VmSpec, differences, nodes};
 use crate::types::{NodeId, Timestamp};
@@ -14,6 +14,8 @@ const MAX_HISTORY: usize = 256;
 const MAX_WHOLE: usize = 8;
 /// Lines of a head's diff that are kept.
 const MAX_DIFF_LINES: usize = 100;
+/// Longest text in an event about who made a manifest the head, in characters; the rest is cut off.
+const MAX_WHO_CHARS: usize = 100;
 
 impl State {
     pub(super) fn offer_manifest(
@@ -44,6 +46,7 @@ impl State {
         if let (true, false, Some(node)) = (seen, explicit, carrier) {
             self.held.insert(node, Held { manifest: manifest.clone(), since: at });
             self.dirty.held.insert(node);
+            self.happened_on(node, OfNode::Held { manifest: hash });
             return Ok(Reply::Manifest { result: ManifestReply::Held, hash });
         }
         let reply = self.set_head(index, manifest, from.clone(), at)?;
@@ -77,6 +80,15 @@ impl State {
         lines
     }
 
+    /// Who it was from, and whether it came of itself when a host booted.
+    pub fn who_offered(&self, from: &Origin) -> String {
+        match from {
+            Origin::Host { node, activated: false, .. } => format!("{}, at boot", self.name_of(*node)),
+            Origin::Host { node, .. } => self.name_of(*node),
+            Origin::Person(who) => who.clone(),
+        }
+    }
+
     /// Also forgets that it is held anywhere.
     fn set_head(&mut self, index: u64, manifest: &Manifest, from: Origin, at: Timestamp) -> Result<Reply, Refusal> {
         self.check_owners(manifest).map_err(|conflict| Refusal(conflict.to_string()))?;
@@ -86,6 +98,8 @@ impl State {
         diff.extend(differences(&before, &manifest.vms));
         diff.truncate(MAX_DIFF_LINES);
         self.replace_vms(manifest, at);
+        let who = self.who_offered(&from).chars().take(MAX_WHO_CHARS).collect();
+        self.happened(OfCluster::Head { manifest: hash, from: who });
         let record = HeadRecord { hash, at, from, diff, manifest: Some(manifest.clone()) };
         self.manifests.insert(index, record);
         self.dirty.manifests.insert(index);

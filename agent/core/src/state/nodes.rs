@@ -1,6 +1,6 @@
 //! Nodes: who is a member, what it has to give, and whether it answers.
 
-use super::{Lease, Node, Refusal, State, WorkerStatus, refuse};
+use super::{Lease, Node, OfNode, Refusal, State, WorkerStatus, refuse};
 use crate::command::{NewNode, Reply, Worker};
 use crate::types::{Address, Availability, Level, NodeId, NodeRole, Timestamp};
 
@@ -53,6 +53,7 @@ impl State {
         self.worker_status.insert(node, WorkerStatus { alive: true, since: at });
         self.dirty.nodes.insert(node);
         self.dirty.worker_status.insert(node);
+        self.happened_on(node, OfNode::Joined);
         Ok(Reply::Admitted { node, raft })
     }
 
@@ -86,6 +87,7 @@ impl State {
         if status.alive != alive {
             *status = WorkerStatus { alive, since: at };
             self.dirty.worker_status.insert(node);
+            self.happened_on(node, if alive { OfNode::Back } else { OfNode::Silent });
         }
         Ok(Reply::Done)
     }

@@ -1,9 +1,9 @@
 //! Placements: decided by the leader, checked here, and ended by the node that confirms the stop.
 
 use super::nodes::not_a_member;
-use super::{Instance, Placement, Refusal, State, refuse};
+use super::{Instance, OfInstance, PlacedBecause, Placement, Refusal, State, StopBecause, refuse};
 use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, Reply, TaskReport, VmReport};
-use crate::types::{Failover, Generation, InstanceId, NodeEpoch, NodeId, Resources, Timestamp};
+use crate::types::{Availability, Failover, Generation, InstanceId, NodeEpoch, NodeId, Resources, Timestamp};
 
 impl State {
     pub(super) fn place(
@@ -38,6 +38,7 @@ impl State {
             self.check_open(node)?;
         }
         self.check_room(node, reserved.saturating_sub(held))?;
+        let because = if before.is_some() { PlacedBecause::Changed } else { self.placed_because(id) };
         let unit = spec.unit(id, generation, failover).expect("it is declared, so it has a runner");
         let placement = Placement {
             node,
@@ -59,18 +60,20 @@ impl State {
             Instance { generation, placement: Some(Box::new(placement)), volumes_on, bound_for: None },
         );
         self.dirty.instances.insert(id.clone());
+        self.happened_to(id, node, OfInstance::Placed { generation, failover, because });
         Ok(Reply::Done)
     }
 
     pub(super) fn unplace(&mut self, id: &InstanceId, generation: Generation, at: Timestamp) -> Result<Reply, Refusal> {
-        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
         match placement {
             Some(placement) if placement.unit.generation == generation => {
-                if !placement.stopping {
-                    placement.stopping = true;
-                    placement.phase_since = at;
-                    self.dirty.instances.insert(id.clone());
-                }
+                let because = match self.nodes.get(&placement.node) {
+                    Some(node) if node.leaving => StopBecause::Leaving,
+                    Some(node) if node.availability == Availability::Draining => StopBecause::Draining,
+                    _ => StopBecause::Unsuitable,
+                };
+                self.begin_stop(id, because, at);
                 Ok(Reply::Done)
             }
             Some(placement) => {
@@ -111,9 +114,11 @@ impl State {
                 instance.placement = None;
                 self.drop_if_removed(&report.instance);
                 self.dirty.instances.insert(report.instance.clone());
+                self.happened_to(&report.instance, node, OfInstance::Stopped);
             }
             return;
         }
+        let told = told(placement, report);
         let message: String = report.message.chars().take(MAX_MESSAGE_CHARS).collect();
         let before = (placement.phase, placement.restarts, placement.reserved);
         if placement.phase != report.phase {
@@ -129,17 +134,25 @@ impl State {
             placement.message = message;
             self.dirty.instances.insert(report.instance.clone());
         }
+        told.into_iter().flatten().for_each(|what| self.happened_to(&report.instance, node, what));
     }
 
     /// Brings what is placed of it to a stop, and forgets it once that is so, unless its VM is only to be stopped.
     pub(super) fn stop_instance(&mut self, id: &InstanceId, at: Timestamp) {
-        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
-        if let Some(placement) = placement.filter(|placement| !placement.stopping) {
-            placement.stopping = true;
-            placement.phase_since = at;
-            self.dirty.instances.insert(id.clone());
-        }
+        let because = if self.is_declared(id) { StopBecause::Asked } else { StopBecause::Undeclared };
+        self.begin_stop(id, because, at);
         self.drop_if_removed(id);
+    }
+
+    /// What is placed of it is to stop, unless it is to already.
+    pub(super) fn begin_stop(&mut self, id: &InstanceId, because: StopBecause, at: Timestamp) {
+        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        let Some(placement) = placement.filter(|placement| !placement.stopping) else { return };
+        placement.stopping = true;
+        placement.phase_since = at;
+        let node = placement.node;
+        self.dirty.instances.insert(id.clone());
+        self.happened_to(id, node, OfInstance::Stopping(because));
     }
 
     /// An instance that is neither declared nor placed is gone.
@@ -180,4 +193,19 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// What a report says of an instance that is worth telling: once each time that twice as many restarts are reported, so that one
+/// which ends again and again leaves room for the rest.
+fn told(before: &Placement, report: &VmReport) -> [Option<OfInstance>; 2] {
+    let times = report.restarts;
+    let is_first_run = before.phase == InstancePhase::Starting && before.phase_since == before.placed_at;
+    let restarted = times.checked_ilog2() > before.restarts.checked_ilog2();
+    let turned = match report.phase {
+        phase if phase == before.phase => None,
+        InstancePhase::Running => is_first_run.then_some(OfInstance::Started),
+        InstancePhase::Ended(exit) => Some(OfInstance::Ended(exit)),
+        InstancePhase::Starting | InstancePhase::Stopped => None,
+    };
+    [restarted.then_some(OfInstance::Restarted { times }), turned]
 }

@@ -4,7 +4,7 @@
 //! them that could grow or get lost.
 
 use super::nodes::not_a_member;
-use super::{Refusal, State, refuse};
+use super::{LostBecause, OfNode, Refusal, State, refuse};
 use crate::command::{Reply, TaskPhase};
 use crate::types::{Exit, InstanceId, NodeId, Timestamp};
 
@@ -81,8 +81,12 @@ impl State {
         if dead {
             self.bury(node, at);
         } else {
-            self.nodes.get_mut(&node).expect("it was there just now").leaving = true;
+            let member = self.nodes.get_mut(&node).expect("it was there just now");
+            let was_leaving = std::mem::replace(&mut member.leaving, true);
             self.dirty.nodes.insert(node);
+            if !was_leaving {
+                self.happened_on(node, OfNode::Leaving);
+            }
         }
         Ok(Reply::Done)
     }
@@ -116,7 +120,7 @@ impl State {
     pub(super) fn bury(&mut self, node: NodeId, at: Timestamp) {
         let placed: Vec<InstanceId> = self.placed_on(node).cloned().collect();
         for id in &placed {
-            self.free(id);
+            self.free(id, LostBecause::Removed);
         }
         self.end_tasks(node, "its node was removed as dead", at);
         self.drop_node(node);
@@ -135,6 +139,7 @@ impl State {
     }
 
     fn drop_node(&mut self, node: NodeId) {
+        self.happened_on(node, OfNode::Removed);
         self.nodes.remove(&node);
         self.worker_status.remove(&node);
         self.dirty.nodes.insert(node);

@@ -1,7 +1,7 @@
 //! Which nodes are servers: each is one by a raft id of its own, counted and never given to anybody again.
 
 use super::nodes::not_a_member;
-use super::{Node, Refusal, State, refuse};
+use super::{Node, OfNode, Refusal, State, refuse};
 use crate::command::Reply;
 use crate::manifest::MAX_SERVERS;
 use crate::types::{NodeId, NodeRole, RaftId};
@@ -54,6 +54,7 @@ impl State {
         }
         let raft = self.next_raft();
         self.node_mut(node)?.raft = Some(raft);
+        self.happened_on(node, OfNode::Enlisted);
         Ok(Reply::Done)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::events::{Event, Events, Happening};
 use super::packed::{Packed, decode, encode};
 use super::vms::{Head, RunnerKey};
 use super::{HeadRecord, Held, Instance, Lease, Node, State, Task, Token, Vm, WorkerStatus};
@@ -35,10 +36,12 @@ pub enum Table {
     Sessions,
     Tokens,
     Leases,
+    /// What has happened, by its number.
+    Events,
 }
 
 impl Table {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Cluster,
         Self::Counters,
         Self::Nodes,
@@ -53,6 +56,7 @@ impl Table {
         Self::Sessions,
         Self::Tokens,
         Self::Leases,
+        Self::Events,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -71,6 +75,7 @@ impl Table {
             Self::Sessions => "sessions",
             Self::Tokens => "tokens",
             Self::Leases => "leases",
+            Self::Events => "events",
         }
     }
 }
@@ -99,6 +104,9 @@ pub(super) struct Dirty {
     pub held: BTreeSet<NodeId>,
     pub tokens: BTreeSet<TokenId>,
     pub leases: BTreeSet<NodeId>,
+    pub events: BTreeSet<u64>,
+    /// What has no number yet, in its order.
+    pub happened: Vec<Happening>,
 }
 
 /// A row that doesn't make sense: the store is corrupt, or a newer agent wrote it.
@@ -157,6 +165,9 @@ impl State {
             let lease = self.nodes.get(&id).map(|node| node.lease).filter(|lease| *lease != Lease::default());
             put(Table::Leases, number(id.0), row(lease.as_ref()));
         }
+        for event in dirty.events {
+            put(Table::Events, number(event), self.events.row(event).map(Packed::bytes));
+        }
         changes
     }
 
@@ -176,6 +187,8 @@ impl State {
             held: self.held.keys().copied().collect(),
             tokens: self.tokens.keys().copied().collect(),
             leases: self.nodes.keys().copied().collect(),
+            events: self.events.numbers().collect(),
+            happened: Vec::new(),
         });
         rows.retain(|change| change.value.is_some());
         rows.push(self.sessions_row());
@@ -218,6 +231,7 @@ pub struct Loading {
     held: Vec<(NodeId, Held)>,
     tokens: Vec<(TokenId, Token)>,
     leases: Vec<(NodeId, Lease)>,
+    events: Vec<(u64, Packed<Event>)>,
     wrong: Option<RowError>,
 }
 
@@ -248,6 +262,7 @@ impl Loading {
             Table::Manifests => put(&mut self.manifests, number_key(key), value),
             Table::Tokens => put(&mut self.tokens, number_key(key).map(TokenId), value),
             Table::Leases => put(&mut self.leases, node_key(key), value),
+            Table::Events => number_key(key).zip(Packed::read(value)).map(|event| self.events.push(event)),
         };
         if taken.is_none() && self.wrong.is_none() {
             self.wrong = Some(RowError { table, key: key.to_owned() });
@@ -269,6 +284,7 @@ impl Loading {
         state.manifests = self.manifests.into_iter().collect();
         state.held = self.held.into_iter().collect();
         state.tokens = self.tokens.into_iter().collect();
+        state.events = Events::of(self.events);
         for (id, worker) in workers {
             let key = || RowError { table: Table::Workers, key: number(id.0) };
             state.nodes.get_mut(&id).ok_or_else(key)?.worker = Some(worker);

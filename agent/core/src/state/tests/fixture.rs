@@ -249,6 +249,7 @@ fn check(fixture: &Fixture, before: &State, command: &Command) {
     index::the_scheduler_sees_whatever_is_not_as_declared(&fixture.state);
     index::the_servers_are_the_nodes_that_have_a_raft_id(&fixture.state);
     what_is_automatic_is_of_an_epoch_that_holds(&fixture.state);
+    events::tests::what_an_entry_changes_is_told(&fixture.state, before, fixture.index);
     the_rows_are_the_state(fixture);
 }
 
