@@ -253,6 +253,27 @@ in
               '';
             };
           };
+          fence = {
+            watchdog = mkOption {
+              type = types.either (types.enum [ "none" ]) (types.strMatching "/dev/.+");
+              default = "/dev/watchdog";
+              description = ''
+                The device that resets this host if `blixard-fence.service` hangs, so that no VM is running here while it
+                runs elsewhere. Where there is no {file}`/dev/watchdog`, `blixard-softdog.service` loads one. If another
+                has it open, as systemd has with {option}`systemd.watchdog.runtimeTime`, this host runs no VM whose
+                `failover` is "automatic". With "none" it does, and nothing stops these if PID 1 and the fence hang at once.
+              '';
+            };
+            allow_virtual_hosts = mkOption {
+              type = types.bool;
+              default = false;
+              description = ''
+                Whether VMs whose `failover` is "automatic" run on this host although it is a virtual machine. What
+                pauses such a host stops `blixard-fence.service`, too, and no clock shows it: when it goes on, it runs
+                for a moment what runs elsewhere by now. Set it only where the host is never paused or moved.
+              '';
+            };
+          };
           resources = {
             cpus = amount "Processors";
             memory_mib = amount "Memory in MiB";

@@ -8,6 +8,7 @@
 let
   inherit (lib) getExe mkIf optional;
   cfg = config.services.blixard;
+  inherit (cfg.settings) fence;
   blixard = getExe cfg.package;
 
   # What neither the agent nor a gate nor a hypervisor needs.
@@ -40,10 +41,63 @@ let
     SystemCallErrorNumber = "EPERM";
   };
 
-  # Nothing starts an instance but the agent, and no switch touches one: a VM outlives what is around it.
+  # Nothing starts an instance but the agent, and no switch touches one, nor the fence: a VM outlives what is around it. What
+  # is new in them applies from the next start on, which for the fence is the host's.
   template = {
     restartIfChanged = false;
     stopIfChanged = false;
+  };
+
+  # A VM: the gate, and in its place the runner.
+  instance = template // {
+    after = [
+      "network.target"
+      "systemd-modules-load.service"
+    ];
+    startLimitIntervalSec = 0;
+    serviceConfig = confined // {
+      Type = "notify";
+      NotifyAccess = "all";
+      ExecStopPost = "${blixard} gate clean %i";
+      Restart = "always";
+      RestartSec = "2s";
+      # 79: the gate says that this instance isn't to be started here, or not again.
+      RestartPreventExitStatus = 79;
+      SuccessExitStatus = 79;
+      TimeoutStartSec = "300s";
+      LimitNOFILE = 1048576;
+      LimitMEMLOCK = "infinity";
+      UMask = "0077";
+      StateDirectory = "blixard/vms";
+      StateDirectoryMode = "0711";
+      ReadWritePaths = [
+        "-/run/blixard/vms"
+      ]
+      ++ optional (cfg.settings.node.data_dir != "/var/lib/blixard") "-${cfg.settings.node.data_dir}/vms";
+      # Of the gate, before it becomes an ordinary user and the runner: to make taps, to give away the working directory.
+      CapabilityBoundingSet = [
+        "CAP_CHOWN"
+        "CAP_NET_ADMIN"
+        "CAP_SETGID"
+        "CAP_SETUID"
+      ];
+      DevicePolicy = "closed";
+      DeviceAllow = [
+        "/dev/kvm rw"
+        "/dev/net/tun rw"
+        "/dev/vhost-net rw"
+        "/dev/vhost-vsock rw"
+      ];
+      # Not MemoryDenyWriteExecute: QEMU without KVM compiles. Hypervisors sandbox themselves (seccomp, landlock).
+      SystemCallFilter = [
+        "@system-service"
+        "~@resources"
+        "seccomp"
+        "landlock_add_rule"
+        "landlock_create_ruleset"
+        "landlock_restrict_self"
+      ];
+    };
   };
 in
 {
@@ -52,9 +106,13 @@ in
       description = "Blixard agent";
       documentation = [ "https://github.com/blixard/blixard" ];
       wantedBy = [ "multi-user.target" ];
-      wants = [ "network-online.target" ];
+      wants = [
+        "network-online.target"
+        "blixard-fence.service"
+      ];
       after = [
         "network-online.target"
+        "blixard-fence.service"
         "dbus.service"
         "nix-daemon.socket"
       ];
@@ -114,60 +172,93 @@ in
       };
     };
 
-    systemd.services."blixard-vm@" = template // {
-      description = "Blixard VM %i";
-      after = [
-        "network.target"
-        "systemd-modules-load.service"
-      ];
+    # Stops every blixard-auto@ when this node has no lease any more. If it dies, systemd stops them, and starts it again: it
+    # then kills what is left before it answers anybody, and lets nothing start before the cluster has armed it anew.
+    systemd.services.blixard-fence = template // {
+      description = "Blixard fence";
+      documentation = [ "https://github.com/blixard/blixard" ];
+      wantedBy = [ "multi-user.target" ];
+      wants = optional (fence.watchdog == "/dev/watchdog") "blixard-softdog.service";
+      after = optional (fence.watchdog == "/dev/watchdog") "blixard-softdog.service";
       startLimitIntervalSec = 0;
       serviceConfig = confined // {
         Type = "notify";
-        NotifyAccess = "all";
+        ExecStart = "${blixard} fence run --config /etc/blixard/config.toml";
+        ExecStop = "${blixard} fence end --config /etc/blixard/config.toml";
+        Restart = "always";
+        RestartSec = "100ms";
+        # Until it is armed; the terms of its lease say how long from then on.
+        WatchdogSec = "2s";
+        WatchdogSignal = "SIGKILL";
+        # What it found may take any time to die.
+        TimeoutStartSec = "infinity";
+        TimeoutStopSec = "30s";
+        OOMScoreAdjust = -1000;
+        LimitMEMLOCK = "infinity";
+        LimitRTPRIO = 1;
+        RestrictRealtime = false;
+        # It kills by the control group of blixard-fenced.slice.
+        ProtectControlGroups = false;
+        PrivateNetwork = true;
+        RestrictAddressFamilies = [ "AF_UNIX" ];
+        # A directory of its own below /tmp would take a disk that may be full.
+        PrivateTmp = false;
+        # The directory is the agent's, too, and made by whichever starts first.
+        Group = "blixard";
+        CapabilityBoundingSet = "";
+        UMask = "0077";
+        RuntimeDirectory = "blixard";
+        RuntimeDirectoryMode = "0750";
+        RuntimeDirectoryPreserve = "yes";
+        DevicePolicy = "closed";
+        DeviceAllow = optional (fence.watchdog != "none") "${fence.watchdog} rw";
+        MemoryDenyWriteExecute = true;
+        SystemCallFilter = [
+          "@system-service"
+          "~@privileged @resources"
+          "@chown"
+          "sched_setscheduler"
+        ];
+      };
+    };
+
+    # A watchdog in the kernel, where the hardware has none.
+    systemd.services.blixard-softdog = mkIf (fence.watchdog == "/dev/watchdog") (
+      template
+      // {
+        description = "Watchdog of the kernel's own, for the Blixard fence";
+        unitConfig.ConditionPathExists = "!/dev/watchdog";
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          ExecStart = "${pkgs.kmod}/bin/modprobe softdog";
+        };
+      }
+    );
+
+    # What starts elsewhere when its node isn't heard any more: only the fence lets it start, and it dies with the fence. There
+    # is no ExecStop, as nothing may keep it alive; a guest that is to stop in order is asked before its unit is stopped.
+    systemd.services."blixard-auto@" = instance // {
+      description = "Blixard VM %i (automatic)";
+      bindsTo = [ "blixard-fence.service" ];
+      after = instance.after ++ [ "blixard-fence.service" ];
+      serviceConfig = instance.serviceConfig // {
+        Slice = "blixard-fenced.slice";
+        ExecStart = "${blixard} gate auto %i";
+        KillSignal = "SIGKILL";
+        TimeoutStopSec = "30s";
+      };
+    };
+
+    # What no fence stops.
+    systemd.services."blixard-vm@" = instance // {
+      description = "Blixard VM %i (manual)";
+      serviceConfig = instance.serviceConfig // {
         Slice = "blixard-vms.slice";
         ExecStart = "${blixard} gate vm %i";
         ExecStop = "${blixard} gate stop %i";
-        ExecStopPost = "${blixard} gate clean %i";
-        Restart = "always";
-        RestartSec = "2s";
-        # 79: the gate says that this instance isn't to be started here, or not again.
-        RestartPreventExitStatus = 79;
-        SuccessExitStatus = 79;
         KillMode = "mixed";
-        TimeoutStartSec = "300s";
         TimeoutStopSec = "150s";
-        LimitNOFILE = 1048576;
-        LimitMEMLOCK = "infinity";
-        UMask = "0077";
-        StateDirectory = "blixard/vms";
-        StateDirectoryMode = "0711";
-        ReadWritePaths = [
-          "-/run/blixard/vms"
-        ]
-        ++ optional (cfg.settings.node.data_dir != "/var/lib/blixard") "-${cfg.settings.node.data_dir}/vms";
-        # Of the gate, before it becomes an ordinary user and the runner: to make taps, to give away the working directory.
-        CapabilityBoundingSet = [
-          "CAP_CHOWN"
-          "CAP_NET_ADMIN"
-          "CAP_SETGID"
-          "CAP_SETUID"
-        ];
-        DevicePolicy = "closed";
-        DeviceAllow = [
-          "/dev/kvm rw"
-          "/dev/net/tun rw"
-          "/dev/vhost-net rw"
-          "/dev/vhost-vsock rw"
-        ];
-        # Not MemoryDenyWriteExecute: QEMU without KVM compiles. Hypervisors sandbox themselves (seccomp, landlock).
-        SystemCallFilter = [
-          "@system-service"
-          "~@resources"
-          "seccomp"
-          "landlock_add_rule"
-          "landlock_create_ruleset"
-          "landlock_restrict_self"
-        ];
       };
     };
 
@@ -204,7 +295,8 @@ in
       };
     };
 
-    systemd.slices.blixard-vms.description = "Blixard VMs";
+    systemd.slices.blixard-fenced.description = "Blixard VMs that the fence stops";
+    systemd.slices.blixard-vms.description = "Blixard VMs that no fence stops";
     systemd.slices.blixard-tasks.description = "Blixard tasks";
   };
 }

@@ -39,6 +39,9 @@ lib.mapAttrs (name: host: {
         memory_mib = lib.mkDefault 2048;
         disk_mib = lib.mkDefault 4096;
       };
+      # Hosts of a test are virtual, and are paused only by tests that say so; there is no device to reset them.
+      fence.allow_virtual_hosts = true;
+      fence.watchdog = "none";
       vms.bridge = "br0";
     };
   };

@@ -18,6 +18,8 @@ let
     "an_offline_host_blocks_no_upgrade"
     # What runs is seen there from outside of the hosts.
     "a_second_copy_is_seen"
+    # It is the agent, and PID 1 hangs only there.
+    "the_fence_needs_nobody"
     # Its clients ask all hosts by their sockets, with one clock, and its misfortunes only the rig can make.
     "what_was_answered_is_linearizable"
   ];

@@ -88,7 +88,6 @@ class Host:
         if not tun.exists():
             os.mknod(tun, 0o20666, os.makedev(10, 200))
             tun.chmod(0o666)
-        unified = "memory" not in self.cgroups  # where the controllers are on v1, systemd has to look there
         argv = [
             "systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self.name}",
             f"--uuid={uuid.uuid5(uuid.NAMESPACE_DNS, f'{self.name}.rig')}", "--register=no", "--keep-unit",
@@ -98,8 +97,8 @@ class Host:
             f"--bind={self.directory}/nix:/nix", *(f"--bind-ro={here}:{there}" for here, there in self.binds),
             "/rig-init", "systemd.unit=multi-user.target",
         ]
-        environment = {"PATH": PATH, "NOTIFY_SOCKET": str(notify), "SYSTEMD_NSPAWN_LOCK": "0",
-                       "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(unified))}
+        # The host has both versions of cgroups if the machine has: limits are on v1 then, and the fence kills by v2.
+        environment = {"PATH": PATH, "NOTIFY_SOCKET": str(notify), "SYSTEMD_NSPAWN_LOCK": "0"}
         with open(self.directory / "console.log", "ab") as console, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
             s.bind(str(notify))
             self._process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=console,
@@ -166,6 +165,15 @@ class Host:
 
     def resume(self) -> None:
         (self.cgroups[UNIFIED] / "cgroup.freeze").write_text("0")
+
+    def hang_first_process(self) -> None:
+        """PID 1 does nothing any more; all else goes on."""
+        assert self._leader
+        os.kill(self._leader, signal.SIGSTOP)
+
+    def resume_first_process(self) -> None:
+        assert self._leader
+        os.kill(self._leader, signal.SIGCONT)
 
     def _clear_away(self) -> None:
         """What a host that is off has no more: its cable, the cgroups that its systemd made."""

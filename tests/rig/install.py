@@ -96,14 +96,15 @@ def install(machine: Machine, claim: str, agent: Path, runners: dict[str, str]) 
         put(units / rendered.name, text)
         if rendered.suffix == ".service":
             put(units / f"{rendered.name}.d/debian.conf", ON_DEBIAN)
+        if "WantedBy=multi-user.target" in text:
+            wanted = units / "multi-user.target.wants" / rendered.name
+            wanted.parent.mkdir(exist_ok=True)
+            wanted.symlink_to(f"/etc/systemd/system/{rendered.name}")
         credential = re.search(r"^LoadCredential=cluster-secret:(\S+)$", text, re.MULTILINE)
         secret = credential[1] if credential else secret
     if secret is None:
         raise SystemExit(f"rig: no unit in {RENDERED / 'units'} loads the credential cluster-secret")
     put(machine.root / secret.lstrip("/"), SECRET, 0o600)
-    wanted = units / "multi-user.target.wants/blixard.service"
-    wanted.parent.mkdir(exist_ok=True)
-    wanted.symlink_to("/etc/systemd/system/blixard.service")
     for rendered in (RENDERED / claim / machine.name).iterdir():
         text = STAND_IN_RUNNER.sub(lambda found: runners[found[1]], rendered.read_text())
         put(machine.root / "etc/blixard" / rendered.name, text)

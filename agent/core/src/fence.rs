@@ -126,7 +126,7 @@ pub enum Unable {
     Virtual { hypervisor: String },
     #[error("cannot use the watchdog device {device} ({reason}); set fence.watchdog to another one, or to \"none\"")]
     Watchdog { device: String, reason: String },
-    #[error("cannot kill by control group ({reason}): it needs cgroup v2 at /sys/fs/cgroup")]
+    #[error("cannot kill by control group ({reason}): it needs cgroup v2, with Linux 5.14 or newer")]
     ControlGroups { reason: String },
 }
 

@@ -9,8 +9,8 @@ use blixard_core::fence::{Group, Unable};
 use blixard_core::types::InstanceId;
 use rustix::process::Pid;
 
-/// Where control groups are: those of this host, or of the container that it is.
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where the control groups of version 2 are: alone, or beside those of version 1.
+const ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// The slice that the template's units are in.
 const SLICE: &str = "blixard.slice/blixard-fenced.slice";
 
@@ -22,7 +22,8 @@ pub struct Slice {
 
 impl Slice {
     pub fn of_this_host() -> Self {
-        Self::below(ROOT)
+        let root = ROOTS.into_iter().find(|root| Path::new(root).join("cgroup.controllers").exists());
+        Self::below(root.unwrap_or(ROOTS[0]))
     }
 
     pub fn below(root: impl Into<PathBuf>) -> Self {

@@ -39,6 +39,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/rig/host.py", "waits until a host has booted or is frozen"),
     ("tests/rig/machine.py", "waits for the conditions that a scenario names"),
     ("tests/rig/isolation.py", "waits until a cgroup is empty"),
+    ("tests/the_fence_needs_nobody/scenario.py", "what runs there writes down when it does, fifty times a second"),
 ];
 
 /// A file or a function that is too long.

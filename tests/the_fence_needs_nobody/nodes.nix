@@ -1,0 +1,1 @@
+{ cluster }: cluster { hosts.alpha = { }; }
