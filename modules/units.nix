@@ -48,6 +48,14 @@ let
     stopIfChanged = false;
   };
 
+  # Each is reached when the host has woken.
+  sleepTargets = [
+    "hibernate.target"
+    "hybrid-sleep.target"
+    "suspend-then-hibernate.target"
+    "suspend.target"
+  ];
+
   # A VM: the gate, and in its place the runner.
   instance = template // {
     after = [
@@ -178,6 +186,8 @@ in
       description = "Blixard fence";
       documentation = [ "https://github.com/blixard/blixard" ];
       wantedBy = [ "multi-user.target" ];
+      conflicts = [ "sleep.target" ];
+      before = [ "sleep.target" ];
       wants = optional (fence.watchdog == "/dev/watchdog") "blixard-softdog.service";
       after = optional (fence.watchdog == "/dev/watchdog") "blixard-softdog.service";
       startLimitIntervalSec = 0;
@@ -219,6 +229,17 @@ in
           "@chown"
           "sched_setscheduler"
         ];
+      };
+    };
+
+    # A host that sleeps runs nothing of what starts elsewhere meanwhile, nor when it wakes: no watchdog counts until then.
+    systemd.services.blixard-fence-resume = template // {
+      description = "Blixard fence, after a sleep";
+      wantedBy = sleepTargets;
+      after = sleepTargets;
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${config.systemd.package}/bin/systemctl start --no-block blixard-fence.service";
       };
     };
 

@@ -169,6 +169,18 @@ with subtest("a fence that is stopped ends, and a VM that is started has it star
     wait_for_idle()
     assert_stays_down()
 
+with subtest("a host that is about to sleep stops everything first, and has a fence again when it wakes"):
+    run_all()
+    alpha.succeed(
+        "printf '[Unit]\\nRequires=sleep.target\\nAfter=sleep.target\\n[Service]\\nExecStart=true\\n' > /run/systemd/system/nap.service",
+        "systemctl start nap.service",
+    )
+    assert alpha.get_unit_property("blixard-fence.service", "ActiveState") == "inactive"
+    assert not running()
+    alpha.succeed("systemctl start blixard-fence-resume.service")
+    wait_for_idle()
+    assert_stays_down()
+
 with subtest("a PID 1 that is executed anew, or reads its units anew, changes nothing"):
     run_all()
     before = [alpha.get_unit_property(unit, "MainPID") for unit in [auto("web-0"), "blixard-fence.service"]]

@@ -147,7 +147,7 @@ pub enum Stage {
     Unable(Unable),
     /// Nothing runs, nor will before it is armed, with this nonce.
     Idle { nonce: Nonce },
-    /// Until `deadline`, which the first renewal sets, instances may run.
+    /// Until `deadline`, which the first renewal sets, instances may run. Without one for as long as a lease, it clears anew.
     Armed { epoch: NodeEpoch, terms: LeaseTerms, deadline: Option<BootTime> },
 }
 
@@ -218,8 +218,16 @@ enum Phase {
 struct Armed {
     epoch: NodeEpoch,
     terms: LeaseTerms,
+    since: BootTime,
     deadline: Option<BootTime>,
     allowed: BTreeMap<InstanceId, Generation>,
+}
+
+impl Armed {
+    /// When its lease ends, or when its first one would have to have come: nobody may renew its epoch any more, by then.
+    fn end(&self) -> BootTime {
+        self.deadline.unwrap_or_else(|| self.since.after(self.terms.lease()))
+    }
 }
 
 /// A fence that begins knows of no device that it would have to keep from biting: an earlier one may have left it.
@@ -235,7 +243,7 @@ impl Fence {
         self.expire(now);
         let done = match request {
             Request::Status => return Reply::Status(self.status()),
-            Request::Arm { nonce, epoch, terms } => self.arm(*nonce, *epoch, *terms),
+            Request::Arm { nonce, epoch, terms } => self.arm(now, *nonce, *epoch, *terms),
             Request::Renewed { epoch, sent } => self.renew(now, *epoch, *sent),
             Request::Allow { epoch, instance, generation } => self.allow(*epoch, instance, *generation),
             Request::Start { instance, generation } => self.may_start(now, instance, *generation, group(instance)),
@@ -267,12 +275,8 @@ impl Fence {
                 Turn { action, pet, wake: now.after(LOOK_AGAIN) }
             }
             Phase::Unable(_) if is_empty => Turn { action: Action::Draw, pet: true, wake: period },
-            Phase::Armed(Armed { deadline: Some(deadline), .. }) => {
-                Turn { action: Action::Wait, pet: true, wake: period.min(*deadline) }
-            }
-            Phase::Unable(_) | Phase::Idle { .. } | Phase::Armed(_) => {
-                Turn { action: Action::Wait, pet: true, wake: period }
-            }
+            Phase::Armed(armed) => Turn { action: Action::Wait, pet: true, wake: period.min(armed.end()) },
+            Phase::Unable(_) | Phase::Idle { .. } => Turn { action: Action::Wait, pet: true, wake: period },
         }
     }
 
@@ -319,10 +323,11 @@ impl Fence {
         if armed.epoch == epoch { Ok(armed) } else { Err(Refusal::Epoch { armed: armed.epoch, asked: epoch }) }
     }
 
-    fn arm(&mut self, nonce: Nonce, epoch: NodeEpoch, terms: LeaseTerms) -> Result<(), Refusal> {
+    fn arm(&mut self, now: BootTime, nonce: Nonce, epoch: NodeEpoch, terms: LeaseTerms) -> Result<(), Refusal> {
         match &self.phase {
             Phase::Idle { nonce: drawn } if *drawn == nonce => {
-                self.phase = Phase::Armed(Armed { epoch, terms, deadline: None, allowed: BTreeMap::new() });
+                let allowed = BTreeMap::new();
+                self.phase = Phase::Armed(Armed { epoch, terms, since: now, deadline: None, allowed });
                 self.terms = Some(terms);
                 Ok(())
             }
@@ -421,12 +426,12 @@ impl Fence {
         }
     }
 
-    /// At the deadline the epoch is over: only another one helps.
+    /// At its end the epoch is over: only another one helps.
     fn expire(&mut self, now: BootTime) {
-        if let Phase::Armed(Armed { deadline: Some(deadline), .. }) = self.phase
-            && deadline <= now
+        if let Phase::Armed(armed) = &self.phase
+            && armed.end() <= now
         {
-            self.clear(deadline);
+            self.clear(armed.end());
         }
     }
 

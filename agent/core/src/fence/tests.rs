@@ -207,9 +207,9 @@ fn a_renewal_that_arrives_when_the_lease_is_over_is_ignored() {
     assert_eq!(host.renewed(4_999, 1, 2_000), Reply::Done);
     assert_eq!(host.renewed(7_000, 1, 6_500), refused(Refusal::NotArmed));
     assert_eq!(host.stage(), Stage::Clearing);
-    host.clear(7_000, SECOND);
-    host.arm(7_000, SECOND, 2);
-    assert_eq!(host.renewed(12_000, 2, 7_000), refused(Refusal::Late), "the first one, too");
+    host.clear(8_000, SECOND);
+    host.arm(8_000, SECOND, 2);
+    assert_eq!(host.renewed(11_500, 2, 6_500), refused(Refusal::Late), "the first one, too");
     assert_eq!(host.deadline(), None);
 }
 
@@ -221,6 +221,18 @@ fn a_renewal_of_another_epoch_is_refused() {
         assert_eq!(host.renewed(100, epoch, 100), refused(refusal));
     }
     assert_eq!(host.deadline(), Some(at(5_000)));
+}
+
+#[test]
+fn one_that_is_never_renewed_is_to_be_armed_anew() {
+    let mut host = Host::idle();
+    assert_eq!(host.arm(1_000, FIRST, 1), Reply::Done);
+    assert_eq!(host.turn(5_999, true), Action::Wait);
+    assert_eq!(host.fence.tick(at(5_900), true).wake, at(6_000));
+    assert_eq!(host.renewed(6_000, 1, 5_900), refused(Refusal::NotArmed));
+    assert_eq!(host.stage(), Stage::Clearing);
+    host.clear(6_000, SECOND);
+    assert_eq!(host.arm(6_000, SECOND, 2), Reply::Done);
 }
 
 // Rule 3: start.
