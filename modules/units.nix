@@ -258,7 +258,7 @@ in
     );
 
     # What starts elsewhere when its node isn't heard any more: only the fence lets it start, and it dies with the fence. There
-    # is no ExecStop, as nothing may keep it alive; a guest that is to stop in order is asked before its unit is stopped.
+    # is no ExecStop, as nothing may keep it alive; a guest that is to stop in order is asked by blixard-stop@ before.
     systemd.services."blixard-auto@" = instance // {
       description = "Blixard VM %i (automatic)";
       bindsTo = [ "blixard-fence.service" ];
@@ -268,6 +268,30 @@ in
         ExecStart = "${blixard} gate auto %i";
         KillSignal = "SIGKILL";
         TimeoutStopSec = "30s";
+      };
+    };
+
+    # Asks the guest of blixard-auto@ to stop, and ends when it has; the agent then stops that unit.
+    systemd.services."blixard-stop@" = template // {
+      description = "Stop of Blixard VM %i";
+      startLimitIntervalSec = 0;
+      serviceConfig = confined // {
+        Type = "oneshot";
+        ExecStart = "${blixard} gate ask %i";
+        TimeoutStartSec = "150s";
+        # It looks which process is the VM's, and becomes the user who may talk to it.
+        ProtectProc = "default";
+        UMask = "0077";
+        CapabilityBoundingSet = [
+          "CAP_SETGID"
+          "CAP_SETUID"
+        ];
+        PrivateDevices = true;
+        ReadWritePaths = [ "-${cfg.settings.node.data_dir}/vms" ];
+        SystemCallFilter = [
+          "@system-service"
+          "~@resources"
+        ];
       };
     };
 

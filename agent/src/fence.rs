@@ -26,10 +26,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use blixard_core::fence::{Refusal, Reply, Request, Unable};
-use blixard_core::types::BootTime;
+use blixard_core::types::{BootTime, InstanceId};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::process::Pid;
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
     timerfd_settime,
@@ -64,6 +65,11 @@ pub enum FenceError {
 /// Where the fence of a host with this run directory is asked.
 pub fn socket_in(run_dir: &Path) -> PathBuf {
     run_dir.join("fence.sock")
+}
+
+/// What runs in the unit of an instance that a fence has let start.
+pub fn processes_of(instance: &InstanceId) -> Vec<Pid> {
+    Slice::of_this_host().processes(instance)
 }
 
 /// How long this host has been up, suspended or not.

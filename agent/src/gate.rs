@@ -6,6 +6,7 @@
 //!                                 │ no
 //!                                 ▼ exit 79, which the unit never restarts after
 //!   ExecStop=   gate stop NAME   microvm-shutdown, then until the main process is gone
+//!               gate ask NAME    … of a unit that has no ExecStop=, before it is stopped
 //!   ExecStopPost= gate clean NAME  taps away, exit recorded
 //! ```
 //!
@@ -29,7 +30,7 @@ use blixard_core::types::{Exit, Failover, Generation, InstanceId, InvalidValue, 
 use blixard_core::unit::ExitRecord;
 use rustix::fs::{AtFlags, CWD, Gid, Uid};
 
-use crate::fence::{AskError, ask};
+use crate::fence::{AskError, ask, processes_of};
 use account::{AccountError, Ids};
 use files::{FileError, Installed, InstalledTask, RunDir};
 use tap::{TapError, Taps};
@@ -53,6 +54,8 @@ pub enum GateCommand {
     Auto { name: String },
     /// Ask a VM's guest to stop, and wait for it (`ExecStop=`)
     Stop { name: String },
+    /// Ask the guest of a VM that the fence has let start to stop, and wait for it: its unit itself dies at once
+    Ask { name: String },
     /// Tidy up after a VM, and record how it ended (`ExecStopPost=`)
     Clean { name: String },
     /// Start a task (`ExecStart=`)
@@ -123,7 +126,10 @@ pub fn run(args: &GateArgs) -> ExitCode {
     let result = match &args.command {
         GateCommand::Vm { name } => instance(name).and_then(|id| start_vm(&run_dir, &id, Failover::Manual)),
         GateCommand::Auto { name } => instance(name).and_then(|id| start_vm(&run_dir, &id, Failover::Automatic)),
-        GateCommand::Stop { name } => instance(name).and_then(|id| stop::stop_vm(&run_dir, &id)),
+        GateCommand::Stop { name } => instance(name).and_then(|id| stop::stop_vm(&run_dir, &id, stop::main_process())),
+        GateCommand::Ask { name } => {
+            instance(name).and_then(|id| stop::stop_vm(&run_dir, &id, stop::oldest(&processes_of(&id))))
+        }
         GateCommand::Clean { name } => instance(name).and_then(|id| clean_vm(&run_dir, &id)),
         GateCommand::Task { name } => task(name).and_then(|id| start_task(&run_dir, id)),
         GateCommand::CleanTask { name } => task(name).and_then(|id| clean_task(&run_dir, id)),

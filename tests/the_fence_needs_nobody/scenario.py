@@ -9,7 +9,8 @@ import shlex
 instances = ["web-0", "web-1"]
 SOCKET = "/run/blixard/fence.sock"
 RUNNER = "/nix/store/" + "a" * 32 + "-ticking"
-TICKING = "#!/bin/sh\nwhile read -r now _ < /proc/uptime; do echo $now > tick; sleep 0.02; done\n"
+TICKING = "#!/bin/sh\ntrap 'echo asked > last; exit' TERM\nwhile read -r now _ < /proc/uptime; do echo $now > tick; sleep 0.02; done\n"
+SHUTDOWN = "#!/bin/sh\nkill $MAINPID\n"
 # Of the profile `fast`: how long a lease is, and how long everything may take to be dead after that.
 LEASE, KILL = 5, 3
 epoch = 100
@@ -97,7 +98,8 @@ with subtest("a fence runs, and nothing starts before it is armed"):
     alpha.succeed("systemctl stop blixard.service")
     alpha.copy_from_host(str(example("ask_fence")), "/usr/local/bin/ask-fence")
     alpha.succeed(f"mkdir -p {RUNNER}/bin /run/blixard/vms")
-    alpha.succeed(f"echo {shlex.quote(TICKING)} > {RUNNER}/bin/microvm-run; chmod 755 {RUNNER}/bin/microvm-run")
+    for program, text in [("microvm-run", TICKING), ("microvm-shutdown", SHUTDOWN)]:
+        alpha.succeed(f"printf %s {shlex.quote(text)} > {RUNNER}/bin/{program}; chmod 755 {RUNNER}/bin/{program}")
     for instance in instances:
         unit = {"instance": instance, "generation": 1, "runner": RUNNER, "restart": "always", "failover": "automatic",
                 "notifies": False, "cpus": 1, "memory_max_mib": 64}
@@ -121,6 +123,12 @@ with subtest("nobody starts one beside its unit, or by the unit of another polic
     alpha.succeed("grep -q 'only its unit may start it' said")
     alpha.fail("systemctl start blixard-vm@web-0.service")
     alpha.succeed("journalctl --unit blixard-vm@web-0.service | grep 'its unit is blixard-auto@web-0.service'")
+
+with subtest("a guest is asked to stop before its unit is stopped"):
+    renew()
+    alpha.succeed(f"systemctl start blixard-stop@web-1.service; systemctl stop {auto('web-1')}")
+    assert alpha.succeed("cat /var/lib/blixard/vms/web-1/last").strip() == "asked"
+    alpha.succeed(f"systemctl start {auto('web-1')}")
 
 with subtest("a stop is confirmed once the unit is gone, and is for good"):
     stopped = {"Stopped": {"instance": "web-1", "generation": 1}}

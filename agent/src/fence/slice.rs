@@ -60,15 +60,23 @@ impl Slice {
 
     /// What is in an instance's unit, for a process that asks about it.
     pub fn group(&self, instance: &InstanceId, asking: Pid) -> Group {
-        let unit = self.path().join(format!("blixard-auto@{instance}.service"));
-        if is_empty(&unit) {
-            return Group::Empty;
+        if is_empty(&self.unit(instance)) {
+            Group::Empty
+        } else if self.processes(instance).contains(&asking) {
+            Group::Asking
+        } else {
+            Group::Populated
         }
-        let asking = asking.as_raw_nonzero().to_string();
-        match fs::read_to_string(unit.join("cgroup.procs")) {
-            Ok(processes) if processes.lines().any(|process| process == asking) => Group::Asking,
-            _ => Group::Populated,
-        }
+    }
+
+    /// The processes in an instance's unit, as far as they can be known.
+    pub fn processes(&self, instance: &InstanceId) -> Vec<Pid> {
+        let processes = fs::read_to_string(self.unit(instance).join("cgroup.procs")).unwrap_or_default();
+        processes.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+    }
+
+    fn unit(&self, instance: &InstanceId) -> PathBuf {
+        self.path().join(format!("blixard-auto@{instance}.service"))
     }
 
     fn path(&self) -> PathBuf {

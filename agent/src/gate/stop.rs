@@ -1,5 +1,6 @@
 //! Asking a guest to stop, and waiting until it has.
 
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -20,18 +21,36 @@ use super::{GateError, files_of, runner_file};
 /// A guest that is still booting doesn't hear the first time; systemd's `TimeoutStopSec=` bounds the whole.
 const ASK_AGAIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// The main process of the unit that this one is to stop, as systemd says (`systemd.exec(5)`).
+pub fn main_process() -> Option<Pid> {
+    std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw)
+}
+
+/// The first of these processes to have started: of a unit that begins with its gate, the main one.
+pub fn oldest(processes: &[Pid]) -> Option<Pid> {
+    let started = |pid: Pid| Some((started(pid)?, pid.as_raw_nonzero(), pid));
+    processes.iter().filter_map(|pid| started(*pid)).min_by_key(|(at, number, _)| (*at, *number)).map(|(.., pid)| pid)
+}
+
+/// When a process has started, in ticks since the host has (`proc_pid_stat(5)`, field 22), if it still is.
+fn started(pid: Pid) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // Behind its name, which may have anything in it, comes field 3.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// Ask the guest to stop and wait until the unit's main process is gone.
 ///
-/// Returns at once where nobody can be asked: systemd then goes on with SIGTERM.
-pub fn stop_vm(run_dir: &RunDir, id: &InstanceId) -> Result<(), GateError> {
-    let main = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+/// Returns at once where nobody can be asked: systemd then goes on without.
+pub fn stop_vm(run_dir: &RunDir, id: &InstanceId, main: Option<Pid>) -> Result<(), GateError> {
     let installed = files::read::<Installed>(&run_dir.vm(id)).map_err(files_of(&id))?;
     let (Some(main), Some(installed)) = (main, installed) else { return Ok(()) };
     let program = runner_file(&installed, "microvm-shutdown");
     if !program.exists() {
         return Ok(());
     }
-    let wait_error = |source| GateError::Wait { pid: main.as_raw_nonzero().get(), source };
+    let pid = main.as_raw_nonzero().get();
+    let wait_error = |source| GateError::Wait { pid, source };
     let main = match pidfd_open(main, PidfdFlags::empty()) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::SRCH) => return Ok(()),
@@ -42,7 +61,11 @@ pub fn stop_vm(run_dir: &RunDir, id: &InstanceId) -> Result<(), GateError> {
     // What microvm-shutdown leaves behind becomes this process's to wait for.
     set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| wait_error(error.into()))?;
     let mut command = Command::new(&program);
-    command.current_dir(&installed.work_dir).env_remove("NOTIFY_SOCKET").process_group(0);
+    command
+        .current_dir(&installed.work_dir)
+        .env("MAINPID", pid.to_string())
+        .env_remove("NOTIFY_SOCKET")
+        .process_group(0);
     let ask = || command.spawn().map_err(|source| GateError::Execute { program: program.clone(), source });
     wait_for_main(&main, ask, wait_error)
 }
@@ -102,7 +125,7 @@ mod tests {
     use super::*;
 
     /// A process that only a signal ends.
-    fn main_process() -> (Child, OwnedFd) {
+    fn endless() -> (Child, OwnedFd) {
         let child = Command::new("tail").args(["-f", "/dev/null"]).spawn().unwrap();
         let fd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         (child, fd)
@@ -118,8 +141,20 @@ mod tests {
     }
 
     #[test]
+    fn the_main_process_is_the_one_that_was_first() {
+        let own = rustix::process::getpid();
+        let (mut child, _) = endless();
+        let pid = Pid::from_child(&child);
+        assert_eq!(oldest(&[pid, own]), Some(own));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(oldest(&[pid]), None, "it is gone");
+        assert_eq!(oldest(&[]), None);
+    }
+
+    #[test]
     fn a_stop_returns_when_the_main_process_is_gone() {
-        let (mut child, main) = main_process();
+        let (mut child, main) = endless();
         let pid = child.id().to_string();
         wait_for_main(&main, || ask("kill", &pid), failed).unwrap();
         assert!(child.try_wait().unwrap().is_some());
@@ -127,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_stop_that_cannot_be_asked_for_leaves_the_rest_to_systemd() {
-        let (mut child, main) = main_process();
+        let (mut child, main) = endless();
         wait_for_main(&main, || ask("false", ""), failed).unwrap();
         assert!(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
