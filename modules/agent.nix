@@ -73,6 +73,17 @@ in
       '';
     };
 
+    drainSeconds = mkOption {
+      # systemd itself reboots by force after half an hour.
+      type = types.ints.between 0 1500;
+      default = 300;
+      description = ''
+        How many seconds this host waits at most, when it shuts down or reboots, until its VMs run on others:
+        `blixard-drain.service` empties it then, and `blixard.service` lets it be used again after the boot. What is left is
+        stopped with the host; so is everything at once where there is no quorum to move anything, or with 0 here.
+      '';
+    };
+
     clusterSecretFile = mkOption {
       type = types.nullOr types.path;
       default = null;

@@ -48,6 +48,9 @@ let
     stopIfChanged = false;
   };
 
+  # What runs here is stopped with the host only once that has been drained.
+  drained.before = [ "blixard-drain.service" ];
+
   # Each is reached when the host has woken.
   sleepTargets = [
     "hibernate.target"
@@ -57,7 +60,7 @@ let
   ];
 
   # A VM: the gate, and in its place the runner.
-  instance = template // {
+  instance = template // drained // {
     after = [
       "network.target"
       "systemd-modules-load.service"
@@ -179,6 +182,28 @@ in
         ];
       };
     };
+
+    # Its end is what matters, which comes before that of all that it is after.
+    systemd.services.blixard-drain = mkIf (cfg.drainSeconds > 0) (
+      template
+      // {
+        description = "Drain of this host before it goes down";
+        wantedBy = [ "multi-user.target" ];
+        after = [ "blixard.service" ];
+        serviceConfig = confined // {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          ExecStop = "${blixard} going-down --config /etc/blixard/config.toml --timeout ${toString cfg.drainSeconds}s";
+          TimeoutStopSec = cfg.drainSeconds + 30;
+          CapabilityBoundingSet = "";
+          PrivateDevices = true;
+          SystemCallFilter = [
+            "@system-service"
+            "~@privileged @resources"
+          ];
+        };
+      }
+    );
 
     # Stops every blixard-auto@ when this node has no lease any more. If it dies, systemd stops them, and starts it again: it
     # then kills what is left before it answers anybody, and lets nothing start before the cluster has armed it anew.
@@ -307,7 +332,7 @@ in
       };
     };
 
-    systemd.services."blixard-task@" = template // {
+    systemd.services."blixard-task@" = template // drained // {
       description = "Blixard task %i";
       after = [ "network.target" ];
       # A task finds what whoever logs in finds.

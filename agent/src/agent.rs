@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiError, Stage};
 use crate::config::{Config, ConfigError};
-use crate::gate::files::Account;
+use crate::gate::files::{Account, FileError};
 use crate::identity::{Clock, SecretError, Secrets};
 use crate::log::LogError;
 use crate::nix::NixCommand;
@@ -28,6 +28,7 @@ use crate::units::{self, Systemd, Units, UnitsError};
 use crate::worker::offer::Occasion;
 use crate::{probe, telemetry, worker};
 
+mod boot;
 mod data;
 mod inbound;
 mod machine;
@@ -76,6 +77,8 @@ pub enum AgentError {
     Seat(#[source] SeatError),
     #[error("cannot tell what this machine has")]
     Probe(#[source] ProbeError),
+    #[error("cannot tell in which boot of this host it runs")]
+    Boot(#[source] FileError),
     #[error("cannot use this host's systemd")]
     Units(#[source] UnitsError),
     #[error("cannot serve the other nodes")]

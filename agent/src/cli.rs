@@ -16,6 +16,7 @@ mod client;
 mod cluster;
 mod duration;
 mod fence;
+mod going_down;
 mod json;
 mod node;
 mod show;
@@ -146,6 +147,9 @@ enum Verb {
     /// What blixard-fence.service runs: not for people
     #[command(hide = true, subcommand)]
     Fence(fence::FenceVerb),
+    /// Empty this host if its system is going down (what blixard-drain.service does at its end): not for people
+    #[command(hide = true)]
+    GoingDown(going_down::GoingDownArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -216,6 +220,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Status { json, watch, reading } => ask::status(&reading, json, watch).await,
         Verb::Backup(args) => backup::backup(&args).await,
         Verb::Node(verb) => node::ask(verb).await,
+        Verb::GoingDown(args) => going_down::ask(&args).await,
         Verb::Token(verb) => token::ask(verb).await,
         Verb::Cluster(verb) => cluster::ask(&verb).await,
         Verb::Vm(verb) => vm::ask(verb).await,

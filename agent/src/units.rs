@@ -218,7 +218,8 @@ impl<N: NixStore> Systemd<N> {
     /// Stop a unit and take away what it would need to be started again.
     async fn stop(&self, unit: &str, file: &Path, exit: &Path) -> Result<(), UnitsError> {
         let failed = |source| UnitsError::Stop { unit: unit.to_owned(), source };
-        let result = match self.bus.job("StopUnit", &(unit, "replace")).await {
+        // While the host goes down the unit has a stop of its own already, which waits until the host is empty.
+        let result = match self.bus.job("StopUnit", &(unit, "ignore-dependencies")).await {
             Err(error) if error.is_no_such_unit() => "not loaded".to_owned(),
             result => result.map_err(failed)?,
         };

@@ -16,7 +16,8 @@ let
     # They switch hosts between two builds of the agent.
     "a_rolling_upgrade_stops_no_vm"
     "an_offline_host_blocks_no_upgrade"
-    # What runs is seen there from outside of the hosts.
+    # What runs is seen there, and asked, from outside of the hosts.
+    "a_rolling_reboot_keeps_replicas_up"
     "a_second_copy_is_seen"
     # It is the agent, and PID 1 hangs only there.
     "the_fence_needs_nobody"

@@ -63,6 +63,8 @@ pub enum Command {
         worker: Worker,
         /// The cluster secrets that it has; nothing where it joins otherwise.
         secrets: Option<SecretIds>,
+        /// Drawn in each boot of its host.
+        boot: Hash,
     },
     /// A manifest, by a host that carries it or by a person.
     OfferManifest {

@@ -37,8 +37,8 @@ pub fn schedule(state: &State) -> Vec<Command> {
         match rooms.change(state, id, placement, &spec) {
             None | Some(Change::Held(_)) => {}
             Some(_) if !is_alive(state, placement.node) => {}
-            Some(Change::Move(Obstacle::Leaving | Obstacle::Draining))
-                if !evictions.begin(state, id, placement.node, &spec) => {}
+            Some(Change::Move(obstacle))
+                if obstacle.empties() && !evictions.begin(state, id, placement.node, &spec) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
             Some(Change::Restart | Change::InPlace) => {
                 rooms.take(placement.node, placement.reserved.max(spec.request()).saturating_sub(placement.reserved));
@@ -105,8 +105,8 @@ pub fn keeps<'a>(state: &'a State, id: &InstanceId) -> Option<&'a InstanceId> {
     away(state, id, here).nth(state.desired(id)?.may_be_away() - 1)
 }
 
-/// The other instances of a VM that are to run, and don't. One that waits for its volumes on the node `here` is none, since it
-/// waits for longer than this one may stay there.
+/// The other instances of a VM that are to run, and don't, but for those that wait for longer than this one may stay on the node
+/// `here`: for their volumes there, or for any node to be opened.
 fn away<'a>(state: &'a State, id: &InstanceId, here: NodeId) -> impl Iterator<Item = &'a InstanceId> {
     let is_away = |instance: &Instance| match &instance.placement {
         Some(placement) => {
@@ -114,7 +114,8 @@ fn away<'a>(state: &'a State, id: &InstanceId, here: NodeId) -> impl Iterator<It
         }
         None => true,
     };
-    let comes = move |other| state.desired(other).is_some() && state.volumes_on(other) != Some(here);
+    let is_any_open = state.nodes().values().any(|node| closed(node).is_none());
+    let comes = move |other| is_any_open && state.desired(other).is_some() && state.volumes_on(other) != Some(here);
     let others = state.instances_of(&id.vm).filter(move |(other, _)| *other != id);
     others.filter(move |(other, instance)| is_away(instance) && comes(other)).map(|(other, _)| other)
 }
@@ -144,6 +145,7 @@ pub enum Obstacle {
     Leaving,
     Cordoned,
     Draining,
+    Rebooting,
     NotAlive {
         since: Timestamp,
     },
@@ -181,6 +183,13 @@ pub enum Obstacle {
     },
 }
 
+impl Obstacle {
+    /// Whether it is one to what a node runs already.
+    fn empties(&self) -> bool {
+        matches!(self, Self::Leaving | Self::Draining | Self::Rebooting)
+    }
+}
+
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -190,6 +199,7 @@ impl fmt::Display for Obstacle {
             Self::Leaving => write!(f, "is being removed"),
             Self::Cordoned => write!(f, "is cordoned"),
             Self::Draining => write!(f, "is being drained"),
+            Self::Rebooting => write!(f, "is drained until its host has booted"),
             Self::NotAlive { .. } => write!(f, "does not answer"),
             Self::System { has, needs } => write!(f, "is {has}, needs {needs}"),
             Self::NoKvm => write!(f, "has no /dev/kvm"),
@@ -244,7 +254,7 @@ impl Rooms {
     #[must_use]
     pub fn change(&self, state: &State, id: &InstanceId, placement: &Placement, spec: &VmSpec) -> Option<Change> {
         let node = state.nodes().get(&placement.node)?;
-        if let Some(obstacle @ (Obstacle::Leaving | Obstacle::Draining)) = closed(node) {
+        if let Some(obstacle) = closed(node).filter(Obstacle::empties) {
             return Some(Change::Move(obstacle));
         }
         if placement.is_as_declared(id, spec) {
@@ -370,6 +380,7 @@ fn closed(node: &Node) -> Option<Obstacle> {
         Availability::Active => None,
         Availability::Cordoned => Some(Obstacle::Cordoned),
         Availability::Draining => Some(Obstacle::Draining),
+        Availability::Rebooting => Some(Obstacle::Rebooting),
     }
 }
 

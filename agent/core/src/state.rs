@@ -125,8 +125,10 @@ pub struct Node {
     pub worker: Option<Worker>,
     /// It is being removed: what runs on it goes, nothing comes.
     pub leaving: bool,
-    /// Until a person says otherwise.
+    /// Until a person says otherwise, or, where it is rebooting, its host has booted.
     pub availability: Availability,
+    /// The boot of its host in which its agent registered last.
+    pub boot: Option<Hash>,
     /// How far it has come with the last rotation of the authority of which it said so.
     pub rotated: Option<RotationStep>,
     /// The cluster secrets that it said last that it has; nothing where it joins otherwise.
@@ -291,9 +293,10 @@ impl State {
                 self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
             }
             Command::Admit(host) => self.check_undeclared(&host.name).and_then(|()| self.admit(host, at)),
-            Command::RegisterWorker { node, address, understands, role, worker, secrets } => {
+            Command::RegisterWorker { node, address, understands, role, worker, secrets, boot } => {
                 let reply = self.register_worker(*node, address, *understands, *role, worker, at)?;
                 self.note_secrets(*node, *secrets);
+                self.note_boot(*node, *boot);
                 Ok(reply)
             }
             Command::SetWorkerAlive { node, alive } => self.set_worker_alive(*node, *alive, at),

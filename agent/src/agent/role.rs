@@ -17,6 +17,7 @@ use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::boot::boot;
 use super::data::{Data, Replica};
 use super::inbound::Inward;
 use super::renewal::{self, Renewer};
@@ -266,6 +267,7 @@ fn start_worker<U: Units>(
         role: config.role(),
         worker: offered,
         secrets: secrets.map(Secrets::ids),
+        boot: boot(&config.node.run_dir).map_err(AgentError::Boot)?,
     };
     let own = handle.clone();
     tasks.spawn(async move { worker::register(&own, registering).await });

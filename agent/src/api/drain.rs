@@ -16,6 +16,7 @@ impl Api {
             proto::Availability::Active => Availability::Active,
             proto::Availability::Cordoned => Availability::Cordoned,
             proto::Availability::Draining => Availability::Draining,
+            proto::Availability::Rebooting => Availability::Rebooting,
         };
         let node = self.find_node(&request.name).await?;
         let abandon_volumes = request.abandon_volumes;
@@ -38,7 +39,8 @@ impl Api {
         let generation = generation
             .ok_or_else(|| Status::not_found(format!("there is no instance {instance}: see `blixard vm ls`")))?;
         // Whether it is open is seen to where the command is carried out.
-        let suits = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Cordoned | Obstacle::Draining);
+        let suits =
+            |obstacle: &Obstacle| matches!(obstacle, Obstacle::Cordoned | Obstacle::Draining | Obstacle::Rebooting);
         if let Some(obstacle) = obstacle.filter(|obstacle| !suits(obstacle)) {
             return Err(Status::failed_precondition(format!("{} won't do for {instance}: {obstacle}", request.to)));
         }

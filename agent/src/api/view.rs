@@ -7,7 +7,7 @@ use blixard_core::command::{InstancePhase, TaskPhase};
 use blixard_core::plan;
 use blixard_core::schedule::{Change, Obstacle, Rooms};
 use blixard_core::state::{Diverged, Instance, Owner, Placement, Renewal, State, Task, Token, TokenUse, Vm};
-use blixard_core::types::{Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
+use blixard_core::types::{Availability, Exit, InstanceId, NodeId, TaskId, Timestamp, TokenId, VmName};
 
 use super::proto;
 use crate::identity::anchor_of;
@@ -263,6 +263,9 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
     }
     for node in nodes.iter().filter(|node| node.leaving) {
         problems.push(format!("node {} is being removed", node.name));
+    }
+    for node in nodes.iter().filter(|node| node.availability == Availability::Rebooting.to_string()) {
+        problems.push(format!("node {} has not booted since it was drained for that", node.name));
     }
     for node in nodes.iter().filter(|node| node.worker.is_none()) {
         problems.push(format!("node {} has not registered yet", node.name));

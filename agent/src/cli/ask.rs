@@ -56,6 +56,8 @@ pub enum AskError {
          be used again with `blixard node uncordon {name}`"
     )]
     NotDrained { name: String, seconds: u64 },
+    #[error("cannot ask systemd whether this host is going down: is systemctl in the PATH?")]
+    Systemctl(#[source] std::io::Error),
     #[error("{0}")]
     Overtaken(String),
     #[error("cannot write to standard output")]

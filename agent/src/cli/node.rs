@@ -1,6 +1,7 @@
 //! The verbs about nodes.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use blixard_core::types::NodeName;
@@ -68,6 +69,9 @@ pub struct DrainArgs {
     /// Give up the volumes that it has: what they belong to starts elsewhere without them
     #[arg(long)]
     abandon_volumes: bool,
+    /// Let it be used again by itself once its host has booted, unless it was cordoned or drained before
+    #[arg(long)]
+    until_boot: bool,
     /// Wait no longer than this, such as 90s or 10m; the node goes on being drained
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
@@ -113,11 +117,11 @@ pub async fn ask(verb: NodeVerb) -> Asked {
         NodeVerb::Ls { reading } => print(&show::nodes(&get_status(&reading).await?.nodes, look())),
         NodeVerb::Show { name, reading } => show_one(&reading, &name).await,
         NodeVerb::Cordon { name, socket } => {
-            set_availability(&name, &socket, proto::Availability::Cordoned, false).await?;
+            set_availability(&name, &socket.socket, proto::Availability::Cordoned, false).await?;
             print(&format!("nothing is placed on {name} any more; what it runs runs on\n"))
         }
         NodeVerb::Uncordon { name, socket } => {
-            set_availability(&name, &socket, proto::Availability::Active, false).await?;
+            set_availability(&name, &socket.socket, proto::Availability::Active, false).await?;
             print(&format!("{name} is used again\n"))
         }
         NodeVerb::Drain(args) => drain(&args).await,
@@ -135,11 +139,11 @@ async fn show_one(reading: &Reading, name: &str) -> Asked {
 
 async fn set_availability(
     name: &NodeName,
-    socket: &Socket,
+    socket: &Path,
     availability: proto::Availability,
     abandon_volumes: bool,
 ) -> Result<Client, AskError> {
-    let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+    let mut client = connect(socket).await.map_err(AskError::Connect)?;
     let (name, availability) = (name.to_string(), availability.into());
     let request = proto::SetAvailabilityRequest { name, availability, abandon_volumes };
     client.set_availability(request).await.map_err(AskError::Refused)?;
@@ -147,8 +151,9 @@ async fn set_availability(
 }
 
 async fn drain(args: &DrainArgs) -> Asked {
-    let DrainArgs { name, abandon_volumes, timeout, no_wait, socket } = args;
-    let client = set_availability(name, socket, proto::Availability::Draining, *abandon_volumes).await?;
+    let DrainArgs { name, abandon_volumes, until_boot, timeout, no_wait, socket } = args;
+    let wanted = if *until_boot { proto::Availability::Rebooting } else { proto::Availability::Draining };
+    let client = set_availability(name, &socket.socket, wanted, *abandon_volumes).await?;
     if *no_wait {
         return print(&format!("{name} is being drained\n"));
     }
@@ -159,12 +164,23 @@ async fn drain(args: &DrainArgs) -> Asked {
     tokio::time::timeout(*limit, watched).await.map_err(too_long)?
 }
 
+/// Empties a node until its host has booted, while there is a quorum to do so. What ends the wait before it is empty is the inner
+/// error: it can be asked for again.
+pub async fn empty_until_boot(name: &NodeName, socket: &Path) -> Result<Asked, AskError> {
+    let client = set_availability(name, socket, proto::Availability::Rebooting, false).await?;
+    let left = |status: &proto::StatusReply| match &status.cluster {
+        Some(cluster) if cluster.quorum => left_on(name, status),
+        _ => Left::Never("there is no quorum".to_owned()),
+    };
+    Ok(watch(left, client, socket, &format!("{name} is empty")).await)
+}
+
 /// What a node that is drained has still.
 fn left_on(name: &NodeName, status: &proto::StatusReply) -> Left {
     let Some(member) = status.nodes.iter().find(|member| member.name == name.as_str()) else {
         return Left::Never(format!("{name} is no node of the cluster any more"));
     };
-    if member.availability != "draining" {
+    if !matches!(&*member.availability, "draining" | "rebooting") {
         return Left::Never(format!("{name} isn't drained any more: somebody has made it {}", member.availability));
     }
     held_by(member, status).map_or(Left::Nothing, Left::Still)

@@ -69,7 +69,7 @@ fn node_row(node: &proto::Node, look: Look) -> Vec<Cell> {
         _ if !node.alive => Cell::new("silent", Colour::Bad),
         _ if node.leaving => Cell::new("leaving", Colour::Bad),
         "draining" if node.held == 0 => Cell::new("drained", Colour::Waiting),
-        closed @ ("cordoned" | "draining") => Cell::new(closed, Colour::Waiting),
+        closed @ ("cordoned" | "draining" | "rebooting") => Cell::new(closed, Colour::Waiting),
         _ => Cell::new("alive", Colour::Good),
     };
     vec![

@@ -26,6 +26,16 @@ impl Asked {
         Self { host, agent, socket }
     }
 
+    /// The agent is another one, after this was done to the host.
+    pub async fn restart(self, meanwhile: impl FnOnce(&Host)) -> Self {
+        let Self { host, agent, socket } = self;
+        agent.stop().await;
+        meanwhile(&host);
+        let agent = host.start();
+        agent.sees("a leader", |status| status.cluster.as_ref().is_some_and(|cluster| cluster.quorum)).await;
+        Self { host, agent, socket }
+    }
+
     pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         told(&self.command(arguments).output().unwrap())
     }

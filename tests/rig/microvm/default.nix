@@ -78,6 +78,16 @@ let
       set -eu
       khz=$(${busybox}/bin/busybox awk '/^cpu MHz/ { printf "%d", $4 * 1000; exit }' /proc/cpuinfo)
       clock="no_timer_check tsc_early_khz=''${khz:-2000000} lpj=$((''${khz:-2000000} * 2))"
+      # Where it is to say itself that it is up, it is up once it answers. Who says so has to be there still when it is heard.
+      if [ -n "''${NOTIFY_SOCKET-}" ]; then
+        {
+          until printf 'GET / HTTP/1.0\r\n\r\n' | ${socat}/bin/socat -t 2 - TCP4:${address}:80,connect-timeout=1 2> /dev/null |
+            ${busybox}/bin/busybox grep -q answers; do
+            ${busybox}/bin/busybox sleep 0.1
+          done
+          echo READY=1 | ${socat}/bin/socat - "UNIX-SENDTO:$NOTIFY_SOCKET"
+        } &
+      fi
       fast="quiet mitigations=off nokaslr apparmor=0 cryptomgr.notests"
       exec ${qemu}/bin/qemu-system-x86_64 \
         -name ${instance} -M microvm,acpi=on,pcie=off,pit=off,pic=off,rtc=on -accel tcg,tb-size=32 \

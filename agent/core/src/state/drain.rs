@@ -1,14 +1,14 @@
-//! Nodes on which a person lets nothing be placed, and instances that a person wants elsewhere.
+//! Nodes on which nothing is placed, as a person wants or until they have booted, and instances that a person wants elsewhere.
 
 use super::nodes::not_a_member;
 use super::{OfNode, Refusal, State, StopBecause, refuse};
 use crate::command::Reply;
-use crate::types::{Availability, InstanceId, NodeId, Timestamp};
+use crate::types::{Availability, Hash, InstanceId, NodeId, Timestamp};
 
 impl State {
     /// Whether what this node runs is to go elsewhere.
     pub fn is_emptied(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_none_or(|node| node.leaving || node.availability == Availability::Draining)
+        self.nodes.get(&node).is_none_or(|node| node.leaving || node.availability.is_emptied())
     }
 
     /// How many instances and tasks a node has that aren't over.
@@ -26,6 +26,11 @@ impl State {
         if member.leaving {
             return refuse(format!("{} is being removed: it is emptied for good", member.name));
         }
+        // What a person has closed, no boot opens.
+        let availability = match (availability, member.availability) {
+            (Availability::Rebooting, Availability::Cordoned | Availability::Draining) => Availability::Draining,
+            (availability, _) => availability,
+        };
         if member.availability != availability {
             member.availability = availability;
             self.dirty.nodes.insert(node);
@@ -35,6 +40,17 @@ impl State {
             self.abandon_volumes(node);
         }
         Ok(Reply::Done)
+    }
+
+    /// In which boot of its host a node's agent runs: it is used again if that is the one that it was emptied for.
+    pub(super) fn note_boot(&mut self, node: NodeId, boot: Hash) {
+        let Some(member) = self.nodes.get_mut(&node).filter(|member| member.boot != Some(boot)) else { return };
+        member.boot = Some(boot);
+        self.dirty.nodes.insert(node);
+        if member.availability == Availability::Rebooting {
+            member.availability = Availability::Active;
+            self.happened_on(node, OfNode::Availability(Availability::Active));
+        }
     }
 
     /// It stops where it is, and is placed there once that is confirmed, or elsewhere if that won't do any more.
@@ -86,7 +102,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::super::Beginner;
-    use super::super::tests::{Fixture, id, vm};
+    use super::super::tests::{BOOT, Fixture, id, register, vm, worker};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
     use crate::manifest::VmSpec;
@@ -165,6 +181,45 @@ mod tests {
         set(&mut fixture, 1, Availability::Active);
         settle(&mut fixture);
         assert_eq!(fixture.state.held_by(NodeId(2)), 4, "nothing moves for nothing");
+    }
+
+    /// The agent of node 1 starts, in this boot of its host.
+    fn start_in(fixture: &mut Fixture, boot: Hash) {
+        let mut registering = register(1, worker());
+        let Command::RegisterWorker { boot: in_boot, .. } = &mut registering else { unreachable!() };
+        *in_boot = boot;
+        fixture.say(registering);
+    }
+
+    #[test]
+    fn a_node_that_reboots_is_emptied_until_its_host_has_booted() {
+        let mut fixture = running(&[("web", vm("web", 2))]);
+        set(&mut fixture, 1, Availability::Rebooting);
+        settle(&mut fixture);
+        assert_eq!(stopping(&fixture), ["web-0"]);
+        fixture.report("web-0", InstancePhase::Stopped);
+        start_in(&mut fixture, BOOT);
+        settle(&mut fixture);
+        assert_eq!(fixture.node_of("web-0"), Some(2), "its agent has started again, and not its host");
+        is_refused(&go(&mut fixture, "web-0", 1, false), &["node1 is rebooting", "blixard node uncordon node1"]);
+        start_in(&mut fixture, Hash::of(b"the next boot"));
+        assert_eq!(go(&mut fixture, "web-0", 1, false), Reply::Done);
+        set(&mut fixture, 1, Availability::Rebooting);
+        set(&mut fixture, 1, Availability::Active);
+        assert!(!fixture.state.is_emptied(NodeId(1)), "a person has said otherwise");
+    }
+
+    #[test]
+    fn no_boot_opens_what_a_person_has_closed() {
+        for closed in [Availability::Cordoned, Availability::Draining] {
+            let mut fixture = running(&[("web", vm("web", 2))]);
+            set(&mut fixture, 1, closed);
+            set(&mut fixture, 1, Availability::Rebooting);
+            settle(&mut fixture);
+            assert_eq!(stopping(&fixture), ["web-0"], "{closed}");
+            start_in(&mut fixture, Hash::of(b"the next boot"));
+            assert_eq!(fixture.state.nodes()[&NodeId(1)].availability, Availability::Draining, "{closed}");
+        }
     }
 
     #[test]
@@ -252,6 +307,22 @@ mod tests {
             fixture.report(gone, InstancePhase::Stopped);
         }
         set(&mut fixture, 1, Availability::Active);
+        settle(&mut fixture);
+        assert_eq!(fixture.state.held_by(NodeId(1)), 2);
+    }
+
+    #[test]
+    fn where_all_nodes_are_emptied_no_replica_waits_for_another() {
+        let mut fixture = Fixture::of_nodes(1);
+        fixture.declare(&[("web", vm("web", 2))]);
+        settle(&mut fixture);
+        set(&mut fixture, 1, Availability::Rebooting);
+        for gone in ["web-0", "web-1"] {
+            settle(&mut fixture);
+            assert_eq!(stopping(&fixture), [gone]);
+            fixture.report(gone, InstancePhase::Stopped);
+        }
+        start_in(&mut fixture, Hash::of(b"the next boot"));
         settle(&mut fixture);
         assert_eq!(fixture.state.held_by(NodeId(1)), 2);
     }

@@ -43,7 +43,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Fixture, address, joiner, worker};
+    use super::super::tests::{BOOT, Fixture, address, joiner, worker};
     use crate::command::{Command, NewNode, Reply};
     use crate::types::{Level, NodeId, NodeRole};
 
@@ -56,6 +56,7 @@ mod tests {
             role: NodeRole::Auto,
             worker: worker(),
             secrets: None,
+            boot: BOOT,
         })
     }
 

@@ -45,6 +45,7 @@ impl State {
                 worker: None,
                 leaving: false,
                 availability: Availability::Active,
+                boot: None,
                 rotated: None,
                 secrets: None,
                 lease: Lease::default(),
@@ -109,7 +110,7 @@ pub(super) fn not_a_member(node: NodeId) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Fixture, address, joiner, register, worker};
+    use super::super::tests::{BOOT, Fixture, address, joiner, register, worker};
     use super::*;
     use crate::command::Command;
     use crate::types::{Hash, RaftId, Resources};
@@ -138,6 +139,7 @@ mod tests {
             role,
             worker: capacity,
             secrets: None,
+            boot: BOOT,
         });
         let member = &fixture.state.nodes()[&node];
         assert_eq!((&member.worker, &member.address), (&Some(worker), &address(9)), "a changed address, too");

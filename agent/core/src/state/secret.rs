@@ -80,7 +80,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Fixture, address, joiner, worker};
+    use super::super::tests::{BOOT, Fixture, address, joiner, worker};
     use super::*;
     use crate::command::Command;
     use crate::types::{Level, NodeRole, RaftId};
@@ -102,7 +102,7 @@ mod tests {
         let secrets = secrets.map(|(current, next)| SecretIds { current, next });
         let (node, address, worker) = (NodeId(node), address(node), worker());
         let (understands, role) = (Level::NEWEST, NodeRole::Server);
-        fixture.say(Command::RegisterWorker { node, address, understands, role, worker, secrets });
+        fixture.say(Command::RegisterWorker { node, address, understands, role, worker, secrets, boot: BOOT });
     }
 
     fn refused(reply: Reply, about: &str) {

@@ -13,6 +13,15 @@ pub enum Availability {
     Cordoned,
     /// Nothing is placed on it, and what it runs goes elsewhere, one after the other.
     Draining,
+    /// As `Draining`, until its host has booted.
+    Rebooting,
+}
+
+impl Availability {
+    /// Whether what such a node runs is to go elsewhere.
+    pub fn is_emptied(self) -> bool {
+        matches!(self, Self::Draining | Self::Rebooting)
+    }
 }
 
 impl fmt::Display for Availability {
@@ -21,6 +30,7 @@ impl fmt::Display for Availability {
             Self::Active => "active",
             Self::Cordoned => "cordoned",
             Self::Draining => "draining",
+            Self::Rebooting => "rebooting",
         })
     }
 }

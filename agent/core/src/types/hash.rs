@@ -14,7 +14,7 @@ pub struct Hash([u8; 32]);
 
 impl Hash {
     /// The one that these bytes are.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
     pub fn to_bytes(self) -> [u8; 32] {

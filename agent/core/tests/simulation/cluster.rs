@@ -58,7 +58,15 @@ pub fn declared(node: NodeId, state: &State, role: NodeRole) -> Command {
     let resources = Resources { cpus: 1, memory_mib: 1, disk_mib: 1 };
     let (system, kvm, hypervisors, labels) = (String::new(), false, Vec::new(), Labels::default());
     let worker = Worker { resources, system, kvm, hypervisors, labels, fence: false };
-    Command::RegisterWorker { node, address, understands: Level::NEWEST, role, worker, secrets: None }
+    Command::RegisterWorker {
+        node,
+        address,
+        understands: Level::NEWEST,
+        role,
+        worker,
+        secrets: None,
+        boot: Hash::of(b"a boot"),
+    }
 }
 
 /// A person wants so many servers.

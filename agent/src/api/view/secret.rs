@@ -101,7 +101,18 @@ mod tests {
                 fence: false,
             };
             let (node, secrets) = (NodeId(id), Some(SecretIds { current, next }));
-            apply(None, Command::RegisterWorker { node, address, understands, role, worker, secrets });
+            apply(
+                None,
+                Command::RegisterWorker {
+                    node,
+                    address,
+                    understands,
+                    role,
+                    worker,
+                    secrets,
+                    boot: Hash::of(b"a boot"),
+                },
+            );
         }
         problems(&state).join("\n")
     }

@@ -153,6 +153,7 @@ impl Event {
                 OfNode::Availability(Availability::Active) => "uncordoned",
                 OfNode::Availability(Availability::Cordoned) => "cordoned",
                 OfNode::Availability(Availability::Draining) => "draining",
+                OfNode::Availability(Availability::Rebooting) => "rebooting",
                 OfNode::Leaving => "leaving",
                 OfNode::Removed => "removed",
                 OfNode::Enlisted => "enlisted",

@@ -67,7 +67,7 @@ impl Fixture {
         let Command::RegisterWorker { node, address, understands, worker, .. } = register(id, worker()) else {
             unreachable!()
         };
-        self.say(Command::RegisterWorker { node, address, understands, role, worker, secrets: None });
+        self.say(Command::RegisterWorker { node, address, understands, role, worker, secrets: None, boot: BOOT });
     }
 
     /// What anybody may propose.
@@ -217,10 +217,12 @@ pub fn worker() -> Worker {
 /// A node says what it has.
 /// So that up to five are servers.
 const ROLE: NodeRole = NodeRole::Server;
+/// In which every host is at first.
+pub const BOOT: Hash = Hash::from_bytes([1; 32]);
 
 pub fn register(id: u64, worker: Worker) -> Command {
     let (node, address, understands) = (NodeId(id), address(id), Level::NEWEST);
-    Command::RegisterWorker { node, address, understands, role: ROLE, worker, secrets: None }
+    Command::RegisterWorker { node, address, understands, role: ROLE, worker, secrets: None, boot: BOOT }
 }
 
 pub fn joiner(id: u64) -> NewNode {

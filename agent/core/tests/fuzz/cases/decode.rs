@@ -182,6 +182,7 @@ fn samples() -> Vec<Entry> {
             role: NodeRole::Server,
             worker,
             secrets: Some(SecretIds { current: SecretId([2; 8]), next: Some(SecretId([3; 8])) }),
+            boot: Hash::of(b"a boot"),
         },
         offer(manifest),
         Command::Place { instance: instance(), node, generation },

@@ -1,0 +1,9 @@
+{ cluster }:
+cluster {
+  hosts = {
+    alpha = { };
+    beta = { };
+    gamma = { };
+  };
+  vms.web.replicas = 2;
+}
