@@ -273,6 +273,7 @@ in
                 runs elsewhere. Where there is no {file}`/dev/watchdog`, `blixard-softdog.service` loads one. If another
                 has it open, as systemd has with {option}`systemd.watchdog.runtimeTime`, this host runs no VM whose
                 `failover` is "automatic". With "none" it does, and nothing stops these if PID 1 and the fence hang at once.
+                One whose driver can't be stopped (`nowayout`) resets this host whenever that service is stopped.
               '';
             };
             allow_virtual_hosts = mkOption {
