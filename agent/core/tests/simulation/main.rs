@@ -11,6 +11,7 @@ mod image;
 mod members;
 mod misfortune;
 mod mutations;
+#[path = "../support/random.rs"]
 mod random;
 mod scripts;
 mod seeds;

@@ -1,0 +1,99 @@
+//! What somebody does wrong: the simulation has to see it.
+
+use blixard_core::command::{Command, Entry};
+use blixard_core::state::State;
+use blixard_core::types::{Failover, NodeId, Term};
+
+/// What the world does wrong on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mutation {
+    #[default]
+    None,
+    /// A deadline is counted from when the renewal was heard of.
+    CountsFromReceipt,
+    /// A leader goes by what it granted in an earlier term.
+    KeepsGrants,
+    /// A leader waits for as long as a lease, and not for its end on a slow clock and for the fence.
+    WaitsForTheLeaseOnly,
+    /// A leader grants by its own word.
+    GrantsWithoutQuorum,
+    /// A leader grants what it is about to end.
+    GrantsAfterItsMark,
+    /// A leader grants before it has applied what its predecessors decided.
+    GrantsBeforeItKnowsAll,
+    /// A leader doesn't look which epoch is to be renewed.
+    GrantsAnyEpoch,
+    /// An arming is applied whatever epoch it expects.
+    TakesAnyArming,
+    /// Another machine arms without a wait.
+    LetsClonesArm,
+    /// What a leader has decided is forwarded to its successor.
+    ForwardsDecisions,
+    /// A fence doesn't remember what was stopped.
+    ForgetsTombstones,
+    /// A fence lets something start until the last moment.
+    StartsAtTheEnd,
+    /// A gate doesn't ask.
+    StartsUnasked,
+    /// A fence takes its slice for empty.
+    ArmsBeforeItIsEmpty,
+    /// What a fence's end frees is what is declared as automatic now.
+    FreesByDeclaration,
+    /// An arming frees what is manual, too.
+    FreesManualOnArm,
+    /// An instance is said to have stopped before it has.
+    AcknowledgesTooEarly,
+    /// A node is dead as soon as a person says so.
+    ConfirmsWhoIsGranted,
+    /// An agent acts before it knows what was acknowledged before it started.
+    ActsOnWhatIsOld,
+    /// An agent speaks for what belongs to an epoch that isn't its fence's.
+    SpeaksUnarmed,
+    /// A host sleeps without ending its fence before.
+    SleepsAsItIs,
+}
+
+impl Mutation {
+    /// What is applied in the place of an entry.
+    pub fn entries(self, state: &State, term: Term, entry: Entry) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        match (&entry.command, self) {
+            (Command::Arm { node, .. }, Self::FreesManualOnArm) => entries = free(*node, term, &entry),
+            (Command::Fence { node, .. }, Self::FreesByDeclaration) if has_flipped(state, *node) => {
+                entries = free(*node, term, &entry);
+            }
+            (Command::Arm { node, nonce, machine, .. }, Self::TakesAnyArming) => {
+                if let Some(member) = state.nodes().get(node) {
+                    let (node, nonce, machine) = (*node, *nonce, *machine);
+                    let command = Command::Arm { node, expected: member.lease.epoch, nonce, machine };
+                    return vec![Entry { command, ..entry }];
+                }
+            }
+            (Command::Fence { .. }, Self::ForwardsDecisions) => {
+                return vec![Entry { decided_in: Some(term), ..entry }];
+            }
+            _ => {}
+        }
+        entries.push(entry);
+        entries
+    }
+}
+
+/// Frees all that is placed on a node.
+fn free(node: NodeId, term: Term, entry: &Entry) -> Vec<Entry> {
+    let silent = Command::SetWorkerAlive { node, alive: false };
+    let silent = Entry { decided_in: Some(term), command: silent, ..entry.clone() };
+    let dead =
+        Entry { command: Command::ConfirmDead { node, abandon_volumes: false }, decided_in: None, ..entry.clone() };
+    let back = Entry { command: Command::SetWorkerAlive { node, alive: true }, ..silent.clone() };
+    vec![silent, dead, back]
+}
+
+/// Whether something is placed there as manual that is declared as automatic now.
+fn has_flipped(state: &State, node: NodeId) -> bool {
+    state.placed_on(node).any(|id| {
+        let placement = state.instances().get(id).and_then(|instance| instance.placement.as_ref());
+        let is_manual = placement.is_some_and(|placement| placement.unit.failover == Failover::Manual);
+        is_manual && state.declared(id).is_some_and(|vm| vm.spec.failover == Failover::Automatic)
+    })
+}

@@ -1,0 +1,339 @@
+//! One server: the driver, the state that it applies to, and what it remembers while it leads.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use blixard_core::command::{Command, Entry};
+use blixard_core::driver::{
+    Committed, Content, Driver, LogStore, Membership, MembershipChange, Message, Position, ReadId, Recovered, Role,
+    Settings, Write,
+};
+use blixard_core::lease::{Grants, Liveness, takeover};
+use blixard_core::membership::{self, Step};
+use blixard_core::schedule::schedule;
+use blixard_core::state::State;
+use blixard_core::types::{BootTime, NodeEpoch, NodeId, RaftId, Term, Timestamp};
+use raft::eraftpb::{Entry as RaftEntry, HardState};
+
+use super::mutations::Mutation;
+use super::world::HostId;
+
+/// How often a leader looks, and for how long somebody has to be silent, in ticks of 20 ms.
+const LOOK_TICKS: u64 = 5;
+const SILENT_TICKS: u64 = 150;
+
+/// Who waits for a round of reads.
+pub enum Waiting {
+    Beat { from: HostId, request: u64, node: NodeId, epoch: NodeEpoch },
+    Barrier { from: HostId, request: u64 },
+}
+
+/// What a server says to an agent.
+pub enum Answer {
+    Granted {
+        to: HostId,
+        request: u64,
+    },
+    /// Whatever was applied before the barrier is in the entries up to this one.
+    Index {
+        to: HostId,
+        request: u64,
+        index: u64,
+    },
+}
+
+/// What comes of its turns.
+#[derive(Default)]
+pub struct Told {
+    pub messages: Vec<Message>,
+    pub answers: Vec<Answer>,
+    pub applied: Vec<(Position, Entry)>,
+    /// Servers that the group has removed.
+    pub removed: Vec<(u64, RaftId)>,
+}
+
+pub struct Server {
+    pub id: RaftId,
+    pub node: NodeId,
+    pub mutation: Mutation,
+    pub driver: Driver,
+    pub state: State,
+    pub applied: Position,
+    log: Log,
+    reads: BTreeMap<ReadId, Waiting>,
+    pub grants: Grants,
+    liveness: Liveness,
+    /// The term that it was last seen to lead.
+    led: u64,
+    ticks: u64,
+    /// Index of its newest decision.
+    decided: u64,
+    /// What is committed waits to be applied.
+    pub is_behind: bool,
+    committed: Vec<Committed>,
+    /// With [`Mutation::ForwardsDecisions`], what it has decided.
+    pub forwards: Vec<Command>,
+}
+
+/// A log on a disk that never fails, and takes no time: what those do is another simulation's.
+#[derive(Clone, Default)]
+pub struct Log {
+    entries: Vec<RaftEntry>,
+    hard_state: HardState,
+}
+
+impl LogStore for Log {
+    type Error = Infallible;
+
+    fn write(&mut self, entries: &[RaftEntry], hard_state: Option<&HardState>) -> Result<(), Infallible> {
+        if let Some(first) = entries.first() {
+            self.entries.retain(|entry| entry.index < first.index);
+            self.entries.extend_from_slice(entries);
+        }
+        if let Some(hard_state) = hard_state {
+            self.hard_state = hard_state.clone();
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self, _: Position, _: &HardState) -> Result<(), Infallible> {
+        unreachable!("no log is ever cut")
+    }
+}
+
+impl Server {
+    /// It goes on from its log, which is never cut: everything is applied anew.
+    pub fn start(
+        (id, node): (RaftId, NodeId),
+        (seed, mutation): (u64, Mutation),
+        log: Log,
+        founding: &(Membership, State),
+    ) -> Self {
+        let recovered = Recovered {
+            base: Position::default(),
+            entries: log.entries.clone(),
+            hard_state: log.hard_state.clone(),
+            membership: founding.0.clone(),
+            applied: 0,
+        };
+        let driver = Driver::new(Settings::new(id, seed), recovered).expect("its log is whole");
+        Self {
+            id,
+            node,
+            mutation,
+            driver,
+            state: founding.1.clone(),
+            applied: Position::default(),
+            log,
+            reads: BTreeMap::new(),
+            grants: Grants::default(),
+            liveness: Liveness::default(),
+            led: 0,
+            ticks: 0,
+            decided: 0,
+            is_behind: false,
+            committed: Vec::new(),
+            forwards: Vec::new(),
+        }
+    }
+
+    /// What its disk holds.
+    pub fn into_log(self) -> Log {
+        self.log
+    }
+
+    pub fn leads(&self) -> bool {
+        self.driver.soft().role == Role::Leader
+    }
+
+    /// Whether it leads, and knows all that its predecessors did.
+    fn knows_all(&self) -> bool {
+        self.leads() && self.applied.term == self.driver.term()
+    }
+
+    pub fn tick(&mut self, now: BootTime) {
+        self.ticks += 1;
+        self.driver.tick();
+        self.begin_to_lead(now);
+        if self.knows_all() && self.ticks.is_multiple_of(LOOK_TICKS) {
+            self.lead(now);
+        }
+    }
+
+    fn begin_to_lead(&mut self, now: BootTime) {
+        if self.leads() && self.led != self.driver.term() {
+            self.led = self.driver.term();
+            self.liveness.restart(self.ticks);
+            if self.mutation != Mutation::KeepsGrants {
+                self.grants.restart(now);
+            }
+        }
+    }
+
+    /// What a leader does now and then.
+    fn lead(&mut self, now: BootTime) {
+        if self.applied.index < self.decided {
+            return;
+        }
+        let Self { state, liveness, ticks, node, driver, .. } = self;
+        let mut decisions = liveness.decide(state, *node, *ticks, SILENT_TICKS);
+        let is_silent = |node| liveness.is_silent_for(node, *ticks, SILENT_TICKS);
+        let (status, own) = (driver.status(), self.id);
+        match membership::next_step(state, own, &status, |_| false) {
+            // Refused while another change is under way: it is tried again.
+            Some(Step::Change(change)) => drop(driver.propose_membership(change, Vec::new())),
+            Some(Step::HandOver(peer)) => drop(driver.transfer_leader(peer)),
+            Some(Step::Enlist(node)) => decisions.push(Command::Enlist { node }),
+            None => {}
+        }
+        decisions.extend(membership::gone(state, &status.membership).map(|node| Command::ForgetNode { node }));
+        match takeover(state, is_silent) {
+            Some(brake) => decisions.push(brake),
+            None => decisions.append(&mut self.expired(now)),
+        }
+        decisions.extend(schedule(&self.state));
+        for decision in decisions {
+            self.decide(decision, now);
+        }
+    }
+
+    fn expired(&mut self, now: BootTime) -> Vec<Command> {
+        let terms = self.state.settings().lease;
+        let now = match self.mutation {
+            Mutation::WaitsForTheLeaseOnly => now.after(terms.wait().saturating_sub(terms.lease())),
+            _ => now,
+        };
+        self.grants.expired(&self.state, now)
+    }
+
+    fn decide(&mut self, command: Command, now: BootTime) {
+        if self.mutation == Mutation::ForwardsDecisions && matches!(command, Command::Fence { .. }) {
+            self.forwards.push(command.clone());
+        }
+        let decided_in = Some(Term(self.driver.term()));
+        let entry = Entry { at: Timestamp(now.0 / 1_000_000), decided_in, request: None, command };
+        if let Ok(position) = self.driver.propose(entry.encode()) {
+            self.decided = position.index;
+        }
+    }
+
+    /// Takes what somebody asks of the cluster; it comes again where that isn't possible now.
+    pub fn propose(&mut self, command: Command, now: BootTime) {
+        self.begin_to_lead(now);
+        if command.is_decision() {
+            // With the mutation only: decisions are never forwarded.
+            self.decide(command, now);
+            return;
+        }
+        let is_waived = match command {
+            Command::Arm { .. } => matches!(self.mutation, Mutation::LetsClonesArm | Mutation::TakesAnyArming),
+            Command::ConfirmDead { .. } => self.mutation == Mutation::ConfirmsWhoIsGranted,
+            _ => false,
+        };
+        if !self.knows_all() || (!is_waived && self.grants.objection(&self.state, &command, now).is_some()) {
+            return;
+        }
+        let entry = Entry { at: Timestamp(now.0 / 1_000_000), decided_in: None, request: None, command };
+        // Where it is refused it comes again.
+        let _ = self.driver.propose(entry.encode());
+    }
+
+    /// A node says that it is there, and may ask for its lease.
+    pub fn beat(
+        &mut self,
+        (from, request): (HostId, u64),
+        node: NodeId,
+        epoch: Option<NodeEpoch>,
+        now: BootTime,
+    ) -> Option<Answer> {
+        if !self.leads() {
+            return None;
+        }
+        self.begin_to_lead(now);
+        self.liveness.heard(node, self.ticks);
+        let epoch = epoch?;
+        if self.mutation == Mutation::GrantsWithoutQuorum {
+            return self.grant((from, request), node, epoch, now);
+        }
+        // One that isn't ready to read drops it: it comes again.
+        let read = self.driver.read_index().ok()?;
+        self.reads.insert(read, Waiting::Beat { from, request, node, epoch });
+        None
+    }
+
+    fn grant(&mut self, (to, request): (HostId, u64), node: NodeId, epoch: NodeEpoch, now: BootTime) -> Option<Answer> {
+        self.begin_to_lead(now);
+        let is_ready = self.knows_all() || (self.leads() && self.mutation == Mutation::GrantsBeforeItKnowsAll);
+        let epoch = match self.state.nodes().get(&node) {
+            Some(member) if self.mutation == Mutation::GrantsAnyEpoch => member.lease.epoch,
+            _ => epoch,
+        };
+        let mut granted = is_ready && self.grants.grant(&self.state, node, epoch, now).is_ok();
+        if self.mutation == Mutation::GrantsAfterItsMark {
+            granted = is_ready && Grants::default().grant(&self.state, node, epoch, now).is_ok();
+        }
+        granted.then_some(Answer::Granted { to, request })
+    }
+
+    /// An agent wants to know what it has to apply before it does anything.
+    pub fn barrier(&mut self, from: HostId, request: u64) {
+        if let Ok(read) = self.driver.read_index() {
+            self.reads.insert(read, Waiting::Barrier { from, request });
+        }
+    }
+
+    /// All that is to be done now.
+    pub fn turns(&mut self, now: BootTime) -> Told {
+        let mut told = Told::default();
+        while let Some(turn) = self.driver.turn() {
+            assert!(turn.install.is_none(), "no log is ever cut");
+            told.messages.extend(turn.send);
+            let writes: Vec<Write> = turn.write.into_iter().collect();
+            self.committed.extend(turn.committed);
+            self.apply(&mut told);
+            if let Ok(Some(durable)) = Write::write_all(writes, &mut self.log) {
+                told.messages.extend(self.driver.persisted(durable));
+            }
+            for (read, index) in turn.reads {
+                match self.reads.remove(&read) {
+                    Some(Waiting::Beat { from, request, node, epoch }) => {
+                        told.answers.extend(self.grant((from, request), node, epoch, now));
+                    }
+                    Some(Waiting::Barrier { from, request }) => {
+                        told.answers.push(Answer::Index { to: from, request, index });
+                    }
+                    None => {}
+                }
+            }
+        }
+        told
+    }
+
+    fn apply(&mut self, told: &mut Told) {
+        let committed = if self.is_behind { Vec::new() } else { std::mem::take(&mut self.committed) };
+        for committed in committed {
+            let Position { index, term } = committed.position;
+            match committed.content {
+                Content::Membership { change, .. } => {
+                    let is_done = self.driver.apply_membership(index, change).is_ok();
+                    if let MembershipChange::Remove(raft) = change
+                        && is_done
+                    {
+                        self.state.apply_removal(index, raft);
+                        told.removed.push((index, raft));
+                    }
+                }
+                Content::Command(bytes) => {
+                    let entry = Entry::decode(&bytes).expect("it was encoded here");
+                    for entry in self.mutation.entries(&self.state, Term(term), entry) {
+                        self.state.apply(index, Term(term), &entry);
+                    }
+                    told.applied.push((committed.position, Entry::decode(&bytes).expect("as before")));
+                }
+                Content::Nothing => {}
+            }
+            self.applied = committed.position;
+            self.driver.applied(index);
+        }
+    }
+}

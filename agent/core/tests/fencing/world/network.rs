@@ -1,0 +1,210 @@
+//! The ways between the hosts, and what is under way on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use blixard_core::command::Command;
+use blixard_core::driver::Message as RaftMessage;
+use blixard_core::state::Assignment;
+use blixard_core::types::{NodeEpoch, NodeId, RaftId};
+
+use super::{Event, HostId, MILLISECOND, SECOND, Time, World};
+use crate::server::{Answer, Told};
+
+#[derive(Clone)]
+pub struct Sent {
+    pub from: HostId,
+    pub message: Message,
+}
+
+#[derive(Clone)]
+pub enum Message {
+    Raft(RaftMessage),
+    /// A node is there, and asks for its lease where it has an epoch.
+    Beat {
+        request: u64,
+        node: NodeId,
+        epoch: Option<NodeEpoch>,
+    },
+    Granted {
+        request: u64,
+    },
+    Barrier {
+        request: u64,
+    },
+    Index {
+        request: u64,
+        index: u64,
+    },
+    /// What is placed on this node?
+    Ask {
+        node: NodeId,
+        known: u64,
+    },
+    Assigned(Vec<u8>),
+    Propose {
+        command: Command,
+        hops: u8,
+    },
+    /// This server is none any more.
+    Dismissed(RaftId),
+}
+
+/// How the network is.
+pub struct Network {
+    /// Ways that nothing goes, one direction each.
+    pub cut: BTreeSet<(HostId, HostId)>,
+    pub drop_percent: u64,
+    pub twice_percent: u64,
+    /// Longest that a message is under way, and one that comes twice.
+    pub latency: Time,
+    pub late: Time,
+    /// Ways on which everything takes this long on top.
+    pub slow: BTreeMap<(HostId, HostId), Time>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            cut: BTreeSet::new(),
+            drop_percent: 0,
+            twice_percent: 0,
+            latency: 2 * MILLISECOND,
+            late: SECOND,
+            slow: BTreeMap::new(),
+        }
+    }
+}
+
+impl World {
+    /// Takes the ways between a host and all others away, in both directions.
+    pub fn isolate(&mut self, id: HostId) {
+        let others: Vec<HostId> = self.hosts.keys().copied().filter(|other| *other != id).collect();
+        for other in others {
+            self.network.cut.extend([(id, other), (other, id)]);
+        }
+    }
+
+    pub(super) fn send(&mut self, from: HostId, to: HostId, message: Message) {
+        let sent = Box::new(Sent { from, message });
+        if from == to {
+            return self.after(0, to, Event::Deliver(sent));
+        }
+        if self.network.cut.contains(&(from, to)) || self.random.percent(self.network.drop_percent) {
+            return;
+        }
+        if self.random.percent(self.network.twice_percent) {
+            let late = self.random.below(self.network.late);
+            self.after(late, to, Event::Deliver(sent.clone()));
+        }
+        let slow = self.network.slow.get(&(from, to)).copied().unwrap_or_default();
+        let latency = self.random.between(200, self.network.latency) + slow;
+        self.after(latency, to, Event::Deliver(sent));
+    }
+
+    /// Brings a command to whoever leads, as far as its sender knows.
+    pub fn propose(&mut self, from: HostId, command: Command) {
+        let hosts = self.server_hosts();
+        let own = hosts.contains(&from).then_some(from);
+        if let Some(to) = own.or_else(|| self.random.one_of(&hosts)) {
+            self.send(from, to, Message::Propose { command, hops: 0 });
+        }
+    }
+
+    /// Sends what a server's turns ask for.
+    pub(super) fn turns(&mut self, id: HostId) {
+        let at = self.hosts[&id].clock.read(self.now);
+        let Some(server) = self.server(id) else { return };
+        let told = server.turns(at);
+        let forwards = std::mem::take(&mut server.forwards);
+        self.note_applied(&told);
+        let Told { messages, answers, .. } = told;
+        for message in messages {
+            if let Some(to) = self.rafts.get(&RaftId(message.to)).copied() {
+                self.send(id, to, Message::Raft(message));
+            }
+        }
+        for answer in answers {
+            match answer {
+                Answer::Granted { to, request } => self.send(id, to, Message::Granted { request }),
+                Answer::Index { to, request, index } => self.send(id, to, Message::Index { request, index }),
+            }
+        }
+        for command in forwards {
+            for to in self.server_hosts() {
+                let sent = Sent { from: id, message: Message::Propose { command: command.clone(), hops: 0 } };
+                let late = self.random.between(SECOND, 3 * SECOND);
+                self.after(late, to, Event::Deliver(Box::new(sent)));
+            }
+        }
+    }
+
+    pub(super) fn delivered(&mut self, id: HostId, sent: Sent) {
+        let at = self.hosts[&id].clock.read(self.now);
+        let from = sent.from;
+        match sent.message {
+            Message::Granted { request } => return self.granted(id, request),
+            Message::Index { request, index } => return self.barrier_is_known(id, request, index),
+            Message::Assigned(bytes) => return self.assigned(id, &bytes),
+            Message::Dismissed(raft) => return self.dismiss(id, raft),
+            Message::Raft(message) => {
+                let (member, raft) = (self.hosts[&from].node, RaftId(message.from));
+                if self.server(id).is_some_and(|server| server.state.is_dismissed(member, raft)) {
+                    return self.send(id, from, Message::Dismissed(raft));
+                }
+                if let Some(server) = self.server(id).filter(|server| server.id.0 == message.to) {
+                    // What is late is refused.
+                    let _ = server.driver.step(message);
+                }
+            }
+            Message::Beat { request, node, epoch } => {
+                let answer = self.server(id).and_then(|server| server.beat((from, request), node, epoch, at));
+                if let Some(Answer::Granted { to, request }) = answer {
+                    self.send(id, to, Message::Granted { request });
+                }
+            }
+            Message::Barrier { request } => {
+                if let Some(server) = self.server(id) {
+                    server.barrier(from, request);
+                }
+            }
+            Message::Ask { node, known } => {
+                let assignment = self
+                    .server(id)
+                    .map(|server| (server.state.assignment(node, server.applied.index), server.applied.index));
+                if let Some((assignment, index)) = assignment
+                    && index >= known
+                {
+                    self.send(id, from, Message::Assigned(assignment.encode()));
+                }
+            }
+            Message::Propose { command, hops } => self.proposed(id, command, hops),
+        }
+        self.turns(id);
+    }
+
+    /// A host goes on as a worker.
+    pub(super) fn dismiss(&mut self, id: HostId, raft: RaftId) {
+        if let Some(agent) = self.host(id).agent.as_mut() {
+            agent.server.take_if(|server| server.id == raft);
+        }
+    }
+
+    fn proposed(&mut self, id: HostId, command: Command, hops: u8) {
+        let at = self.hosts[&id].clock.read(self.now);
+        let Some(server) = self.server(id) else { return };
+        if server.leads() {
+            server.propose(command, at);
+        } else if let Some(leader) = server.driver.soft().leader.filter(|_| hops < 2) {
+            let to = self.rafts[&leader];
+            self.send(id, to, Message::Propose { command, hops: hops + 1 });
+        }
+    }
+
+    fn assigned(&mut self, id: HostId, bytes: &[u8]) {
+        let Some(agent) = self.host(id).agent.as_mut() else { return };
+        // An older one than it knows is refused.
+        if let Ok(assignment) = Assignment::decode(bytes, agent.told.0) {
+            agent.told = (assignment.applied, assignment.state().expect("it was made from a state"));
+        }
+    }
+}
