@@ -106,17 +106,24 @@ def wait_for_answer(host, instance):
     )
 
 
-def unit(instance):
-    return f"blixard-vm@{instance}.service"
+def units(instance):
+    """Those that it may have on a host, of either policy."""
+    return [f"blixard-auto@{instance}.service", f"blixard-vm@{instance}.service"]
+
+
+def unit(host, instance):
+    """The one that it has there; where it has none, any."""
+    loaded = (name for name in units(instance) if host.get_unit_property(name, "ActiveState") != "inactive")
+    return next(loaded, units(instance)[0])
 
 
 def is_active(host, instance):
-    return host.get_unit_property(unit(instance), "ActiveState") == "active"
+    return host.get_unit_property(unit(host, instance), "ActiveState") == "active"
 
 
 def process(host, instance):
     """Which process the hypervisor is: its number and when it started, so that equal means the same run of the VM."""
-    number = host.get_unit_property(unit(instance), "MainPID")
+    number = host.get_unit_property(unit(host, instance), "MainPID")
     return number + " started at " + host.succeed(f"cut -d' ' -f22 /proc/{number}/stat").strip()
 
 

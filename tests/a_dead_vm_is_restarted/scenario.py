@@ -4,7 +4,7 @@ hosts = [alpha]
 
 
 def kill(instance):
-    alpha.succeed(f"systemctl kill --signal=KILL --kill-who=main {unit(instance)}")
+    alpha.succeed(f"systemctl kill --signal=KILL --kill-who=main {unit(alpha, instance)}")
 
 
 with subtest("two VMs run, one to be restarted always, one never"):

@@ -46,7 +46,7 @@ def tasks(host):
 
 def web():
     """Which run of the VM this is: of its unit, its hypervisor and its guest."""
-    invocation = alpha.get_unit_property(unit("web-0"), "InvocationID")
+    invocation = alpha.get_unit_property(unit(alpha, "web-0"), "InvocationID")
     return invocation, process(alpha, "web-0"), wait_for_answer(beta, "web-0")
 
 

@@ -11,7 +11,7 @@ with subtest("the small hosts have nothing"):
     for host in [alpha, beta]:
         used = row(status(alpha)["nodes"], "name", host.name)["memoryMiB"]
         assert used["free"] == used["total"], used
-        assert host.succeed("systemctl list-units --no-legend 'blixard-vm@*'").strip() == ""
+        assert host.succeed("systemctl list-units --no-legend 'blixard-auto@*' 'blixard-vm@*'").strip() == ""
 
 with subtest("what fits nowhere is pending, with a reason"):
     pending = wait_for_state(alpha, "huge-0", "pending")

@@ -33,7 +33,7 @@ with subtest("it is stopped"):
 with subtest("unit, tap, GC root and data under /run are gone"):
     web.wait_until_fails(f"test -e {gc_root('web-0')}", timeout=MAX_WAIT)
     web.wait_until_fails("test -e /run/blixard/vms/web-0.json", timeout=MAX_WAIT)
-    web.wait_until_fails(f"systemctl list-units --all --no-legend | grep {unit('web-0')}", timeout=MAX_WAIT)
+    web.wait_until_fails(f"systemctl list-units --all --no-legend | grep -E '{'|'.join(units('web-0'))}'", timeout=MAX_WAIT)
     for tap in taps:
         web.wait_until_fails(f"ip link show {tap}", timeout=MAX_WAIT)
 
