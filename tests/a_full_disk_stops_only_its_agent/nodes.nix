@@ -1,4 +1,4 @@
-# `web` runs on alpha, whose disk becomes full, and `db` doesn't.
+# `web` runs on alpha, whose disk becomes full, and `db` doesn't. It is manual: it goes on without alpha's agent.
 { cluster }:
 let
   disk = size: { services.blixard.settings.node.labels.disk = size; };
@@ -11,6 +11,9 @@ cluster {
   };
   vms = {
     db.requires.disk = "large";
-    web.requires.disk = "small";
+    web = {
+      failover = "manual";
+      requires.disk = "small";
+    };
   };
 }

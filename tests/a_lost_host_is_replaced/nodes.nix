@@ -1,3 +1,4 @@
+# Manual: what these hosts run goes on without their agents, and stays theirs.
 { cluster }:
 cluster {
   hosts = {
@@ -5,5 +6,8 @@ cluster {
     beta = { };
     gamma = { };
   };
-  vms.web.replicas = 3;
+  vms.web = {
+    failover = "manual";
+    replicas = 3;
+  };
 }

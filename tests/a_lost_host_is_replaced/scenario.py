@@ -1,4 +1,4 @@
-"""A host loses its disk: what it ran waits for a person's word, and the host that is made anew takes its place."""
+"""A host loses its disk: what it ran, which is manual, waits for a person's word, and the host that is made anew takes its place."""
 
 hosts = [alpha, beta, gamma]
 instances = ["web-0", "web-1", "web-2"]
