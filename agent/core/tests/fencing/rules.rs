@@ -16,18 +16,18 @@ const THERE: HostId = HostId(5);
 /// Histories of each rule, and those in which whoever breaks it has to be caught: they differ in who leads, and in when
 /// things happen.
 const SEEDS: u64 = 6;
-const SEEDS_TO_CATCH: u64 = 40;
+const SEEDS_TO_CATCH: u64 = 100;
 
 type History = fn(u64, Mutation);
 
-/// Lives through a history as it has to be, and then until somebody who does one thing wrong is caught.
+/// Lives through a history as it has to be, and then until somebody who does one thing wrong is caught: as what, `expected` says.
 #[track_caller]
-fn is_kept(history: History, mutation: Mutation, expected: &str) {
+fn is_kept(history: History, mutation: Mutation, expected: &[&str]) {
     (0..SEEDS).for_each(|seed| history(seed, Mutation::None));
     let caught = (0..SEEDS_TO_CATCH).find_map(|seed| catch_unwind(AssertUnwindSafe(|| history(seed, mutation))).err());
     let cause = caught.unwrap_or_else(|| panic!("{mutation:?} was not seen in {SEEDS_TO_CATCH} histories"));
     let text = cause.downcast_ref::<String>().map(String::as_str).unwrap_or_default();
-    assert!(text.contains(expected), "{mutation:?} was seen as: {text}");
+    assert!(expected.iter().any(|expected| text.contains(expected)), "{mutation:?} was seen as: {text}");
 }
 
 const TWICE: &str = "two live units";
@@ -137,7 +137,7 @@ fn a_deadline_counts_from_when_the_renewal_was_sent() {
         world.isolate(HERE);
         takes_over(&mut world);
     };
-    is_kept(history, Mutation::CountsFromReceipt, TWICE);
+    is_kept(history, Mutation::CountsFromReceipt, &[TWICE]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_new_leader_waits_as_if_it_had_granted_everybody_everything() {
         transfer(&mut world, first);
         takes_over(&mut world);
     };
-    is_kept(history, Mutation::KeepsGrants, TWICE);
+    is_kept(history, Mutation::KeepsGrants, &[TWICE]);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_leader_waits_until_a_fence_has_stopped_what_does_not_die() {
         takes_over(&mut world);
         assert!(world.facts.resets > 0, "its watchdog has reset the host");
     };
-    is_kept(history, Mutation::WaitsForTheLeaseOnly, TWICE);
+    is_kept(history, Mutation::WaitsForTheLeaseOnly, &[TWICE]);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn a_leader_grants_nothing_that_no_quorum_has_confirmed() {
         }
         takes_over(&mut world);
     };
-    is_kept(history, Mutation::GrantsWithoutQuorum, TWICE);
+    is_kept(history, Mutation::GrantsWithoutQuorum, &[TWICE]);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn what_is_about_to_end_is_not_granted_any_more() {
         world.isolate(HERE);
         takes_over(&mut world);
     };
-    is_kept(history, Mutation::GrantsAfterItsMark, TWICE);
+    is_kept(history, Mutation::GrantsAfterItsMark, &[TWICE]);
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn a_new_leader_grants_nothing_before_it_knows_what_was_decided() {
         world.power_off(leader, None);
         world.run_for(8 * SECOND);
     };
-    is_kept(history, Mutation::GrantsBeforeItKnowsAll, TWICE);
+    is_kept(history, Mutation::GrantsBeforeItKnowsAll, &[TWICE]);
 }
 
 #[test]
@@ -229,12 +229,10 @@ fn an_epoch_is_not_renewed_by_another_one_of_the_same_node() {
         world.install(HostId(104), NodeId(HERE.0), disk);
         let epoch = world.truth.nodes()[&NodeId(HERE.0)].lease.epoch;
         world.until("arming of the copy", |world| world.truth.nodes()[&NodeId(HERE.0)].lease.epoch > epoch);
-        for follower in followers(&world) {
-            world.network.cut.insert((follower, HERE));
-        }
+        world.network.deaf.insert(HERE);
         world.run_for(8 * SECOND);
     };
-    is_kept(history, Mutation::GrantsAnyEpoch, TWICE);
+    is_kept(history, Mutation::GrantsAnyEpoch, &[TWICE]);
 }
 
 #[test]
@@ -248,7 +246,7 @@ fn an_arming_that_was_long_under_way_ends_no_epoch() {
         world.run_for(3 * SECOND);
         assert_eq!(world.alive(&web()), [HERE], "it is to run on");
     };
-    is_kept(history, Mutation::TakesAnyArming, "it is to run on");
+    is_kept(history, Mutation::TakesAnyArming, &[TWICE, "it is to run on"]);
 }
 
 #[test]
@@ -262,7 +260,7 @@ fn a_copy_of_a_disk_on_another_machine_waits_until_the_first_one_is_fenced() {
         world.isolate(HERE);
         world.until("takeover", |world| !matches!(world.alive(&web())[..], [HERE] | []));
     };
-    is_kept(history, Mutation::LetsClonesArm, TWICE);
+    is_kept(history, Mutation::LetsClonesArm, &[TWICE]);
 }
 
 #[test]
@@ -274,7 +272,8 @@ fn what_a_leader_has_decided_dies_with_its_term() {
         world.run_for(20 * SECOND);
         assert_eq!(world.alive(&web()), [HERE], "it is to run on");
     };
-    is_kept(history, Mutation::ForwardsDecisions, TWICE);
+    // Whether the one that is to run on hears of it in time is chance.
+    is_kept(history, Mutation::ForwardsDecisions, &[TWICE, "it is to run on"]);
 }
 
 #[test]
@@ -289,7 +288,7 @@ fn what_was_stopped_does_not_start_again() {
         world.run_for(SECOND);
         assert_eq!(world.alive(&web()), [THERE]);
     };
-    is_kept(history, Mutation::ForgetsTombstones, TWICE);
+    is_kept(history, Mutation::ForgetsTombstones, &[TWICE]);
 }
 
 #[test]
@@ -303,7 +302,7 @@ fn nothing_starts_in_the_last_second_of_a_lease() {
         }
         takes_over(&mut world);
     };
-    is_kept(history, Mutation::StartsAtTheEnd, "before its lease ends");
+    is_kept(history, Mutation::StartsAtTheEnd, &["before its lease ends"]);
 }
 
 #[test]
@@ -317,7 +316,7 @@ fn nothing_starts_without_a_lease_whoever_starts_it() {
         world.run_for(SECOND);
         assert_eq!(world.alive(&web()), [THERE]);
     };
-    is_kept(history, Mutation::StartsUnasked, TWICE);
+    is_kept(history, Mutation::StartsUnasked, &[TWICE]);
 }
 
 #[test]
@@ -330,7 +329,7 @@ fn a_fence_is_armed_only_once_nothing_runs() {
         world.kill_fence(HERE);
         world.run_for(9 * SECOND);
     };
-    is_kept(history, Mutation::ArmsBeforeItIsEmpty, TWICE);
+    is_kept(history, Mutation::ArmsBeforeItIsEmpty, &[TWICE]);
 }
 
 #[test]
@@ -348,7 +347,7 @@ fn what_an_instance_was_placed_as_holds_whatever_is_declared_since() {
             assert_eq!(world.alive(&web()), [stays]);
         }
     };
-    is_kept(history, Mutation::FreesByDeclaration, TWICE);
+    is_kept(history, Mutation::FreesByDeclaration, &[TWICE]);
 }
 
 #[test]
@@ -361,7 +360,7 @@ fn arming_frees_nothing_that_is_manual() {
         world.run_for(5 * SECOND);
         assert_eq!(world.alive(&web()), [HERE]);
     };
-    is_kept(history, Mutation::FreesManualOnArm, TWICE);
+    is_kept(history, Mutation::FreesManualOnArm, &[TWICE]);
 }
 
 #[test]
@@ -371,7 +370,7 @@ fn what_is_said_to_have_stopped_has() {
         move_to(&mut world, THERE);
         move_to(&mut world, HERE);
     };
-    is_kept(history, Mutation::AcknowledgesTooEarly, TWICE);
+    is_kept(history, Mutation::AcknowledgesTooEarly, &[TWICE]);
 }
 
 #[test]
@@ -383,7 +382,7 @@ fn nobody_is_taken_for_dead_who_may_have_a_lease() {
         say(&mut world, Command::ConfirmDead { node: NodeId(HERE.0), abandon_volumes: false });
         takes_over(&mut world);
     };
-    is_kept(history, Mutation::ConfirmsWhoIsGranted, TWICE);
+    is_kept(history, Mutation::ConfirmsWhoIsGranted, &[TWICE]);
 }
 
 #[test]
@@ -397,7 +396,7 @@ fn an_agent_that_starts_stops_nothing_that_rightly_runs() {
         }
         assert_eq!((world.alive(&web()), world.facts.stops), (vec![HERE], stops));
     };
-    is_kept(history, Mutation::ActsOnWhatIsOld, "which is placed there");
+    is_kept(history, Mutation::ActsOnWhatIsOld, &["which is placed there"]);
 }
 
 #[test]
@@ -409,7 +408,7 @@ fn a_copy_of_a_disk_does_not_speak_for_what_runs_on_the_first_machine() {
         world.run_for(3 * SECOND);
         move_to(&mut world, THERE);
     };
-    is_kept(history, Mutation::SpeaksUnarmed, TWICE);
+    is_kept(history, Mutation::SpeaksUnarmed, &[TWICE]);
 }
 
 #[test]
@@ -421,5 +420,5 @@ fn a_host_that_sleeps_has_stopped_before_what_its_fence_could_not_stop_in_time()
         world.run_for(20 * SECOND);
         assert_eq!(world.alive(&web()), [THERE]);
     };
-    is_kept(history, Mutation::SleepsAsItIs, TWICE);
+    is_kept(history, Mutation::SleepsAsItIs, &[TWICE]);
 }

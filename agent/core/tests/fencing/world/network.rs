@@ -58,6 +58,8 @@ pub struct Network {
     /// Longest that a message is under way, and one that comes twice.
     pub latency: Time,
     pub late: Time,
+    /// Hosts that don't hear what is placed on them.
+    pub deaf: BTreeSet<HostId>,
     /// Ways on which everything takes this long on top.
     pub slow: BTreeMap<(HostId, HostId), Time>,
 }
@@ -70,6 +72,7 @@ impl Default for Network {
             twice_percent: 0,
             latency: 2 * MILLISECOND,
             late: SECOND,
+            deaf: BTreeSet::new(),
             slow: BTreeMap::new(),
         }
     }
@@ -88,6 +91,9 @@ impl World {
         let sent = Box::new(Sent { from, message });
         if from == to {
             return self.after(0, to, Event::Deliver(sent));
+        }
+        if matches!(sent.message, Message::Assigned(_)) && self.network.deaf.contains(&to) {
+            return;
         }
         if self.network.cut.contains(&(from, to)) || self.random.percent(self.network.drop_percent) {
             return;
@@ -168,13 +174,9 @@ impl World {
                 }
             }
             Message::Ask { node, known } => {
-                let assignment = self
-                    .server(id)
-                    .map(|server| (server.state.assignment(node, server.applied.index), server.applied.index));
-                if let Some((assignment, index)) = assignment
-                    && index >= known
-                {
-                    self.send(id, from, Message::Assigned(assignment.encode()));
+                let news = self.server(id).filter(|server| server.applied.index > known);
+                if let Some(bytes) = news.map(|server| server.state.assignment(node, server.applied.index).encode()) {
+                    self.send(id, from, Message::Assigned(bytes));
                 }
             }
             Message::Propose { command, hops } => self.proposed(id, command, hops),
