@@ -22,6 +22,7 @@ use crate::transport::{ApiRequest, ApiResponse};
 
 mod drain;
 mod elsewhere;
+mod events;
 mod identities;
 mod manifests;
 pub mod view;
@@ -425,6 +426,13 @@ impl proto::api_server::Api for Api {
         self.await_fresh(proto::Freshness::Linearizable).await?;
         let index = self.change(self.reseal()?).await?;
         Ok(Response::new(proto::RotateSecretReply { index }))
+    }
+
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<proto::EventsReply, Status>> + Send>>;
+
+    async fn events(&self, request: Request<proto::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let events = self.events_after(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(events)))
     }
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<proto::BackupPiece, Status>> + Send>>;

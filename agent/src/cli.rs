@@ -15,6 +15,7 @@ mod backup;
 mod client;
 mod cluster;
 mod duration;
+mod events;
 mod fence;
 mod going_down;
 mod json;
@@ -135,6 +136,10 @@ enum Verb {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Show what has happened to VMs, nodes and the cluster, and why, oldest first
+    ///
+    /// The newest 10,000 events are kept. With --follow none is left out, also where the agent is restarted meanwhile.
+    Events(events::EventsArgs),
     /// The manifests that were applied, and those that are held
     #[command(subcommand)]
     Manifest(ManifestVerb),
@@ -227,6 +232,7 @@ async fn ask(verb: Verb) -> Result<ExitCode, ask::AskError> {
         Verb::Apply { file, socket } => ask::apply(&socket.socket, &file).await,
         Verb::Plan { file, socket } => ask::plan(&socket.socket, &file).await,
         Verb::Explain { vm, reading } => ask::explain(&reading, &vm).await,
+        Verb::Events(args) => events::events(&args).await,
         Verb::Manifest(ManifestVerb::Ls { reading }) => ask::list_manifests(&reading).await,
         Verb::Manifest(ManifestVerb::Accept { node, socket }) => {
             ask::accept_manifest(&socket.socket, node.unwrap_or_default()).await

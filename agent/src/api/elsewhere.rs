@@ -32,7 +32,7 @@ const PROPOSALS: &[&str] = &[
 ];
 /// What changes nothing.
 const READS: &[&str] =
-    &["Backup", "Explain", "ListManifests", "ListTasks", "ListTokens", "Plan", "Status", "WatchStatus"];
+    &["Backup", "Events", "Explain", "ListManifests", "ListTasks", "ListTokens", "Plan", "Status", "WatchStatus"];
 
 /// What only the leader does.
 const OF_LEADERS: &[&str] = &["TransferLeader"];

@@ -69,12 +69,16 @@ pub type Asked = Result<ExitCode, AskError>;
 impl AskError {
     /// 2 where no agent answers, or none that is a member, 1 otherwise.
     pub fn exit_code(&self) -> ExitCode {
-        let unreachable = match self {
+        ExitCode::from(if self.is_unreachable() { 2 } else { 1 })
+    }
+
+    /// Whether no agent answers, or none that is a member.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
             Self::Connect(_) | Self::Ended { .. } => true,
             Self::Refused(status) => has_ended(status) || status.code() == tonic::Code::Unavailable,
             _ => false,
-        };
-        ExitCode::from(if unreachable { 2 } else { 1 })
+        }
     }
 }
 

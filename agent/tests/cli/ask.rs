@@ -40,7 +40,7 @@ impl Asked {
         told(&self.command(arguments).output().unwrap())
     }
 
-    fn command(&self, arguments: &[&str]) -> std::process::Command {
+    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = blixard();
         let (own, after) = arguments.split_at(arguments.iter().position(|a| *a == "--").unwrap_or(arguments.len()));
         command.args(own).args(["--socket", &self.socket]).args(after);
@@ -85,6 +85,8 @@ fn without_an_agent_every_verb_ends_with_2_and_one_line_that_says_what_to_do() {
             &["status"] as &[_],
             &["status", "--json"],
             &["status", "--watch"],
+            &["events"],
+            &["events", "--follow"],
             &["node", "ls"],
             &["node", "cordon", "alpha"],
             &["node", "uncordon", "alpha"],

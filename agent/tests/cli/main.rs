@@ -6,6 +6,7 @@ mod support;
 mod ask;
 mod check;
 mod cluster;
+mod events;
 mod going_down;
 mod json;
 mod vm;

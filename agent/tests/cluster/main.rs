@@ -10,6 +10,7 @@ mod damage;
 mod declared;
 mod drain;
 mod equality;
+mod events;
 mod forming;
 mod levels;
 mod manifests;

@@ -88,6 +88,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("serde", EVERY_ROOM),
     ("serde_json", &["cli", "gate"]),
     ("thiserror", EVERY_ROOM),
+    ("time", &["cli"]),
     ("tokio", &["agent", "api", "cli", "nix", "node", "seat", "transport", "units", "worker"]),
     ("tokio-rustls", &["transport"]),
     ("tokio-stream", &["api", "cli", "transport"]),
