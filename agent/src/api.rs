@@ -3,13 +3,12 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, Origin, Presence, Reply, TaskSpec};
 use blixard_core::manifest::{self, Manifest, VmSpec};
 use blixard_core::plan;
 use blixard_core::state::{Conflict, State};
-use blixard_core::types::{InstanceId, InvalidValue, NodeId, NodeName, Resources, VmName};
+use blixard_core::types::{InvalidValue, NodeId, NodeName, Resources, VmName};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream, WatchStream};
@@ -25,9 +24,11 @@ mod elsewhere;
 mod events;
 mod identities;
 mod manifests;
+mod status;
 pub mod view;
 
 use elsewhere::Front;
+use status::status;
 
 /// Generated from `proto/api.proto`.
 #[allow(clippy::pedantic, missing_docs, reason = "generated code")]
@@ -37,10 +38,6 @@ pub mod proto {
 
 /// Largest request, in bytes: a manifest file of the largest size and its frame.
 const MAX_REQUEST_BYTES: usize = manifest::MAX_BYTES + (64 << 10);
-
-/// How long nothing may be applied since somebody looks at the state, unless they look at no more instances than this.
-const LOOK: Duration = Duration::from_millis(2);
-const AT_ONCE: usize = 200;
 
 /// Why the API can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -191,31 +188,6 @@ impl Api {
             Reply::Done => Ok(index),
             reply => Err(Status::internal(format!("an answer of another kind: {reply:?}"))),
         }
-    }
-}
-
-/// The whole picture. Nothing is applied while somebody looks, so whoever looks at many instances lets the loop have its
-/// turn: the further ones are then newer than the index in the reply says.
-async fn status(handle: &Handle) -> Result<proto::StatusReply, Status> {
-    let page_after = |state: &State, after: Option<&InstanceId>| {
-        let until = Instant::now() + LOOK;
-        view::page(state, after, |count| count < AT_ONCE || Instant::now() < until)
-    };
-    let first = handle.read(|state, standing| (view::overview(state, standing), page_after(state, None)));
-    let (mut reply, mut page) = first.map_err(|error| to_status(&error))?;
-    if reply.cluster.as_ref().is_some_and(|cluster| !cluster.quorum) {
-        reply.problems.extend(handle.way_out());
-    }
-    if let Some(certificate) = handle.certificate() {
-        identities::show_certificate(&mut reply, certificate);
-    }
-    loop {
-        reply.instances.extend(page.instances);
-        reply.problems.extend(page.problems);
-        let Some(last) = page.last else { return Ok(reply) };
-        tokio::task::yield_now().await;
-        let next = handle.read(|state, _| page_after(state, Some(&last)));
-        page = next.map_err(|error| to_status(&error))?;
     }
 }
 
@@ -433,6 +405,24 @@ impl proto::api_server::Api for Api {
     async fn events(&self, request: Request<proto::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let events = self.events_after(request.into_inner()).await?;
         Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn confirm_dead(
+        &self,
+        request: Request<proto::ConfirmDeadRequest>,
+    ) -> Result<Response<proto::ConfirmDeadReply>, Status> {
+        let proto::ConfirmDeadRequest { name, abandon_volumes } = request.into_inner();
+        let node = self.find_node(&name).await?;
+        let index = self.change(Command::ConfirmDead { node, abandon_volumes }).await?;
+        Ok(Response::new(proto::ConfirmDeadReply { index }))
+    }
+
+    async fn resume_takeover(
+        &self,
+        _request: Request<proto::ResumeTakeoverRequest>,
+    ) -> Result<Response<proto::ResumeTakeoverReply>, Status> {
+        let index = self.change(Command::ResumeTakeover).await?;
+        Ok(Response::new(proto::ResumeTakeoverReply { index }))
     }
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<proto::BackupPiece, Status>> + Send>>;

@@ -24,6 +24,7 @@ const PROPOSALS: &[&str] = &[
     "CreateToken",
     "PutVm",
     "RemoveVm",
+    "ResumeTakeover",
     "RevokeToken",
     "RollBackManifest",
     "RotateAuthority",
@@ -143,6 +144,6 @@ mod tests {
         // These look something up first, and propose it then.
         let known = [PROPOSALS, READS, OF_LEADERS].concat();
         let others: Vec<_> = verbs.filter(|verb| !known.contains(verb)).collect();
-        assert_eq!(others, ["AcceptManifest", "RemoveNode", "SetAvailability", "Move", "RotateSecret"]);
+        assert_eq!(others, ["AcceptManifest", "RemoveNode", "SetAvailability", "Move", "ConfirmDead", "RotateSecret"]);
     }
 }

@@ -13,6 +13,7 @@ use super::proto;
 use crate::identity::anchor_of;
 use crate::node::Standing;
 
+mod failover;
 mod nodes;
 mod secret;
 
@@ -79,6 +80,7 @@ fn cluster(state: &State, standing: &Standing) -> proto::Cluster {
         renewal: renewal.map_or("", |(how, _)| renewal_word(how)).to_owned(),
         renewed_at: renewal.map_or(0, |(_, at)| at.0),
         certificate_expires: 0,
+        takeover: failover::takeover(state).to_owned(),
         authority: state.cluster().and_then(anchor_of).map_or_else(String::new, |anchor| anchor.to_string()),
     }
 }
@@ -101,6 +103,7 @@ pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Inst
     let request = placement.map(|placement| placement.request).or_else(declared).unwrap_or_default();
     let runner = placement.map(|placement| placement.unit.runner.to_string());
     let declared = || vm.and_then(|vm| vm.spec.runners.get(usize::from(id.replica))).map(ToString::to_string);
+    let failover = failover::failover(state, placement.map(|placement| &**placement), vm.map(|vm| &vm.spec));
     let owner = vm.map_or("", |vm| match vm.owner {
         Owner::Manifest => "manifest",
         Owner::Cli => "cli",
@@ -120,6 +123,8 @@ pub fn instance(state: &State, id: &InstanceId, inner: &Instance) -> proto::Inst
         memory_mib: request.memory_mib,
         disk_mib: request.disk_mib,
         owner: owner.to_owned(),
+        failover: failover.map(|failover| failover.to_string()).unwrap_or_default(),
+        priority: vm.map_or(0, |vm| vm.spec.priority.get().into()),
     }
 }
 
@@ -130,9 +135,9 @@ fn standing_of(state: &State, id: &InstanceId, inner: &Instance, vm: Option<&Vm>
         let how = if stopped { format!("`blixard vm start {}` starts it", id.vm) } else { String::new() };
         return (if stopped { "stopped" } else { "pending" }, Timestamp(0), how);
     };
-    if let Some(status) = state.worker_status(placement.node).filter(|status| !status.alive) {
-        let node = state.name_of(placement.node);
-        return ("unknown", status.since, format!("{node} does not answer, so it may still run there"));
+    let silent = state.worker_status(placement.node).filter(|status| !status.alive);
+    if let Some(status) = silent.filter(|_| !failover::is_over(state, placement)) {
+        return ("unknown", status.since, failover::unknown(state, placement));
     }
     let (shown, reason) = shown_phase(placement, vm);
     let reason = if reason.is_empty() { nodes::kept(state, id, placement).unwrap_or_default() } else { reason };
@@ -259,8 +264,15 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
         problems.push("there is no leader: a majority of the servers has to be up and reach each other".to_owned());
     }
     for node in nodes.iter().filter(|node| !node.alive) {
-        problems.push(format!("node {} does not answer", node.name));
+        let name = &node.name;
+        problems.push(match node.lease.as_str() {
+            "dead" => {
+                format!("node {name} is dead, as a person has said: `blixard node remove {name} --dead` forgets it")
+            }
+            _ => format!("node {name} does not answer"),
+        });
     }
+    problems.extend(failover::frozen(state));
     for node in nodes.iter().filter(|node| node.leaving) {
         problems.push(format!("node {} is being removed", node.name));
     }
@@ -335,7 +347,9 @@ pub fn explain(state: &State, name: &str) -> Vec<proto::Explained> {
         let verdicts = verdicts.collect();
         let mut instance = instance(state, id, inner);
         explain_pending(state, &rooms, id, &mut instance, &mut Reasons::default());
-        proto::Explained { instance: Some(instance), verdicts }
+        let placement = inner.placement.as_deref();
+        let failover = failover::explained(state, placement, state.declared(id).map(|vm| vm.spec).as_ref());
+        proto::Explained { instance: Some(instance), verdicts, failover }
     });
     explained.collect()
 }

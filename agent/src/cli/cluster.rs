@@ -41,6 +41,11 @@ pub enum ClusterVerb {
     /// Every server that has the secret must have both (`cluster.next_secret_file`). From then on nobody joins or signs by
     /// the old one.
     RotateSecret(Socket),
+    /// Let instances of nodes that do not answer start elsewhere, though many fell silent at once
+    ///
+    /// Only those that their nodes have stopped by then, if these aren't down: nothing runs twice by it. It holds until fewer
+    /// are silent.
+    Resume(Socket),
     /// Let another server lead, and wait until it does
     TransferLeader {
         /// Which one; without a name the one that lacks least
@@ -103,6 +108,11 @@ pub async fn ask(verb: &ClusterVerb) -> Asked {
                 return Err(AskError::Refused(Status::unavailable("the cluster is being founded: try again")));
             }
             print(&format!("{authority}\n"))
+        }
+        ClusterVerb::Resume(Socket { socket }) => {
+            let mut client = connect(socket).await.map_err(AskError::Connect)?;
+            client.resume_takeover(proto::ResumeTakeoverRequest {}).await.map_err(AskError::Refused)?;
+            print("takeover goes on\n")
         }
         ClusterVerb::TransferLeader { name, socket } => {
             let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;

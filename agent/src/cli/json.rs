@@ -48,6 +48,8 @@ struct Cluster {
     renewed_at: Option<u64>,
     /// Unix time in milliseconds when the certificate of the node that answered expires.
     certificate_expires: u64,
+    /// Whether instances of nodes that don't answer start elsewhere: free, frozen or resumed.
+    takeover: String,
 }
 
 #[derive(Serialize)]
@@ -76,6 +78,10 @@ struct Node {
     availability: String,
     /// How many instances and tasks are on it that aren't over.
     held: u32,
+    /// none, unarmed, armed, fenced or dead.
+    lease: String,
+    /// How often it has armed.
+    epoch: u64,
 }
 
 #[derive(Serialize, Default)]
@@ -110,6 +116,10 @@ struct Vm {
     disk_mib: u64,
     /// manifest or cli; null while it is being removed.
     owner: Option<String>,
+    /// automatic or manual; null while it is being removed and is nowhere.
+    failover: Option<String>,
+    /// Of the VM: those of the highest are placed first.
+    priority: u32,
 }
 
 #[derive(Serialize)]
@@ -144,6 +154,7 @@ impl From<proto::StatusReply> for Status {
                 renewal: (!cluster.renewal.is_empty()).then_some(cluster.renewal),
                 renewed_at: (cluster.renewed_at != 0).then_some(cluster.renewed_at),
                 certificate_expires: cluster.certificate_expires,
+                takeover: cluster.takeover,
             },
             nodes: reply.nodes.into_iter().map(Node::from).collect(),
             vms: reply.instances.into_iter().map(Vm::from).collect(),
@@ -175,6 +186,8 @@ impl From<proto::Node> for Node {
             leaving: node.leaving,
             availability: node.availability,
             held: node.held,
+            lease: node.lease,
+            epoch: node.epoch,
         }
     }
 }
@@ -196,6 +209,8 @@ impl From<proto::Instance> for Vm {
             memory_mib: instance.memory_mib,
             disk_mib: instance.disk_mib,
             owner: some(instance.owner),
+            failover: some(instance.failover),
+            priority: instance.priority,
         }
     }
 }

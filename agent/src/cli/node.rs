@@ -50,6 +50,12 @@ pub enum NodeVerb {
     /// stopped, where there is room; of the replicas of a VM as many go on as its manifest says, all but one by default. What has its volumes on the node stays
     /// stopped. Tasks are waited for. The node stays as it is then until `blixard node uncordon`.
     Drain(DrainArgs),
+    /// Say that nothing runs on a node that does not answer: what it ran starts elsewhere
+    ///
+    /// Its instances with automatic failover start elsewhere by themselves; for the manual ones it takes this. Nobody checks it, but
+    /// that the node does not answer and has no lease any more: if it isn't so, those run twice. The node stays a member, and
+    /// runs what is placed on it once it is back.
+    ConfirmDead(ConfirmDeadArgs),
     /// Take a node out of the cluster, and wait until it is gone
     ///
     /// What it runs is stopped there and started elsewhere; then it loses its vote, and its agent ends. Its name is free
@@ -78,6 +84,17 @@ pub struct DrainArgs {
     /// Don't wait
     #[arg(long, conflicts_with = "timeout")]
     no_wait: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args, Debug)]
+pub struct ConfirmDeadArgs {
+    /// The node's name
+    name: NodeName,
+    /// Give up the volumes that it has: what they belong to starts elsewhere without them
+    #[arg(long)]
+    abandon_volumes: bool,
     #[command(flatten)]
     socket: Socket,
 }
@@ -125,6 +142,7 @@ pub async fn ask(verb: NodeVerb) -> Asked {
             print(&format!("{name} is used again\n"))
         }
         NodeVerb::Drain(args) => drain(&args).await,
+        NodeVerb::ConfirmDead(args) => confirm_dead(&args).await,
         NodeVerb::Remove(args) => remove(&args).await,
         NodeVerb::Replace(args) => replace(&args).await,
     }
@@ -196,6 +214,14 @@ fn held_by(member: &proto::Node, status: &proto::StatusReply) -> Option<String> 
         let _ = write!(text, "; {} is {}: {}", instance.name, instance.state, instance.reason);
     }
     (member.held > 0).then_some(text)
+}
+
+async fn confirm_dead(args: &ConfirmDeadArgs) -> Asked {
+    let ConfirmDeadArgs { name, abandon_volumes, socket } = args;
+    let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
+    let request = proto::ConfirmDeadRequest { name: name.to_string(), abandon_volumes: *abandon_volumes };
+    client.confirm_dead(request).await.map_err(AskError::Refused)?;
+    print(&format!("{name} is dead: what it ran starts elsewhere\n"))
 }
 
 async fn remove(args: &RemoveArgs) -> Asked {

@@ -53,7 +53,7 @@ pub fn status(reply: &proto::StatusReply, look: Look) -> String {
 pub fn nodes(nodes: &[proto::Node], look: Look) -> String {
     let rows: Vec<Vec<Cell>> = nodes.iter().map(|node| node_row(node, look)).collect();
     render(
-        &["NODE", "ROLE", "STATE", "SINCE", "CPUS FREE", "MEMORY FREE", "DISK FREE", "ADDRESS"],
+        &["NODE", "ROLE", "STATE", "SINCE", "LEASE", "CPUS FREE", "MEMORY FREE", "DISK FREE", "ADDRESS"],
         &rows,
         look.coloured,
     )
@@ -72,11 +72,18 @@ fn node_row(node: &proto::Node, look: Look) -> Vec<Cell> {
         closed @ ("cordoned" | "draining" | "rebooting") => Cell::new(closed, Colour::Waiting),
         _ => Cell::new("alive", Colour::Good),
     };
+    let lease = match node.lease.as_str() {
+        "none" | "" => Cell::new("-", Colour::Plain),
+        "armed" => Cell::new(format!("armed, epoch {}", node.epoch), Colour::Good),
+        lease @ ("fenced" | "dead") => Cell::new(lease, Colour::Bad),
+        lease => Cell::new(lease, Colour::Waiting),
+    };
     vec![
         node.name.as_str().into(),
         node.role.as_str().into(),
         state,
         look.since(node.since).into(),
+        lease,
         amount(worker.cpus, "").into(),
         amount(worker.memory_mib, " MiB").into(),
         amount(worker.disk_mib, " MiB").into(),
@@ -141,14 +148,17 @@ pub fn vm(named: &[proto::Instance], look: Look) -> String {
     for instance in named {
         let _ = writeln!(
             text,
-            "\n{}\n  runner      {}\n  takes       {}, {} MiB memory, {} MiB disk\n  generation  {}\n  owner       {}",
+            "\n{}\n  runner      {}\n  takes       {}, {} MiB memory, {} MiB disk\n  generation  {}\n  owner       {}\n  \
+             failover    {}\n  priority    {}",
             instance.name,
             instance.runner,
             count(instance.vcpus as usize, "CPU"),
             instance.memory_mib,
             instance.disk_mib,
             instance.generation,
-            or_dash(&instance.owner)
+            or_dash(&instance.owner),
+            or_dash(&instance.failover),
+            instance.priority
         );
     }
     text
@@ -169,6 +179,9 @@ pub fn explained(reply: &proto::ExplainReply, look: Look) -> String {
             instance.memory_mib,
             instance.disk_mib
         );
+        if !explained.failover.is_empty() {
+            let _ = writeln!(text, "  {}", explained.failover);
+        }
         if instance.node.is_empty() {
             if instance.state == "stopped" {
                 let _ = writeln!(text, "  {}", instance.reason);

@@ -93,6 +93,8 @@ fn without_an_agent_every_verb_ends_with_2_and_one_line_that_says_what_to_do() {
             &["node", "drain", "alpha"],
             &["node", "remove", "alpha"],
             &["node", "replace", "alpha"],
+            &["node", "confirm-dead", "alpha"],
+            &["cluster", "resume"],
             &["vm", "show", "web"],
             &["vm", "create", "web", "--runner", &runner("web-0"), "--vcpus", "1", "--memory", "1"],
             &["vm", "start", "web"],
@@ -271,7 +273,11 @@ async fn a_plan_is_what_apply_then_does_and_explain_says_why() {
     let settings = write(asked.host.dir.path(), "settings.json", settings);
     let lines = "change the cluster: servers 3 → 5\nadd the key of beta\n0 changed, 2 as they are\n";
     assert_eq!(asked.ok(&["plan", &settings]), lines);
-    assert!(asked.ok(&["explain", "web"]).starts_with("web-0 is running on alpha"));
+    let why = asked.ok(&["explain", "web"]);
+    assert!(why.starts_with("web-0 is running on alpha"), "{why}");
+    assert!(why.contains("\n  manual failover, since there are fewer than 3 servers (1): "), "{why}");
+    assert!(asked.fails(&["node", "confirm-dead", "alpha"]).contains("alpha answers, so it isn't dead"));
+    assert!(asked.fails(&["cluster", "resume"]).contains("takeover is not frozen"));
     let why = asked.ok(&["explain", "wide-0"]);
     assert!(why.starts_with("wide-0 is pending\n") && why.contains("alpha: ") && why.contains("zone"), "{why}");
 }

@@ -72,6 +72,8 @@ async fn every_flag_of_create_reaches_the_unit() {
     let both = |status: &StatusReply| status.instances.iter().filter(|vm| vm.state == "running").count() == 2;
     let status = asked.agent.sees("both replicas", both).await;
     assert!(status.instances.iter().all(|vm| vm.disk_mib == 9), "{:?}", status.instances);
+    let shown = asked.ok(&["vm", "show", "wide-0"]);
+    assert_eq!((row(&shown, "failover")[1], row(&shown, "priority")[1]), ("manual", "900"));
     let held = asked.host.units.held();
     for (vm, runner) in held.observed.vms.values().zip([first, second]) {
         let unit = vm.installed.as_ref().unwrap();

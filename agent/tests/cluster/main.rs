@@ -7,6 +7,7 @@ mod backup;
 mod certificates;
 mod copies;
 mod damage;
+mod dead;
 mod declared;
 mod drain;
 mod equality;

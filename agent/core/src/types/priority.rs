@@ -17,6 +17,11 @@ pub struct InvalidPriority(String);
 
 impl Priority {
     pub const MAX: Self = Self(1000);
+
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
 }
 
 /// Half way, so that there is room on both sides.

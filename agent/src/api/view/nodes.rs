@@ -5,7 +5,7 @@ use blixard_core::state::{Absence, Node, Placement, State};
 use blixard_core::types::{InstanceId, NodeId};
 
 use super::super::proto;
-use super::{amount, count};
+use super::{amount, count, failover};
 use crate::node::Standing;
 
 pub fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> proto::Node {
@@ -41,6 +41,8 @@ pub fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> pr
         leaving: member.leaving,
         availability: member.availability.to_string(),
         held: count(state.held_by(id)),
+        lease: failover::lease(member).to_owned(),
+        epoch: member.lease.epoch.0,
     }
 }
 
