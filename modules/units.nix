@@ -296,12 +296,16 @@ in
       };
     };
 
-    # Asks the guest of blixard-auto@ to stop, and ends when it has; the agent then stops that unit.
+    # Asks the guest of blixard-auto@ to stop, and ends when it has; the agent then stops that unit. It can be started while the
+    # host goes down, too: it needs nothing that is on its way out by then.
     systemd.services."blixard-stop@" = template // {
       description = "Stop of Blixard VM %i";
       startLimitIntervalSec = 0;
+      unitConfig.DefaultDependencies = false;
       serviceConfig = confined // {
         Type = "oneshot";
+        Slice = "system.slice";
+        PrivateTmp = false;
         ExecStart = "${blixard} gate ask %i";
         TimeoutStartSec = "150s";
         # It looks which process is the VM's, and becomes the user who may talk to it.

@@ -124,6 +124,12 @@ with subtest("nobody starts one beside its unit, or by the unit of another polic
     alpha.fail("systemctl start blixard-vm@web-0.service")
     alpha.succeed("journalctl --unit blixard-vm@web-0.service | grep 'its unit is blixard-auto@web-0.service'")
 
+with subtest("only root is answered, even where another could call"):
+    alpha.succeed(f"chmod 666 {SOCKET}", "chmod 755 /run/blixard", f"ask-fence {SOCKET} '\"Status\"'")
+    alpha.fail(f"setpriv --reuid=blixard-vm --clear-groups ask-fence {SOCKET} '\"Status\"' 2> said")
+    alpha.succeed("grep Answer said")
+    alpha.succeed(f"chmod 600 {SOCKET}", "chmod 750 /run/blixard")
+
 with subtest("a guest is asked to stop before its unit is stopped"):
     renew()
     alpha.succeed(f"systemctl start blixard-stop@web-1.service; systemctl stop {auto('web-1')}")
@@ -223,3 +229,15 @@ with subtest("while PID 1 hangs a lease is renewed, and ends, all the same"):
     deadline = renew()
     wait_for_death(deadline + KILL)
     alpha.resume_first_process()
+
+with subtest("a guest is asked to stop while the host goes down, too"):
+    run_all()
+    alpha.succeed(
+        f"printf '[Unit]\\nAfter={auto('web-0')}\\n[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=true\\n"
+        "ExecStop=systemctl start blixard-stop@web-0.service\\n' > /run/systemd/system/going-down.service",
+        "systemctl start going-down.service",
+    )
+    renew()
+    alpha.shutdown()
+    alpha.start()
+    assert alpha.succeed("cat /var/lib/blixard/vms/web-0/last").strip() == "asked"

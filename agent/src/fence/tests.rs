@@ -365,12 +365,12 @@ impl Serving {
         assert_eq!(self.ask(&Request::Arm { nonce, epoch: EPOCH, terms }), Reply::Done);
         assert_eq!(self.ask(&Request::Renewed { epoch: EPOCH, sent: now() }), Reply::Done);
     }
+}
 
-    fn call(&self) -> OwnedFd {
-        let caller = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-        connect(&caller, &SocketAddrUnix::new(self.path()).unwrap()).unwrap();
-        caller
-    }
+fn call(path: &Path) -> OwnedFd {
+    let caller = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    connect(&caller, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    caller
 }
 
 impl Drop for Serving {
@@ -401,10 +401,23 @@ fn only_its_own_user_may_ask() {
 }
 
 #[test]
+fn no_more_clients_are_taken_than_it_has_room_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = Listener::bind(&socket_in(dir.path())).unwrap();
+    let _callers: Vec<OwnedFd> = (0..=MAX_CLIENTS).map(|_| call(&socket_in(dir.path()))).collect();
+    let mut clients = Vec::new();
+    listener.accept(&mut clients, at(0));
+    assert_eq!(clients.len(), MAX_CLIENTS);
+    clients.pop();
+    listener.accept(&mut clients, at(0));
+    assert_eq!(clients.len(), MAX_CLIENTS);
+}
+
+#[test]
 fn clients_that_say_nothing_keep_nobody_waiting_for_long() {
     let fence = Serving::start();
     fence.lease();
-    let silent: Vec<OwnedFd> = (0..2 * MAX_CLIENTS).map(|_| fence.call()).collect();
+    let silent: Vec<OwnedFd> = (0..2 * MAX_CLIENTS).map(|_| call(&fence.path())).collect();
     assert!(matches!(ask_until_heard(&fence), Reply::Status(_)));
     drop(silent);
 }
@@ -423,7 +436,7 @@ fn ask_until_heard(fence: &Serving) -> Reply {
 #[test]
 fn what_an_older_fence_does_not_know_it_refuses() {
     let fence = Serving::start();
-    let caller = fence.call();
+    let caller = call(&fence.path());
     send(&caller, &[200, 1, 2, 3], SendFlags::NOSIGNAL).unwrap();
     let mut packet = [0; 64];
     let (_, length) = rustix::net::recv(&caller, &mut packet[..], rustix::net::RecvFlags::empty()).unwrap();
