@@ -18,9 +18,6 @@ mod socket;
 mod systemd;
 mod watchdog;
 
-#[cfg(test)]
-mod tests;
-
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -32,10 +29,10 @@ use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::Pid;
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
-    timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use crate::boot_time::now;
 use process::Process;
 use slice::Slice;
 pub use socket::{AskError, ask};
@@ -70,14 +67,6 @@ pub fn socket_in(run_dir: &Path) -> PathBuf {
 /// What runs in the unit of an instance that a fence has let start.
 pub fn processes_of(instance: &InstanceId) -> Vec<Pid> {
     Slice::of_this_host().processes(instance)
-}
-
-/// How long this host has been up, suspended or not.
-pub fn now() -> BootTime {
-    let now = clock_gettime(ClockId::Boottime);
-    let since_boot = u64::try_from(now.tv_sec).ok().zip(u64::try_from(now.tv_nsec).ok());
-    let (seconds, nanos) = since_boot.expect("this clock begins at 0");
-    BootTime(seconds * 1_000_000_000 + nanos)
 }
 
 /// Be this host's fence until it is told to end, and nothing runs any more.
@@ -148,3 +137,6 @@ fn wait(timer: &OwnedFd, wake: BootTime, listener: &Listener, clients: &[Client]
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,13 +10,14 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, Entry, Reply, Request};
-use blixard_core::driver::{self, Driver, Install, Message, Proposals, ReadId, RefusedMessage, Role, Soft};
-use blixard_core::lease::Liveness;
+use blixard_core::driver::{self, Driver, Install, Message, Proposals, RefusedMessage, Role, Soft};
+use blixard_core::lease::{Grants, Liveness};
 use blixard_core::state::State;
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{oneshot, watch};
 
+use crate::boot_time;
 use crate::log::Log;
 use crate::store::{Beside, Store};
 use crate::transport::{Directory, Member, Transport};
@@ -32,7 +33,9 @@ mod input;
 mod known;
 mod lead;
 mod leaderless;
+mod leases;
 mod pulse;
+mod reads;
 mod snapshot;
 
 pub use apply::NodeError;
@@ -169,14 +172,10 @@ struct Node {
     /// Term of the last applied entry: a leader that hasn't applied one of its own knows too little to decide.
     applied_term: Term,
     proposals: Proposals<Waiting<Answer>>,
-    /// Reads whose index isn't known yet, and when they were asked for.
-    asked: Option<(ReadId, u64, Vec<Waiting<()>>)>,
-    /// Reads that came while one was under way: that one may be too old for them.
-    unasked: Vec<Waiting<()>>,
-    /// Reads that wait for an index to be applied.
-    unserved: BTreeMap<u64, Vec<Waiting<()>>>,
+    reads: reads::Reads,
     lead: lead::Lead,
     liveness: Liveness,
+    grants: Grants,
     ticks: u64,
     /// Ticks at the last checkpoint since the start.
     checkpointed_at: Option<u64>,
@@ -239,11 +238,10 @@ impl Node {
             applied,
             applied_term,
             proposals: Proposals::default(),
-            asked: None,
-            unasked: Vec::new(),
-            unserved: BTreeMap::new(),
+            reads: reads::Reads::default(),
             lead: lead::Lead::new(parts.check_ticks),
             liveness: Liveness::default(),
+            grants: Grants::default(),
             ticks: 0,
             checkpointed_at: None,
             applied_bytes: 0,
@@ -302,7 +300,9 @@ impl Node {
             Input::Transfer { to, answer } => _ = answer.send(self.transfer(to)),
             Input::Heard(node) => self.liveness.heard(node, self.ticks),
             Input::Propose(proposal) => self.propose(*proposal),
-            Input::Barrier(waiting) => self.unasked.push(waiting),
+            Input::Barrier(waiting) => self.reads.barrier(waiting),
+            Input::Renew(renewal) if self.leads() => self.reads.renewal(renewal),
+            Input::Renew(renewal) => renewal.waiting.fail(Attempt::NotLeader(self.driver.soft().leader)),
             Input::Checkpoint(answer) => self.await_checkpoint(answer),
             // Whoever asked may have gone.
             Input::Respond(answer) => _ = answer.send(()),
@@ -365,12 +365,17 @@ impl Node {
     fn tick(&mut self) {
         self.ticks += 1;
         self.driver.tick();
+        self.reads.tick();
         self.expire(Instant::now());
         self.expire_offers();
         self.checkpoint_if_due();
     }
 
     fn propose(&mut self, Proposal { command, request, waiting }: Proposal) {
+        if command.ends_epoch() && self.leads() && !self.may_decide() {
+            // It doesn't know yet which epoch that is. It is asked again.
+            return waiting.fail(Attempt::NotLeader(None));
+        }
         if let Some(why) = self.objection(&command) {
             return waiting.answer(Answer { index: BY_NO_ENTRY, reply: Reply::Refused(why) });
         }
@@ -398,36 +403,21 @@ impl Node {
         }
     }
 
-    /// One read index at a time serves everybody who asked before it was taken.
-    fn ask_for_reads(&mut self) {
-        if let Some((_, asked_at, _)) = &self.asked {
-            // It may have got lost on its way.
-            if self.ticks.saturating_sub(*asked_at) < 20 {
-                return;
-            }
-            let (_, _, waiting) = self.asked.take().expect("it was there just now");
-            self.unasked.extend(waiting);
-        }
-        if self.unasked.is_empty() {
-            return;
-        }
-        if let Ok(read) = self.driver.read_index() {
-            self.asked = Some((read, self.ticks, std::mem::take(&mut self.unasked)));
-        }
-    }
-
     fn expire(&mut self, now: Instant) {
         for waiting in self.proposals.expire(|waiting| waiting.deadline <= now) {
             waiting.fail(Attempt::Unknown);
         }
-        let unserved = self.unserved.values_mut();
-        let asked = self.asked.as_mut().map(|(_, _, waiting)| waiting);
-        for queue in unserved.chain(asked).chain([&mut self.unasked]) {
-            for waiting in queue.extract_if(.., |waiting| waiting.deadline <= now) {
-                waiting.fail(Attempt::Unknown);
-            }
-        }
-        self.unserved.retain(|_, queue| !queue.is_empty());
+        self.reads.expire(now);
+    }
+
+    /// Whether this node leads, as far as it knows.
+    fn leads(&self) -> bool {
+        self.driver.soft().role == Role::Leader
+    }
+
+    /// Whether it leads and knows what the leader before did: it has applied an entry of its own term.
+    fn may_decide(&self) -> bool {
+        self.leads() && self.applied_term == Term(self.driver.term())
     }
 
     /// Notes whom this node follows by now, and in which term.
@@ -450,6 +440,7 @@ impl Node {
         }
         if soft.role == Role::Leader {
             self.liveness.restart(self.ticks);
+            self.grants.restart(boot_time::now());
             self.lead = lead::Lead::new(self.ticks + self.check_ticks);
         }
         self.changed();

@@ -37,8 +37,8 @@ use std::time::Duration;
 
 use blixard_core::driver::Position;
 use blixard_core::types::{
-    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, SecretId, Server,
-    Timestamp, TokenId,
+    Address, ClusterEpoch, ClusterId, Hash, Level, NodeEpoch, NodeId, NodeName, NodeRole, PublicKey, RaftId, SecretId,
+    Server, Timestamp, TokenId,
 };
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -52,7 +52,7 @@ use crate::identity::{
 pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
 pub use directory::{Directory, Member};
-pub use follow::{Assignments, Beat, FollowError, Told};
+pub use follow::{Assignments, Beat, FollowError, LeaseError, Told};
 pub use gate::Refused;
 pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join, join_declared};
 pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
@@ -104,6 +104,8 @@ pub trait Inbound: Send + Sync + 'static {
     async fn follow(&self, from: NodeId) -> Result<Told, Refusal>;
     /// A member that is no server says that it is there.
     fn beat(&self, from: NodeId) -> Beat;
+    /// Renews the lease of a node, if this one leads.
+    async fn renew_lease(&self, of: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError>;
     /// What this node's own API answers; asked by another member on behalf of whoever asks there.
     async fn api(&self, question: ApiRequest) -> ApiResponse;
     /// Whether this node is in a cluster; it is told to whoever asks, secret or not.
@@ -444,6 +446,14 @@ impl Transport {
     /// `Unreachable`, `Refused`, each within a second.
     pub async fn beat(&self, to: NodeId) -> Result<Beat, FollowError> {
         follow::call_beat(self.shared.links.channel(to), to).await
+    }
+
+    /// Has `to` renew this node's lease.
+    ///
+    /// # Errors
+    /// Within a second.
+    pub async fn renew_lease(&self, to: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
+        follow::call_lease(self.shared.links.channel(to), to, epoch).await
     }
 
     /// What the first of the configured servers says to a beat that answers, whoever is at its address.

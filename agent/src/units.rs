@@ -12,12 +12,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blixard_core::fence::{Refusal, Reply, Request};
 use blixard_core::reconcile::UnitChange;
-use blixard_core::types::{InstanceId, StorePath, TaskId};
+use blixard_core::types::{Failover, InstanceId, NodeEpoch, StorePath, TaskId};
 use blixard_core::unit::{ExitRecord, Observed, TaskUnit, UnitPhase, VmUnit};
 use tokio::sync::watch;
 use zbus::{OwnedObjectPath, Variant};
 
+use crate::fence;
 use crate::gate::files::{self, Account, FileError, Installed, InstalledTask, RunDir};
 use crate::nix::{NixError, NixStore};
 use bus::Bus;
@@ -26,7 +28,11 @@ pub use bus::BusError;
 const UNIT_INTERFACE: &str = "org.freedesktop.systemd1.Unit";
 /// How long a task that has ended may take to be tidied up after before its record is looked for.
 const MAX_SETTLE: Duration = Duration::from_secs(10);
+/// Of what is manual, and of what is automatic.
 const VM_PREFIX: &str = "blixard-vm@";
+const AUTO_PREFIX: &str = "blixard-auto@";
+/// Asks the guest of an automatic one to stop, and waits for it.
+const STOP_PREFIX: &str = "blixard-stop@";
 const TASK_PREFIX: &str = "blixard-task@";
 
 /// What reconcile needs of a host: see its units, change one, hear that one has changed.
@@ -74,6 +80,14 @@ pub enum UnitsError {
     SetLimits { unit: String, source: BusError },
     #[error("cannot remove the run-time limits of {unit} in {}", path.display())]
     RemoveLimits { unit: String, path: PathBuf, source: io::Error },
+    #[error("cannot ask the fence about {unit}")]
+    AskFence { unit: String, source: fence::AskError },
+    #[error("the fence refuses {unit}")]
+    Refused {
+        unit: String,
+        #[source]
+        refusal: Refusal,
+    },
     #[error("cannot start {unit}")]
     Start { unit: String, source: BusError },
     #[error("cannot start {unit}: its job ended as {result:?}; see: journalctl -u {unit}")]
@@ -117,7 +131,9 @@ impl<N: NixStore> Systemd<N> {
     /// # Errors
     /// [`UnitsError::Connect`].
     pub async fn connect(settings: Settings, nix: N) -> Result<Self, UnitsError> {
-        let bus = Bus::connect(&[VM_PREFIX, TASK_PREFIX]).await.map_err(|source| UnitsError::Connect { source })?;
+        let bus = Bus::connect(&[VM_PREFIX, AUTO_PREFIX, TASK_PREFIX])
+            .await
+            .map_err(|source| UnitsError::Connect { source })?;
         Ok(Self { run_dir: RunDir::new(&settings.run_dir), settings, nix, bus })
     }
 
@@ -131,20 +147,25 @@ impl<N: NixStore> Systemd<N> {
         Ok(())
     }
 
-    async fn start_vm(&self, vm: &VmUnit) -> Result<(), UnitsError> {
-        let unit = vm_unit(&vm.instance);
+    async fn start_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
+        let unit = vm_unit(&vm.instance, vm.failover);
         // Again, and at once: stopping an earlier run has removed the root.
         self.realise(vm).await?;
         let exit = self.run_dir.vm_exit(&vm.instance);
         if files::read::<ExitRecord>(&exit).map_or(true, |last| last.is_some_and(|l| l.generation != vm.generation)) {
             files::remove(&exit).map_err(files_of(&unit))?;
         }
-        self.update_vm(vm).await?;
+        self.update_vm(vm, epoch).await?;
         self.start(unit).await
     }
 
-    async fn update_vm(&self, vm: &VmUnit) -> Result<(), UnitsError> {
-        let unit = vm_unit(&vm.instance);
+    async fn update_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
+        let unit = vm_unit(&vm.instance, vm.failover);
+        if vm.failover == Failover::Automatic {
+            let (instance, generation) = (vm.instance.clone(), vm.generation);
+            // Before the file: what the gate finds there may be started.
+            self.ask_fence(&unit, Request::Allow { epoch, instance, generation }).await?;
+        }
         let installed = Installed {
             unit: vm.clone(),
             account: self.settings.vms.clone(),
@@ -156,10 +177,57 @@ impl<N: NixStore> Systemd<N> {
     }
 
     async fn stop_vm(&self, instance: &InstanceId) -> Result<(), UnitsError> {
-        let unit = vm_unit(instance);
-        self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance)).await?;
+        let installed = files::read::<Installed>(&self.run_dir.vm(instance)).ok().flatten().map(|file| file.unit);
+        // Without its file it may be either.
+        let kinds =
+            installed.as_ref().map_or([Failover::Automatic, Failover::Manual].to_vec(), |unit| vec![unit.failover]);
+        for failover in kinds {
+            let unit = vm_unit(instance, failover);
+            if failover == Failover::Automatic {
+                self.ask_to_stop(&unit, instance).await?;
+            }
+            let generation = installed.as_ref().filter(|_| failover == Failover::Automatic).map(|unit| unit.generation);
+            let stopped = generation.map(|generation| Request::Stopped { instance: instance.clone(), generation });
+            self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), stopped).await?;
+        }
         // Last, so that the instance is still seen if this agent ends before.
         self.nix.remove_root(&instance.to_string()).await.map_err(|source| UnitsError::Roots { source })
+    }
+
+    /// The guest of a live unit is asked to stop, and waited for; what comes of it, the stop of the unit itself shows.
+    async fn ask_to_stop(&self, unit: &str, instance: &InstanceId) -> Result<(), UnitsError> {
+        let failed = |source| UnitsError::Stop { unit: unit.to_owned(), source };
+        if self.phase(unit).await.map_err(failed)? == UnitPhase::Inactive {
+            return Ok(());
+        }
+        let asking = format!("{STOP_PREFIX}{instance}.service");
+        match self.bus.job("StartUnit", &(&*asking, "replace")).await {
+            Ok(result) if result == "done" => Ok(()),
+            Ok(result) => {
+                tracing::warn!(unit, result, "a guest was not asked to stop, so its unit ends it");
+                Ok(())
+            }
+            Err(source) => Err(failed(source)),
+        }
+    }
+
+    /// Has the fence see that nothing of an instance runs, and never let that generation start again.
+    async fn confirm_stopped(&self, unit: &str, request: Request) -> Result<(), UnitsError> {
+        match self.ask_fence(unit, request).await {
+            // In whatever epoch comes next, nothing is allowed that isn't placed anew.
+            Err(UnitsError::Refused { refusal: Refusal::NotArmed, .. }) => Ok(()),
+            confirmed => confirmed,
+        }
+    }
+
+    async fn ask_fence(&self, unit: &str, request: Request) -> Result<(), UnitsError> {
+        let socket = fence::socket_in(&self.settings.run_dir);
+        let asked = tokio::task::spawn_blocking(move || fence::ask(&socket, &request)).await;
+        match asked.expect("asking doesn't panic") {
+            Ok(Reply::Refused(refusal)) => Err(UnitsError::Refused { unit: unit.to_owned(), refusal }),
+            Ok(_) => Ok(()),
+            Err(source) => Err(UnitsError::AskFence { unit: unit.to_owned(), source }),
+        }
     }
 
     async fn start_task(&self, task: &TaskUnit) -> Result<(), UnitsError> {
@@ -215,8 +283,8 @@ impl<N: NixStore> Systemd<N> {
         }
     }
 
-    /// Stop a unit and take away what it would need to be started again.
-    async fn stop(&self, unit: &str, file: &Path, exit: &Path) -> Result<(), UnitsError> {
+    /// Stop a unit and take away what it would need to be started again: the fence's leave first, which is asked by `stopped`.
+    async fn stop(&self, unit: &str, file: &Path, exit: &Path, stopped: Option<Request>) -> Result<(), UnitsError> {
         let failed = |source| UnitsError::Stop { unit: unit.to_owned(), source };
         // While the host goes down the unit has a stop of its own already, which waits until the host is empty.
         let result = match self.bus.job("StopUnit", &(unit, "ignore-dependencies")).await {
@@ -228,6 +296,9 @@ impl<N: NixStore> Systemd<N> {
             phase => Err(UnitsError::Stopped { unit: unit.to_owned(), result: result.clone(), phase }),
         };
         confirm().await?;
+        if let Some(stopped) = stopped {
+            self.confirm_stopped(unit, stopped).await?;
+        }
         // Without its file no gate lets it start; so what is inactive after this stays so.
         files::remove(file).map_err(files_of(unit))?;
         confirm().await?;
@@ -268,11 +339,11 @@ impl<N: NixStore> Units for Systemd<N> {
     async fn perform(&self, change: &UnitChange) -> Result<(), UnitsError> {
         match change {
             UnitChange::StopVm(instance) => self.stop_vm(instance).await,
-            UnitChange::StartVm(vm) => self.start_vm(vm).await,
-            UnitChange::UpdateVm(vm) => self.update_vm(vm).await,
+            UnitChange::StartVm(vm, epoch) => self.start_vm(vm, *epoch).await,
+            UnitChange::UpdateVm(vm, epoch) => self.update_vm(vm, *epoch).await,
             UnitChange::StartTask(task) => self.start_task(task).await,
             UnitChange::StopTask(task) => {
-                self.stop(&task_unit(*task), &self.run_dir.task(*task), &self.run_dir.task_exit(*task)).await
+                self.stop(&task_unit(*task), &self.run_dir.task(*task), &self.run_dir.task_exit(*task), None).await
             }
         }
     }
@@ -283,8 +354,12 @@ impl<N: NixStore> Units for Systemd<N> {
 }
 
 /// The name of an instance's unit.
-pub fn vm_unit(instance: &InstanceId) -> String {
-    format!("{VM_PREFIX}{instance}.service")
+pub fn vm_unit(instance: &InstanceId, failover: Failover) -> String {
+    let prefix = match failover {
+        Failover::Manual => VM_PREFIX,
+        Failover::Automatic => AUTO_PREFIX,
+    };
+    format!("{prefix}{instance}.service")
 }
 
 /// The name of a task's unit.

@@ -13,9 +13,11 @@ use crate::node::{Handle, ProposeError};
 use crate::units::Units;
 
 mod attempts;
+pub mod lease;
 pub mod offer;
 
 use attempts::{Attempts, Outcome};
+use lease::Held;
 
 /// Units that are changed at the same time; systemd works them off one after another anyway.
 const MOST_CHANGES: usize = 16;
@@ -40,7 +42,7 @@ pub async fn register(handle: &Handle, command: Command) {
 ///
 /// It changes nothing before this node has applied everything that was acknowledged before the agent started: an older
 /// state doesn't know all that rightly runs here.
-pub async fn work<U: Units>(handle: Handle, units: Arc<U>) {
+pub async fn work<U: Units>(handle: Handle, units: Arc<U>, held: watch::Receiver<Held>) {
     loop {
         match handle.barrier().await {
             Ok(()) => break,
@@ -53,8 +55,14 @@ pub async fn work<U: Units>(handle: Handle, units: Arc<U>) {
         }
     }
     tracing::info!("this node is up to date: its units follow its placements from now on");
-    let mut worker =
-        Worker { changes: handle.assignments(), news: units.changes(), handle, units, attempts: Attempts::default() };
+    let mut worker = Worker {
+        changes: handle.assignments(),
+        news: units.changes(),
+        held,
+        handle,
+        units,
+        attempts: Attempts::default(),
+    };
     worker.run().await;
 }
 
@@ -65,6 +73,8 @@ struct Worker<U> {
     changes: watch::Receiver<u64>,
     /// The units'.
     news: watch::Receiver<u64>,
+    /// What this node has of a lease.
+    held: watch::Receiver<Held>,
     attempts: Attempts,
 }
 
@@ -76,7 +86,8 @@ impl<U: Units> Worker<U> {
         loop {
             self.changes.mark_unchanged();
             self.news.mark_unchanged();
-            let again = match self.units.observe().await {
+            let armed = self.held.borrow_and_update().epoch;
+            let again = match self.units.observe().await.map(|observed| Observed { armed, ..observed }) {
                 Ok(observed) => {
                     self.step(&observed, &permits, &mut changing, &mut reporting);
                     RESYNC
@@ -93,6 +104,7 @@ impl<U: Units> Worker<U> {
                 Some(_) = reporting.join_next() => {}
                 changed = self.changes.changed() => if changed.is_err() { return },
                 changed = self.news.changed() => if changed.is_err() { return },
+                changed = self.held.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
         }

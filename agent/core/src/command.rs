@@ -421,9 +421,15 @@ impl Command {
             | Self::StateHash { node, .. }
             | Self::ReturnNode { node }
             | Self::Rotated { node, .. }
+            | Self::Arm { node, .. }
             | Self::OfferManifest { from: Origin::Host { node, .. }, .. } => Some(*node),
             _ => None,
         }
+    }
+
+    /// Whether it says that nothing runs of an epoch of a node: the leader has to know that the node may act no more.
+    pub fn ends_epoch(&self) -> bool {
+        matches!(self, Self::Arm { .. } | Self::ConfirmDead { .. } | Self::RemoveNode { dead: true, .. })
     }
 
     /// Whether only the leader itself may propose it, for the term in which it decided.

@@ -93,7 +93,7 @@ pub enum ReadError {
 
 /// Which answer in [`Turn::reads`] belongs to which [`Driver::read_index`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ReadId(u64);
+pub struct ReadId(pub u64);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {

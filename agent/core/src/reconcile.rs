@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, TaskPhase, TaskReport, VmReport};
 use crate::state::{Absence, Placement, State, Task};
-use crate::types::{Exit, Failover, InstanceId, NodeId, TaskId};
+use crate::types::{Exit, Failover, InstanceId, NodeEpoch, NodeId, TaskId};
 use crate::unit::{Observed, ObservedTask, ObservedVm, TaskUnit, UnitPhase, VmUnit};
 
 /// What this node must change so that its units match the placements.
@@ -41,11 +41,11 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
         let same_runner = installed.is_some_and(|unit| unit.runner == placement.unit.runner);
         if live && same_runner {
             if installed != Some(&placement.unit) {
-                let change = UnitChange::UpdateVm(placement.unit.clone());
+                let change = UnitChange::UpdateVm(placement.unit.clone(), placement.epoch);
                 starts.push(UnitAction { change, reason: Reason::LimitsChanged });
             }
         } else if may_start(placement) && ended(placement, vm).is_none() {
-            let change = UnitChange::StartVm(placement.unit.clone());
+            let change = UnitChange::StartVm(placement.unit.clone(), placement.epoch);
             starts.push(UnitAction { change, reason: Reason::PlacedHere });
         }
     }
@@ -206,10 +206,11 @@ pub struct UnitAction {
 pub enum UnitChange {
     /// Stop the unit and wait until nothing of it runs, then take away its file, limits and GC root.
     StopVm(InstanceId),
-    /// Write the file, set the limits, start the unit and await the job; the runner is in the store already.
-    StartVm(VmUnit),
+    /// Write the file, set the limits, start the unit and await the job; the runner is in the store already. What is automatic
+    /// is started by the fence's leave, in the epoch in which it was placed.
+    StartVm(VmUnit, NodeEpoch),
     /// Rewrite the file and set the limits of a unit that goes on running.
-    UpdateVm(VmUnit),
+    UpdateVm(VmUnit, NodeEpoch),
     StopTask(TaskId),
     StartTask(TaskUnit),
 }
@@ -218,8 +219,8 @@ impl UnitChange {
     pub const fn verb(&self) -> &'static str {
         match self {
             Self::StopVm(_) | Self::StopTask(_) => "stop",
-            Self::StartVm(_) | Self::StartTask(_) => "start",
-            Self::UpdateVm(_) => "update",
+            Self::StartVm(..) | Self::StartTask(_) => "start",
+            Self::UpdateVm(..) => "update",
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use blixard_core::command::Command;
 use blixard_core::driver::{Driver, Settings};
-use blixard_core::types::{ClientId, RaftId};
+use blixard_core::types::{ClientId, Hash, RaftId};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -31,6 +31,7 @@ use crate::seat::Seat;
 use crate::store::Store;
 use crate::transport::{self, Directory, Transport};
 use crate::units::{Units, UnitsError};
+use crate::worker::lease::{self, Held};
 use crate::worker::offer::Occasion;
 use crate::{probe, worker};
 
@@ -156,10 +157,10 @@ where
         }
         let (mut tasks, mut offering) = (JoinSet::new(), JoinSet::new());
         let (config, connect) = (self.config.clone(), &self.connect);
-        let founded = handle.founded();
-        let connected = reached(self.units.clone(), connect, &config);
-        let same_cluster = seat.clone();
-        let same_cluster = same_cluster.check_cluster(&config, self.secrets.as_ref());
+        let held = self.keep_lease(&handle, &mut tasks).await;
+        let (founded, connected) = (handle.founded(), reached(self.units.clone(), connect, &config));
+        let of_now = seat.clone();
+        let same_cluster = of_now.check_cluster(&config, self.secrets.as_ref());
         tokio::pin!(same_cluster, founded, connected);
         let (mut checked, mut is_member, mut works) = (false, false, false);
         let result = loop {
@@ -184,7 +185,7 @@ where
                     let started = match units {
                         Ok(units) => {
                             self.units = Some(units.clone());
-                            start_worker(&config, &handle, self.secrets.as_ref(), units, &mut tasks)
+                            start_worker(&config, &handle, self.secrets.as_ref(), (units, held.clone()), &mut tasks)
                         }
                         Err(error) => Err(AgentError::Units(error)),
                     };
@@ -219,6 +220,12 @@ where
             End::Dismissed => Some(seat.dismissed(servers)),
         })
     }
+
+    /// Whatever else there is to wait for.
+    async fn keep_lease(&self, handle: &Handle, tasks: &mut JoinSet<()>) -> watch::Receiver<Held> {
+        let machine = self.traits.machine.as_ref().map(|machine| Hash::of(machine.as_str().as_bytes()));
+        lease::keep(handle.clone(), &self.config.node.run_dir, machine, tasks).await
+    }
 }
 
 /// The host's units, which are connected to once.
@@ -247,7 +254,7 @@ fn start_worker<U: Units>(
     config: &Config,
     handle: &Handle,
     secrets: Option<&Secrets>,
-    units: Arc<U>,
+    (units, mut held): (Arc<U>, watch::Receiver<Held>),
     tasks: &mut JoinSet<()>,
 ) -> Result<(), AgentError> {
     let machine = probe::machine(&config.node.data_dir).map_err(AgentError::Probe)?;
@@ -257,20 +264,30 @@ fn start_worker<U: Units>(
         kvm: machine.kvm,
         hypervisors: config.resources.hypervisors.clone().unwrap_or_else(|| machine.hypervisors.into_iter().collect()),
         labels: config.node.labels.clone(),
-        // Nothing arms one yet.
         fence: false,
     };
-    let registering = Command::RegisterWorker {
-        node: handle.node(),
-        address: config.own().address,
-        understands: handle.understands(),
-        role: config.role(),
-        worker: offered,
-        secrets: secrets.map(Secrets::ids),
-        boot: boot(&config.node.run_dir).map_err(AgentError::Boot)?,
+    let (own, address, role, secrets) =
+        (handle.clone(), config.own().address, config.role(), secrets.map(Secrets::ids));
+    let boot = boot(&config.node.run_dir).map_err(AgentError::Boot)?;
+    let registering = move |fence: bool| Command::RegisterWorker {
+        node: own.node(),
+        address: address.clone(),
+        understands: own.understands(),
+        role,
+        worker: blixard_core::command::Worker { fence, ..offered.clone() },
+        secrets,
+        boot,
     };
+    tasks.spawn(worker::work(handle.clone(), units, held.clone()));
     let own = handle.clone();
-    tasks.spawn(async move { worker::register(&own, registering).await });
-    tasks.spawn(worker::work(handle.clone(), units));
+    tasks.spawn(async move {
+        loop {
+            let can_arm = held.borrow_and_update().can_arm;
+            worker::register(&own, registering(can_arm)).await;
+            if held.wait_for(|held| held.can_arm != can_arm).await.is_err() {
+                return;
+            }
+        }
+    });
     Ok(())
 }

@@ -12,6 +12,7 @@ use blixard_core::state::{Change, Diverged, RowError, State, Table};
 use blixard_core::types::{Level, NodeId, Term};
 
 use super::known::Known;
+use super::reads::Read;
 use super::{Attempt, Node, Waiting};
 use crate::log::LogError;
 use crate::memory;
@@ -106,10 +107,7 @@ impl Node {
                 turn.write.into_iter().for_each(|write| self.writer.add(write));
                 self.apply(turn.committed)?;
                 for (read, index) in turn.reads {
-                    if self.asked.as_ref().is_some_and(|(asked, ..)| *asked == read) {
-                        let (_, _, waiting) = self.asked.take().expect("it was there just now");
-                        self.unserved.entry(index).or_default().extend(waiting);
-                    }
+                    self.reads.confirmed(read, index);
                 }
                 self.serve_reads();
                 self.ask_for_reads();
@@ -338,10 +336,16 @@ impl Node {
     }
 
     fn serve_reads(&mut self) {
-        let later = self.unserved.split_off(&(self.applied + 1));
-        for waiting in std::mem::replace(&mut self.unserved, later).into_values().flatten() {
-            waiting.answer(());
+        for read in self.reads.served(self.applied).collect::<Vec<_>>() {
+            match read {
+                Read::Barrier(waiting) => waiting.answer(()),
+                Read::Renewal(renewal) => self.grant(renewal),
+            }
         }
+    }
+
+    fn ask_for_reads(&mut self) {
+        self.reads.ask(self.ticks, || self.driver.read_index());
     }
 }
 

@@ -72,7 +72,7 @@ pub struct Handle {
     assignments: watch::Receiver<u64>,
     pub(super) leaders: watch::Receiver<Option<RaftId>>,
     pub(super) transport: Arc<Transport>,
-    directory: watch::Receiver<Arc<Directory>>,
+    pub(super) directory: watch::Receiver<Arc<Directory>>,
     client: Arc<Client>,
     applied: Arc<AtomicU64>,
     /// Nothing on a node that is no server.

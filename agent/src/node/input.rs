@@ -9,6 +9,7 @@ use blixard_core::types::{NodeId, RaftId};
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
+use super::reads::Renewal;
 use super::{disk, snapshot};
 use crate::store::Reader;
 use crate::transport::Member;
@@ -35,6 +36,8 @@ pub(super) enum Input {
     Heard(NodeId),
     Propose(Box<Proposal>),
     Barrier(Waiting<()>),
+    /// A node wants its lease renewed.
+    Renew(Renewal),
     /// Give a checkpoint that has everything applied so far.
     Checkpoint(oneshot::Sender<Arc<Reader>>),
     /// Says that the loop takes what comes in.

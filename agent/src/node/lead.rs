@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use blixard_core::command::{Answer, Command};
 use blixard_core::driver::{Role, Status};
 use blixard_core::types::{NodeId, RaftId, Term};
-use blixard_core::{membership, schedule};
+use blixard_core::{membership, schedule, state};
 use tokio::sync::oneshot;
 
 use super::{Node, SILENT_TICKS, TICK, Waiting};
+use crate::boot_time;
 
 /// How often the leader looks who has fallen silent.
 const LIVENESS_TICKS: u64 = 10;
@@ -65,11 +66,7 @@ impl Lead {
 
 impl Node {
     pub(super) fn lead(&mut self) {
-        if self.driver.soft().role != Role::Leader || self.lead.handing_over {
-            return;
-        }
-        // Before it has applied an entry of its own term it may not know what the last leader did.
-        if self.applied_term != Term(self.driver.term()) {
+        if !self.may_decide() || self.lead.handing_over {
             return;
         }
         self.lead
@@ -84,6 +81,7 @@ impl Node {
             }
             return;
         }
+        self.end_leases();
         if self.ticks >= self.lead.look_at {
             self.lead.look_at = self.ticks + LIVENESS_TICKS;
             let decisions = self.liveness.decide(&self.known.look().state, self.own, self.ticks, SILENT_TICKS);
@@ -91,6 +89,7 @@ impl Node {
                 tracing::info!(?decision, "a worker's status changes");
                 self.decide(decision);
             }
+            self.brake();
             self.change_servers();
             let level = self.known.look().state.next_level();
             if let Some(level) = level {
@@ -165,13 +164,16 @@ impl Node {
         Ok(peer)
     }
 
-    /// Why a leader refuses to do this now; who answers is in its memory alone.
-    pub(super) fn objection(&self, command: &Command) -> Option<String> {
-        let Command::RemoveNode { node, .. } = command else { return None };
-        if self.driver.soft().role != Role::Leader {
+    /// Why a leader refuses to do this now; who answers, and what was granted, is in its memory alone.
+    pub(super) fn objection(&mut self, command: &Command) -> Option<String> {
+        if !self.leads() {
             return None;
         }
         let known = self.known.look();
+        if let Some(why) = self.grants.objection(&known.state, command, boot_time::now()) {
+            return Some(why);
+        }
+        let Command::RemoveNode { node, .. } = command else { return None };
         let is_heard = |node| node == self.own || self.liveness.answers(node, self.ticks, SILENT_TICKS);
         membership::objection(&known.state, *node, &known.standing.voters, is_heard)
     }
@@ -183,10 +185,14 @@ impl Node {
         self.applied > check.map_or(0, |check| check.at + check.hashes.len() as u64)
     }
 
-    /// The founder gives the other servers time to join, or it would place everything on itself.
+    /// The founder gives the other servers time to join, and to arm, or it would place everything on itself.
     fn awaits_servers(&mut self) -> bool {
         let Some(founding) = &self.founding else { return false };
-        let registered = self.known.look().state.nodes().values().filter(|node| node.worker.is_some()).count();
+        let is_ready = |node: &&state::Node| {
+            let worker = node.worker.as_ref();
+            worker.is_some_and(|worker| !worker.fence || node.lease.arming().is_some())
+        };
+        let registered = self.known.look().state.nodes().values().filter(is_ready).count();
         let waits = registered < founding.servers && self.ticks < FOUNDING_TICKS;
         if !waits {
             self.founding = None;
@@ -195,7 +201,7 @@ impl Node {
         waits
     }
 
-    fn decide(&mut self, command: Command) {
+    pub(super) fn decide(&mut self, command: Command) {
         let term = Term(self.driver.term());
         let (answer, answered) = oneshot::channel();
         // Decided anew after that; a decision that commits late is checked by `apply` all the same.

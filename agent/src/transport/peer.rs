@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{ClusterId, NodeId, RaftId};
+use blixard_core::types::{ClusterId, NodeEpoch, NodeId, RaftId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
@@ -22,8 +22,8 @@ use super::proto::forward_reply::Result as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::peer_server::Peer;
 use super::proto::{
-    BeatReply, BeatRequest, FollowReply, FollowRequest, ForwardReply, ForwardRequest, NotLeader, RaftEnd, RaftFrame,
-    SnapshotChunk, SnapshotRequest, Unknown,
+    BeatReply, BeatRequest, FollowReply, FollowRequest, ForwardReply, ForwardRequest, LeaseReply, LeaseRequest,
+    NotLeader, RaftEnd, RaftFrame, SnapshotChunk, SnapshotRequest, Unknown,
 };
 use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Member, Refused, Shared, directory, gate, proto, snapshot};
 
@@ -186,6 +186,15 @@ impl Peer for PeerService {
             return Err(status_of(&Refused::Removed { peer }));
         }
         Ok(Response::new(self.shared.inbound.beat(peer).into()))
+    }
+
+    async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseReply>, Status> {
+        let (peer, ..) = self.authenticate(&request)?;
+        if self.shared.directory.borrow().is_removed(peer) {
+            return Err(status_of(&Refused::Removed { peer }));
+        }
+        let epoch = NodeEpoch(request.into_inner().epoch);
+        Ok(Response::new(self.shared.inbound.renew_lease(peer, epoch).await.into()))
     }
 
     type SnapshotStream = ReceiverStream<Result<SnapshotChunk, Status>>;

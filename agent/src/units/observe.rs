@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use zbus::OwnedObjectPath;
 
 use super::bus::Bus;
-use super::{TASK_PREFIX, UnitsError, VM_PREFIX};
+use super::{AUTO_PREFIX, TASK_PREFIX, UnitsError, VM_PREFIX};
 use crate::gate::files::{self, Installed, InstalledTask, RunDir};
 use crate::nix::NixStore;
 
@@ -24,7 +24,7 @@ type Row = (String, String, String, String, String, String, OwnedObjectPath, u32
 
 /// One look at everything; the parts are read one after another, so a change in between is seen by the next look.
 pub async fn observe(bus: &Bus, run_dir: &RunDir, nix: &impl NixStore) -> Result<Observed, UnitsError> {
-    let patterns = [VM_PREFIX, TASK_PREFIX].map(|prefix| format!("{prefix}*.service"));
+    let patterns = [VM_PREFIX, AUTO_PREFIX, TASK_PREFIX].map(|prefix| format!("{prefix}*.service"));
     let rows: Vec<Row> = bus
         .manager("ListUnitsByPatterns", &(&[""; 0][..], &patterns[..]))
         .await
@@ -32,9 +32,15 @@ pub async fn observe(bus: &Bus, run_dir: &RunDir, nix: &impl NixStore) -> Result
     let mut observed = Observed::default();
     for (name, _, _, active, _, _, object, _, job, _) in rows {
         let phase = phase(&active, &job);
-        if let Some(instance) = instance_of::<InstanceId>(&name, VM_PREFIX) {
+        let of_vm = [VM_PREFIX, AUTO_PREFIX].into_iter().find_map(|prefix| instance_of::<InstanceId>(&name, prefix));
+        if let Some(instance) = of_vm {
             let restarts = restarts(bus, &object).await?;
-            observed.vms.insert(instance, ObservedVm { phase, restarts, ..unloaded_vm() });
+            let vm = ObservedVm { phase, restarts, ..unloaded_vm() };
+            // Of the two units of an instance one is left from before, if there are both.
+            let known = observed.vms.entry(instance).or_insert_with(unloaded_vm);
+            if known.phase == UnitPhase::Inactive {
+                *known = vm;
+            }
         } else if let Some(task) = instance_of::<TaskId>(&name, TASK_PREFIX) {
             observed.tasks.insert(task, ObservedTask { phase, ..unloaded_task() });
         } else {

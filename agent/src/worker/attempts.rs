@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use blixard_core::command::{TaskPhase, TaskReport};
 use blixard_core::reconcile::{self, UnitAction, UnitChange};
-use blixard_core::types::{StorePath, TaskId};
+use blixard_core::types::{NodeEpoch, StorePath, TaskId};
 use blixard_core::unit::VmUnit;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -49,7 +49,7 @@ enum Work {
     /// Changes in order: a stop comes before a start.
     Change(Vec<UnitAction>),
     /// Ends early when the other end is dropped.
-    Prepare(VmUnit, oneshot::Receiver<()>),
+    Prepare(VmUnit, NodeEpoch, oneshot::Receiver<()>),
 }
 
 /// What came of an attempt.
@@ -96,7 +96,7 @@ impl Attempts {
             UnderWay::Change => true,
             UnderWay::Preparation { runner, .. } => {
                 let actions = grouped.get(name).map(Vec::as_slice).unwrap_or_default();
-                started(actions).is_some_and(|unit| unit.runner == *runner)
+                started(actions).is_some_and(|(unit, _)| unit.runner == *runner)
             }
         });
         let now = Instant::now();
@@ -110,12 +110,12 @@ impl Attempts {
         if too_soon || self.under_way.contains_key(&name) {
             return None;
         }
-        let unprepared = started(&actions).filter(|unit| self.prepared.get(&name) != Some(&unit.runner));
+        let unprepared = started(&actions).filter(|(unit, _)| self.prepared.get(&name) != Some(&unit.runner));
         let (under_way, work) = match unprepared {
-            Some(unit) => {
+            Some((unit, epoch)) => {
                 let (wanted, dropped) = oneshot::channel();
                 let runner = unit.runner.clone();
-                (UnderWay::Preparation { runner, _wanted: wanted }, Work::Prepare(unit.clone(), dropped))
+                (UnderWay::Preparation { runner, _wanted: wanted }, Work::Prepare(unit.clone(), epoch, dropped))
             }
             None => (UnderWay::Change, Work::Change(actions)),
         };
@@ -155,10 +155,10 @@ impl Attempt {
     pub async fn make<U: Units>(self, units: &U, permits: &Semaphore) -> (String, Outcome) {
         let Self { name, work } = self;
         let outcome = match work {
-            Work::Prepare(unit, dropped) => tokio::select! {
+            Work::Prepare(unit, epoch, dropped) => tokio::select! {
                 prepared = units.prepare(&unit) => match prepared {
                     Ok(()) => Outcome::Prepared(unit.runner),
-                    Err(error) => failed(&name, UnitChange::StartVm(unit), &error),
+                    Err(error) => failed(&name, UnitChange::StartVm(unit, epoch), &error),
                 },
                 _ = dropped => Outcome::GivenUp,
             },
@@ -187,15 +187,18 @@ fn failed(name: &str, change: UnitChange, error: &crate::units::UnitsError) -> O
     Outcome::Failed(change, message)
 }
 
-/// The VM that these actions start.
-fn started(actions: &[UnitAction]) -> Option<&VmUnit> {
-    actions.iter().find_map(|action| if let UnitChange::StartVm(unit) = &action.change { Some(unit) } else { None })
+/// The VM that these actions start, and in which epoch of the node.
+fn started(actions: &[UnitAction]) -> Option<(&VmUnit, NodeEpoch)> {
+    actions.iter().find_map(|action| match &action.change {
+        UnitChange::StartVm(unit, epoch) => Some((unit, *epoch)),
+        _ => None,
+    })
 }
 
 fn name_of(change: &UnitChange) -> String {
     match change {
         UnitChange::StopVm(instance) => instance.to_string(),
-        UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit) => unit.instance.to_string(),
+        UnitChange::StartVm(unit, _) | UnitChange::UpdateVm(unit, _) => unit.instance.to_string(),
         UnitChange::StopTask(task) => task.to_string(),
         UnitChange::StartTask(unit) => unit.task.to_string(),
     }
@@ -248,14 +251,14 @@ mod tests {
             cpus: 1,
             memory_max_mib: 1,
         };
-        UnitAction { change: UnitChange::StartVm(unit), reason: Reason::PlacedHere }
+        UnitAction { change: UnitChange::StartVm(unit, NodeEpoch(1)), reason: Reason::PlacedHere }
     }
 
     #[test]
     fn nothing_is_stopped_for_a_runner_that_is_not_in_the_store() {
         let mut attempts = Attempts::default();
         let chosen = attempts.choose(vec![stop("web-0"), start("new")]);
-        let [Attempt { work: Work::Prepare(unit, _), .. }] = &chosen[..] else { panic!("it is to be prepared first") };
+        let [Attempt { work: Work::Prepare(unit, ..), .. }] = &chosen[..] else { panic!("it is to be prepared first") };
         attempts.note(("web-0".to_owned(), Outcome::Prepared(unit.runner.clone())));
         let chosen = attempts.choose(vec![stop("web-0"), start("new")]);
         assert!(matches!(&chosen[..], [Attempt { work: Work::Change(actions), .. }] if actions.len() == 2));
@@ -265,7 +268,7 @@ mod tests {
     fn a_download_that_is_not_wanted_any_more_is_dropped() {
         let mut attempts = Attempts::default();
         let mut chosen = attempts.choose(vec![start("old")]);
-        let Work::Prepare(_, mut dropped) = chosen.remove(0).work else { panic!("it is to be prepared first") };
+        let Work::Prepare(.., mut dropped) = chosen.remove(0).work else { panic!("it is to be prepared first") };
         assert!(dropped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
         assert_eq!(attempts.choose(vec![start("new")]).len(), 1);
         assert!(dropped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));

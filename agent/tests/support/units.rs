@@ -50,7 +50,7 @@ impl Units for FakeUnits {
         let (verb, broken) = (change.verb(), held.broken.clone());
         let name = match change {
             UnitChange::StopVm(instance) => instance.to_string(),
-            UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit) => unit.instance.to_string(),
+            UnitChange::StartVm(unit, _) | UnitChange::UpdateVm(unit, _) => unit.instance.to_string(),
             UnitChange::StopTask(task) => task.to_string(),
             UnitChange::StartTask(unit) => unit.task.to_string(),
         };
@@ -61,7 +61,7 @@ impl Units for FakeUnits {
         let Observed { vms, tasks, .. } = &mut held.observed;
         match change.clone() {
             UnitChange::StopVm(instance) => drop(vms.remove(&instance)),
-            UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit) => {
+            UnitChange::StartVm(unit, _) | UnitChange::UpdateVm(unit, _) => {
                 let instance = unit.instance.clone();
                 let phase = UnitPhase::Running;
                 vms.insert(instance, ObservedVm { phase, installed: Some(unit), restarts: 0, last_exit: None });

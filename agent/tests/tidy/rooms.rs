@@ -34,14 +34,15 @@ const SHELL_EDGES: Table = &[
     ),
     ("api", &["identity", "node", "transport"]),
     ("cli", &["agent", "api::proto", "config", "fence", "gate", "probe"]),
-    ("node", &["background", "log", "memory", "store", "transport"]),
+    ("node", &["background", "boot_time", "log", "memory", "store", "transport"]),
     ("seat", &["config", "identity", "store", "transport"]),
-    ("worker", &["config", "node", "units"]),
+    ("worker", &["boot_time", "config", "fence", "node", "units"]),
     // These stand for something outside.
+    ("fence", &["boot_time"]),
     ("gate", &["fence"]),
     ("store", &[]),
     ("transport", &["background", "identity"]),
-    ("units", &["gate::files", "nix"]),
+    ("units", &["fence", "gate::files", "nix"]),
 ];
 
 /// The same within the core.
@@ -82,7 +83,7 @@ const SHELL_DEPENDENCIES: Table = &[
     ("rcgen", &["identity"]),
     ("redb", &["store"]),
     ("ring", &["identity"]),
-    ("rustix", &["agent", "background", "cli", "fence", "gate", "probe", "store"]),
+    ("rustix", &["agent", "background", "boot_time", "cli", "fence", "gate", "probe", "store"]),
     ("rustls", &["identity", "transport"]),
     ("sd-notify", &["agent", "fence", "gate"]),
     ("serde", EVERY_ROOM),

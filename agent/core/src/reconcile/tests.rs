@@ -2,7 +2,7 @@ use super::*;
 use crate::command::Command;
 use crate::manifest::VmSpec;
 use crate::state::tests::{Fixture, id, vm};
-use crate::types::{Generation, RestartPolicy};
+use crate::types::{Generation, NodeEpoch, RestartPolicy};
 use crate::unit::ExitRecord;
 
 const HERE: NodeId = NodeId(1);
@@ -33,7 +33,7 @@ fn phases(fixture: &Fixture, observed: &Observed) -> Vec<InstancePhase> {
 fn what_is_placed_here_is_started_and_then_left_alone() {
     let fixture = fixture();
     let unit = fixture.placement("web-0").unwrap().unit;
-    assert_eq!(changes(&fixture, &Observed::default()), [UnitChange::StartVm(unit)]);
+    assert_eq!(changes(&fixture, &Observed::default()), [UnitChange::StartVm(unit, NodeEpoch(1))]);
     for phase in [UnitPhase::Starting, UnitPhase::Running, UnitPhase::Stopping] {
         assert_eq!(changes(&fixture, &observed(&fixture, phase)), []);
     }
@@ -48,7 +48,7 @@ fn what_is_automatic_is_started_and_confirmed_to_have_stopped_only_in_the_epoch_
     assert_eq!((placement.node, placement.unit.failover), (HERE, Failover::Automatic));
     let armed = |armed| Observed { armed, ..Observed::default() };
     let (own, others) = (Some(placement.epoch), [None, Some(placement.epoch.next())]);
-    assert_eq!(changes(&fixture, &armed(own)), [UnitChange::StartVm(placement.unit)]);
+    assert_eq!(changes(&fixture, &armed(own)), [UnitChange::StartVm(placement.unit, placement.epoch)]);
     assert_eq!(others.map(|other| changes(&fixture, &armed(other))), [[], []]);
     fixture.declare(&[]);
     assert_eq!(others.map(|other| phases(&fixture, &armed(other))), [[], []], "it may be on a copy of the disk");
@@ -80,7 +80,7 @@ fn a_changed_runner_is_stopped_before_the_new_one_starts() {
     fixture.declare(&[("web", vm("other", 1))]);
     fixture.settle();
     let unit = fixture.placement("web-0").unwrap().unit;
-    assert_eq!(changes(&fixture, &units), [UnitChange::StopVm(id("web-0")), UnitChange::StartVm(unit)]);
+    assert_eq!(changes(&fixture, &units), [UnitChange::StopVm(id("web-0")), UnitChange::StartVm(unit, NodeEpoch(1))]);
     assert_eq!(phases(&fixture, &units), [], "the old generation's unit doesn't count as the new one running");
 }
 
@@ -91,7 +91,7 @@ fn changed_limits_leave_the_vm_running() {
     fixture.declare(&[("web", VmSpec { vcpus: 2, ..vm("web", 1) })]);
     fixture.settle();
     let unit = fixture.placement("web-0").unwrap().unit;
-    assert_eq!(changes(&fixture, &units), [UnitChange::UpdateVm(unit)]);
+    assert_eq!(changes(&fixture, &units), [UnitChange::UpdateVm(unit, NodeEpoch(1))]);
 }
 
 #[test]

@@ -236,6 +236,17 @@ async fn a_member_that_is_no_server_takes_no_streams_and_opens_none() {
 }
 
 #[tokio::test]
+async fn a_lease_is_renewed_for_who_asks_or_it_hears_why_not() {
+    let cluster = Cluster::pair().await;
+    let asking = &cluster.nodes[1].transport;
+    let renew = async |to, epoch| asking.renew_lease(node(to), NodeEpoch(epoch)).await;
+    assert_eq!(renew(0, 2).await, Ok(()));
+    assert_eq!(renew(0, 1).await, Err(LeaseError::NoLeader));
+    assert_eq!(renew(0, 0).await, Err(LeaseError::Denied("node 2 has no lease".to_owned())));
+    assert!(matches!(renew(5, 2).await, Err(LeaseError::Unreachable { .. })));
+}
+
+#[tokio::test]
 async fn who_follows_is_told_what_it_has_to_do_and_where_the_servers_are() {
     let cluster = Cluster::pair().await;
     let (server, follower) = (&cluster.nodes[0].recorder, &cluster.nodes[1].transport);

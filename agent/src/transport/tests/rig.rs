@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blixard_core::types::{ClusterEpoch, NodeId, RaftId, Server};
+use blixard_core::types::{ClusterEpoch, NodeEpoch, NodeId, RaftId, Server};
 use futures_util::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use raft::eraftpb::{Message, MessageType};
@@ -168,6 +168,13 @@ impl Inbound for Recorder {
     }
     fn beat(&self, from: NodeId) -> Beat {
         Beat { leader: Some(from), servers: self.servers.lock().unwrap().clone(), applied: 7 }
+    }
+    async fn renew_lease(&self, of: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
+        match epoch.0 {
+            0 => Err(LeaseError::Denied(format!("node {of} has no lease"))),
+            1 => Err(LeaseError::NoLeader),
+            _ => Ok(()),
+        }
     }
     async fn api(&self, question: ApiRequest) -> ApiResponse {
         self.questions.fetch_add(1, Ordering::Relaxed);

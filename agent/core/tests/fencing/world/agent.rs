@@ -178,7 +178,7 @@ impl World {
         for action in actions {
             let instance = match &action.change {
                 UnitChange::StopVm(instance) => instance,
-                UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit) => &unit.instance,
+                UnitChange::StartVm(unit, _) | UnitChange::UpdateVm(unit, _) => &unit.instance,
                 UnitChange::StopTask(_) | UnitChange::StartTask(_) => unreachable!("there are no tasks"),
             };
             grouped.entry(instance.clone()).or_default().push_back(action.change);
@@ -206,17 +206,10 @@ impl World {
     fn work(&mut self, id: HostId, boot: u64, instance: &InstanceId, job: u64) {
         match self.change(id, boot, instance, job) {
             Some(UnitChange::StopVm(_)) => self.work_at_stop(id, boot, instance, job),
-            Some(UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit)) => {
+            Some(UnitChange::StartVm(unit, epoch) | UnitChange::UpdateVm(unit, epoch)) => {
                 if unit.failover == Failover::Manual {
                     return self.install_unit(id, boot, unit, job);
                 }
-                let host = &self.hosts[&id];
-                let (_, state) = host.agent.as_ref().expect("it works").known();
-                let placement = state.instances().get(instance).and_then(|instance| instance.placement.as_ref());
-                let Some(placement) = placement.filter(|placement| placement.unit == unit) else {
-                    return self.give_up(id, boot, instance);
-                };
-                let epoch = placement.epoch;
                 let (instance, generation) = (instance.clone(), unit.generation);
                 let asker = Asker::Job { boot, instance: instance.clone(), job };
                 self.ask(id, asker, Request::Allow { epoch, instance, generation });
@@ -276,7 +269,7 @@ impl World {
     fn job_hears(&mut self, id: HostId, boot: u64, instance: &InstanceId, job: u64, reply: &Reply) {
         match (self.change(id, boot, instance, job), reply) {
             (Some(UnitChange::StopVm(_)), Reply::Done) => self.is_stopped(id, boot, instance, job),
-            (Some(UnitChange::StartVm(unit) | UnitChange::UpdateVm(unit)), Reply::Done) => {
+            (Some(UnitChange::StartVm(unit, _) | UnitChange::UpdateVm(unit, _)), Reply::Done) => {
                 self.install_unit(id, boot, unit, job);
             }
             (Some(_), _) => self.give_up(id, boot, instance),
@@ -287,7 +280,7 @@ impl World {
     /// Writes the file of a unit, and starts it where that is the change.
     fn install_unit(&mut self, id: HostId, boot: u64, unit: VmUnit, job: u64) {
         let name = (unit.instance.clone(), unit.failover);
-        let starts = matches!(self.change(id, boot, &unit.instance, job), Some(UnitChange::StartVm(_)));
+        let starts = matches!(self.change(id, boot, &unit.instance, job), Some(UnitChange::StartVm(..)));
         self.host(id).installed.insert(unit.instance.clone(), unit);
         if starts {
             let soon = self.random.below(20 * MILLISECOND);

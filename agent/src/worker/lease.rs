@@ -1,0 +1,201 @@
+//! Keeps this node's lease: has the cluster raise its epoch for the fence, and the leader renew what the fence goes by.
+//!
+//! It looks at both, takes the step that the core says, and looks again. Nothing is kept in between, so an agent that starts
+//! goes on where another one has ended.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use blixard_core::command::{Command, Reply};
+use blixard_core::fence::{self, Request, Stage, Status};
+use blixard_core::lease::keep::{Step, next_step};
+use blixard_core::types::{BootTime, Hash, LeaseTerms, NodeEpoch};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::boot_time;
+use crate::fence::{AskError, ask, socket_in};
+use crate::node::Handle;
+
+/// How long after a step that came to nothing the next is taken.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How often a fence is looked at that can't be armed, or isn't there.
+const LOOK: Duration = Duration::from_secs(2);
+/// What has to be left of a lease for a start.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// What is known of this host's fence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Held {
+    /// Whether it is there, and can be armed.
+    pub can_arm: bool,
+    /// The epoch that it is armed at, if it has a lease.
+    pub epoch: Option<NodeEpoch>,
+}
+
+/// Begins to keep a node's lease, as one of these tasks; how that stands. `machine` is a hash of what this machine says it
+/// is, if it does.
+pub async fn keep(
+    handle: Handle,
+    run_dir: &Path,
+    machine: Option<Hash>,
+    tasks: &mut JoinSet<()>,
+) -> watch::Receiver<Held> {
+    let socket = socket_in(run_dir);
+    let known = status(&socket).await.map(|status| held(&status)).unwrap_or_default();
+    let (held, holds) = watch::channel(known);
+    tasks.spawn(Keeper { handle, socket, machine, held }.run());
+    holds
+}
+
+struct Keeper {
+    handle: Handle,
+    socket: PathBuf,
+    machine: Option<Hash>,
+    /// Whoever starts instances looks here.
+    held: watch::Sender<Held>,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut complaints = Complaints::default();
+        loop {
+            let pause = match self.step().await {
+                Ok(pause) => {
+                    complaints.end();
+                    pause
+                }
+                Err(error) => {
+                    complaints.about(&crate::error_chain(&error));
+                    if matches!(error, StepError::Ask(_) | StepError::Unable(_)) { LOOK } else { PAUSE }
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One step; how long until the next.
+    async fn step(&self) -> Result<Duration, StepError> {
+        let status = match status(&self.socket).await {
+            Ok(status) => status,
+            Err(error) => {
+                self.hold(Held::default());
+                return Err(error);
+            }
+        };
+        self.hold(held(&status));
+        if let Stage::Unable(unable) = status.stage {
+            return Err(StepError::Unable(unable));
+        }
+        let own = self.handle.node();
+        let lease = self.handle.read(|state, _| state.nodes().get(&own).map(|node| node.lease));
+        let lease = lease.map_err(|_| StepError::Stopped)?;
+        // Before this node is told of itself nothing can be said of its epoch; what is armed goes on.
+        if lease.is_none() && !matches!(status.stage, Stage::Armed { .. }) {
+            return Ok(PAUSE);
+        }
+        match next_step(&lease.unwrap_or_default(), &status) {
+            Step::Wait => Ok(PAUSE),
+            Step::Arm { expected, nonce } => {
+                let arm = Command::Arm { node: own, expected, nonce, machine: self.machine };
+                let answer = self.handle.propose(arm).await;
+                match answer.map_err(|error| StepError::Arm(crate::error_chain(&error)))?.reply {
+                    Reply::Refused(why) => Err(StepError::Arm(why)),
+                    _ => Ok(Duration::ZERO),
+                }
+            }
+            Step::TellFence { nonce, epoch, terms } => {
+                self.tell(Request::Arm { nonce, epoch, terms }).await?;
+                tracing::info!(%epoch, "this node's fence is armed");
+                Ok(Duration::ZERO)
+            }
+            Step::Renew { epoch } => self.renew(epoch, &status).await,
+        }
+    }
+
+    async fn renew(&self, epoch: NodeEpoch, status: &Status) -> Result<Duration, StepError> {
+        // The lease counts from here: the leader may have confirmed it any time after.
+        let sent = boot_time::now();
+        self.handle.renew_lease(epoch).await.map_err(|error| StepError::Renew(error.to_string()))?;
+        self.tell(Request::Renewed { epoch, sent }).await?;
+        self.hold(Held { can_arm: true, epoch: Some(epoch) });
+        let renew = terms(status).renew();
+        Ok(renew.saturating_sub(sent.until(boot_time::now())))
+    }
+
+    async fn tell(&self, request: Request) -> Result<(), StepError> {
+        match ask_fence(&self.socket, request).await? {
+            fence::Reply::Refused(refusal) => Err(StepError::Refused(refusal)),
+            _ => Ok(()),
+        }
+    }
+
+    fn hold(&self, held: Held) {
+        self.held.send_if_modified(|before| std::mem::replace(before, held) != held);
+    }
+}
+
+/// Why a step came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error("cannot keep this node's lease")]
+    Ask(#[source] AskError),
+    #[error("this host's fence can't be armed")]
+    Unable(#[source] fence::Unable),
+    #[error("this host's fence refuses what the cluster has granted")]
+    Refused(#[source] fence::Refusal),
+    #[error("the cluster does not begin this node's next epoch: {0}")]
+    Arm(String),
+    #[error("this node's lease isn't renewed: {0}")]
+    Renew(String),
+    #[error("this agent is about to end")]
+    Stopped,
+}
+
+/// What keeps the lease from being kept, said once.
+#[derive(Default)]
+struct Complaints(Option<String>);
+
+impl Complaints {
+    fn about(&mut self, error: &str) {
+        if self.0.as_deref() != Some(error) {
+            tracing::warn!(error, "nothing automatic can be started on this node for now");
+            self.0 = Some(error.to_owned());
+        }
+    }
+
+    fn end(&mut self) {
+        self.0 = None;
+    }
+}
+
+async fn status(socket: &Path) -> Result<Status, StepError> {
+    match ask_fence(socket, Request::Status).await? {
+        fence::Reply::Status(status) => Ok(status),
+        fence::Reply::Refused(refusal) => Err(StepError::Refused(refusal)),
+        fence::Reply::Done => unreachable!("a fence that is asked for its status says it, or refuses"),
+    }
+}
+
+/// Off the threads that have other things to do: a fence that hangs takes two seconds.
+async fn ask_fence(socket: &Path, request: Request) -> Result<fence::Reply, StepError> {
+    let socket = socket.to_owned();
+    let asked = tokio::task::spawn_blocking(move || ask(&socket, &request)).await;
+    asked.expect("asking doesn't panic").map_err(StepError::Ask)
+}
+
+fn held(status: &Status) -> Held {
+    let lives = |deadline: &BootTime| boot_time::now().after(MARGIN) < *deadline;
+    let epoch = match &status.stage {
+        Stage::Armed { epoch, deadline: Some(deadline), .. } if lives(deadline) => Some(*epoch),
+        _ => None,
+    };
+    Held { can_arm: !matches!(status.stage, Stage::Unable(_)), epoch }
+}
+
+fn terms(status: &Status) -> LeaseTerms {
+    match status.stage {
+        Stage::Armed { terms, .. } => terms,
+        _ => LeaseTerms::DEFAULT,
+    }
+}
