@@ -27,6 +27,7 @@ pub struct Host {
     pub paused_until: Time,
     pub agent: Option<Agent>,
     pub agent_paused_until: Time,
+    pub systemd_paused_until: Time,
     pub fence: Option<FenceProcess>,
     /// What lies under the run directory, for the gate.
     pub installed: BTreeMap<InstanceId, VmUnit>,
@@ -169,6 +170,7 @@ impl Host {
             paused_until: 0,
             agent: None,
             agent_paused_until: 0,
+            systemd_paused_until: 0,
             fence: None,
             installed: BTreeMap::new(),
             units: BTreeMap::new(),

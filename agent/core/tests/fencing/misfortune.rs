@@ -99,8 +99,9 @@ fn trouble(world: &mut World) {
             let boots = if world.random.percent(70) { time } else { 30 * SECOND };
             world.power_off(id, Some(boots));
         }
-        90..93 if is_on => world.suspend(id, time),
-        93..96 => world.host(id).stuck_until = now + time,
+        90..92 if is_on => world.suspend(id, time),
+        92..94 if is_on => world.host(id).systemd_paused_until = now + time,
+        94..96 => world.host(id).stuck_until = now + time,
         96..100 if has_copies(world.seed) => clone(world, id),
         _ => {}
     }

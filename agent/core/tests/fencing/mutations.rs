@@ -49,6 +49,8 @@ pub enum Mutation {
     ActsOnWhatIsOld,
     /// An agent speaks for what belongs to an epoch that isn't its fence's.
     SpeaksUnarmed,
+    /// Nothing resets a host whose fence gives no sign of life.
+    LacksItsDevice,
     /// A host sleeps without ending its fence before.
     SleepsAsItIs,
 }

@@ -333,6 +333,20 @@ fn a_fence_is_armed_only_once_nothing_runs() {
 }
 
 #[test]
+fn what_neither_its_fence_nor_systemd_stops_ends_with_a_reset_of_its_host() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        let now = world.now;
+        world.host(HERE).systemd_paused_until = now + 60 * SECOND;
+        world.kill_fence(HERE);
+        world.isolate(HERE);
+        takes_over(&mut world);
+        assert!(world.facts.resets > 0, "its watchdog has reset the host");
+    };
+    is_kept(history, Mutation::LacksItsDevice, &[TWICE]);
+}
+
+#[test]
 fn what_an_instance_was_placed_as_holds_whatever_is_declared_since() {
     let history = |seed, mutation| {
         for failover in [Failover::Manual, Failover::Automatic] {

@@ -63,6 +63,8 @@ enum Event {
     FenceHangs {
         life: u64,
     },
+    /// systemd kills what is bound to a fence that has ended.
+    FenceIsLost,
     DeviceBites,
     /// systemd starts a unit.
     Start {
@@ -104,7 +106,8 @@ enum Asker {
 enum Actor {
     Agent,
     Fence,
-    /// systemd and the kernel.
+    Systemd,
+    /// The kernel, and what runs in units.
     Host,
     /// What no pause stops.
     Hardware,
@@ -120,6 +123,9 @@ impl Event {
             | Self::Answered { asker: Asker::Agent { .. } | Asker::Job { .. }, .. } => Actor::Agent,
             Self::Asked { .. } | Self::FenceWakes { .. } => Actor::Fence,
             Self::DeviceBites | Self::Boot => Actor::Hardware,
+            Self::FenceHangs { .. } | Self::FenceIsLost | Self::Start { .. } | Self::StartFence | Self::StartAgent => {
+                Actor::Systemd
+            }
             _ => Actor::Host,
         }
     }
@@ -182,7 +188,8 @@ impl World {
 
     /// A host that begins with this disk.
     pub fn install(&mut self, id: HostId, node: NodeId, disk: Disk) {
-        let machine = Some(Hash::of(&id.0.to_be_bytes()));
+        // Some firmwares say nothing.
+        let machine = (self.seed % 5 != 2).then(|| Hash::of(&id.0.to_be_bytes()));
         self.hosts.insert(id, Host::new(id, node, machine, disk));
         self.after(0, id, Event::Boot);
     }
@@ -229,7 +236,8 @@ impl World {
         host.installed.clear();
         host.units.clear();
         host.device = super::host::Device::default();
-        (host.paused_until, host.agent_paused_until, host.stuck_until) = (0, 0, 0);
+        (host.paused_until, host.agent_paused_until) = (0, 0);
+        (host.systemd_paused_until, host.stuck_until) = (0, 0);
         if let Some(time) = boots_after {
             self.after(time, id, Event::Boot);
         }
@@ -358,6 +366,7 @@ impl World {
         let paused_until = match actor {
             Actor::Agent => host.agent_paused_until.max(host.paused_until),
             Actor::Fence => fence_paused.max(host.paused_until),
+            Actor::Systemd => host.systemd_paused_until.max(host.paused_until),
             Actor::Host => host.paused_until,
             Actor::Hardware => 0,
         };

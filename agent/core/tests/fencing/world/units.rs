@@ -41,6 +41,7 @@ impl World {
                     self.kill_fence(id);
                 }
             }
+            Event::FenceIsLost => self.kill_slice(id, BOUND_KILL),
             Event::DeviceBites => {
                 if self.hosts[&id].device.bites_at.is_some_and(|time| time <= self.now) {
                     self.facts.resets += 1;
@@ -78,7 +79,7 @@ impl World {
             return;
         }
         self.note(|| format!("{id:?} has lost its fence"));
-        self.kill_slice(id, BOUND_KILL);
+        self.after(0, id, Event::FenceIsLost);
         let again = self.random.between(50 * MILLISECOND, SECOND);
         self.after(again, id, Event::StartFence);
     }
@@ -114,13 +115,14 @@ impl World {
             let mut nonce = [0; 16];
             nonce[..8].copy_from_slice(&self.number().to_be_bytes());
             let (now, blind) = (self.now, self.mutation == Mutation::ArmsBeforeItIsEmpty);
+            let has_device = self.mutation != Mutation::LacksItsDevice;
             let host = self.host(id);
             let (clock, is_empty) = (host.clock, host.is_slice_empty() || blind);
             let Some(process) = &mut host.fence else { return };
             let turn = process.fence.tick(clock.read(now), is_empty);
             process.hangs_at = now + process.watchdog;
             let (hangs_at, life) = (process.hangs_at, process.life);
-            let timeout = host.device.timeout.filter(|_| turn.pet);
+            let timeout = host.device.timeout.filter(|_| turn.pet && has_device);
             if let Some(timeout) = timeout {
                 host.device.bites_at = Some(now + timeout);
                 self.after(timeout, id, Event::DeviceBites);
