@@ -16,7 +16,7 @@ with subtest("every host reaches both"):
 
 with subtest("it runs as its own user, in its slice and within its limits"):
     info = where.get_unit_info(unit(where, "web-0"))
-    assert info["Slice"] == "blixard-vms.slice", info["Slice"]
+    assert info["Slice"] == "blixard-fenced.slice", info["Slice"]
     assert int(info["MemoryMax"]) >= 96 * 2**20, info["MemoryMax"]
     user = where.succeed(f"stat --format=%U /proc/{info['MainPID']}").strip()
     assert user == "blixard-vm", user

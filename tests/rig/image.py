@@ -29,12 +29,14 @@ MASKED = """
 """.split()
 
 # Two things must be right before systemd looks at them. With --network-namespace-path, /sys shows the interfaces of the
-# rig instead of the host's own. And the v1 controllers are mounted read-only: systemd ignores, for good, those that it
+# rig instead of the host's own. It is to say which machine this is, as firmware does. And the v1 controllers are mounted read-only: systemd ignores, for good, those that it
 # can't write, and then MemoryMax=, CPUQuota= and TasksMax= limit nothing.
 FIRST_PROCESS = """#!/bin/sh
 mkdir /run/sys && mount -t sysfs sysfs /run/sys
 for d in class/net devices/virtual/net; do mount --bind /run/sys/$d /sys/$d; done
 umount /run/sys && rmdir /run/sys
+mount -t tmpfs tmpfs /sys/firmware && mkdir -p /sys/firmware/devicetree/base
+echo "$container_uuid" > /sys/firmware/devicetree/base/serial-number
 for c in memory cpu cpuacct pids blkio freezer; do
   [ ! -d /sys/fs/cgroup/$c ] || mount -o remount,bind,rw /sys/fs/cgroup/$c
 done
