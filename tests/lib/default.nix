@@ -19,6 +19,8 @@ let
     # What runs is seen there, and asked, from outside of the hosts.
     "a_rolling_reboot_keeps_replicas_up"
     "a_second_copy_is_seen"
+    # Its units are a host's without NixOS, where they aren't in the store.
+    "a_switch_restarts_the_agent_alone"
     # It is the agent, and PID 1 hangs only there.
     "the_fence_needs_nobody"
     # Its clients ask all hosts by their sockets, with one clock, and its misfortunes only the rig can make.
