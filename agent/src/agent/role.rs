@@ -278,16 +278,19 @@ fn start_worker<U: Units>(
         secrets,
         boot,
     };
-    tasks.spawn(worker::work(handle.clone(), units, held.clone()));
-    let own = handle.clone();
+    let (own, holds) = (handle.clone(), held.clone());
     tasks.spawn(async move {
-        loop {
-            let can_arm = held.borrow_and_update().can_arm;
-            worker::register(&own, registering(can_arm)).await;
-            if held.wait_for(|held| held.can_arm != can_arm).await.is_err() {
-                return;
+        // First: what a person has said of this host's last boot is carried out by then, or refused.
+        let can_arm = held.borrow_and_update().can_arm;
+        worker::register(&own, registering(can_arm)).await;
+        let again = async {
+            let mut registered = can_arm;
+            while let Ok(held) = held.wait_for(|held| held.can_arm != registered).await.map(|held| held.can_arm) {
+                registered = held;
+                worker::register(&own, registering(held)).await;
             }
-        }
+        };
+        tokio::join!(worker::work(own.clone(), units, holds), again);
     });
     Ok(())
 }

@@ -79,7 +79,7 @@ pub fn founded(hosts: u64, declared: &mut Declared) -> State {
         first: host(1, role(1)),
     }];
     commands.extend((2..=hosts).map(|number| Command::Admit(host(number, role(number)))));
-    commands.extend((1..=hosts).map(|number| registration(number, role(number))));
+    commands.extend((1..=hosts).map(|number| registration(number, role(number), Hash::of(b"an earlier boot"))));
     commands.push(declared.command());
     let mut state = State::default();
     for command in commands {
@@ -101,8 +101,8 @@ pub fn host(number: u64, role: NodeRole) -> NewNode {
     }
 }
 
-/// What a host has to give.
-pub fn registration(number: u64, role: NodeRole) -> Command {
+/// What a host has to give, said in this boot of it.
+pub fn registration(number: u64, role: NodeRole, boot: Hash) -> Command {
     let worker = Worker {
         resources: Resources { cpus: 16, memory_mib: 64, disk_mib: 0 },
         system: "x86_64-linux".to_owned(),
@@ -112,6 +112,6 @@ pub fn registration(number: u64, role: NodeRole) -> Command {
         fence: true,
     };
     let NewNode { address, understands, .. } = host(number, role);
-    let (node, boot) = (NodeId(number), Hash::of(b"a boot"));
+    let node = NodeId(number);
     Command::RegisterWorker { node, address, understands, role, worker, secrets: None, boot }
 }

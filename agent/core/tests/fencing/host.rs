@@ -70,6 +70,11 @@ impl Clock {
         BootTime((now - self.booted) * self.rate / 1000)
     }
 
+    /// By which a host's boots are told apart.
+    pub fn boot(self) -> Hash {
+        Hash::of(&self.booted.to_be_bytes())
+    }
+
     /// When it will show this.
     pub fn when(self, time: BootTime) -> Time {
         self.booted + (time.0 * 1000).div_ceil(self.rate)
@@ -112,6 +117,8 @@ pub struct Agent {
     pub server: Option<Server>,
     /// What it was told as a worker, and as of which entry.
     pub told: (u64, State),
+    /// The cluster knows of this boot of its host.
+    pub is_registered: bool,
     /// Its request for a barrier, and the entry up to which it has to know all.
     pub barrier: Option<u64>,
     pub needs: Option<u64>,
@@ -135,6 +142,7 @@ impl Agent {
             boot,
             server: None,
             told: (0, State::default()),
+            is_registered: false,
             barrier: None,
             needs: None,
             renewals: BTreeMap::new(),

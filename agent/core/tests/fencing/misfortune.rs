@@ -231,7 +231,7 @@ fn join(world: &mut World, leader: HostId) {
     }
 }
 
-/// Hosts that were admitted are installed, and those that were removed switched off; who joined registers.
+/// Hosts that were admitted are installed, and those that were removed switched off.
 pub fn repair(world: &mut World) {
     let truth = &world.truth;
     let known: BTreeMap<NodeId, HostId> =
@@ -243,18 +243,11 @@ pub fn repair(world: &mut World) {
         .filter(|host| truth.is_removed(host.node) && !host.is_retired && host.units.is_empty())
         .map(|host| host.id)
         .collect();
-    let unregistered: Vec<NodeId> =
-        truth.nodes().iter().filter(|(_, member)| member.worker.is_none()).map(|(id, _)| *id).collect();
     for node in admitted {
         world.install(HostId(node.0), node, super::host::Disk::default());
     }
     for id in gone {
         world.retire(id);
-    }
-    if let Some(leader) = world.leader() {
-        for node in unregistered {
-            world.propose(leader, cluster::registration(node.0, NodeRole::Auto));
-        }
     }
 }
 

@@ -47,6 +47,8 @@ pub enum Mutation {
     ConfirmsWhoIsGranted,
     /// An agent acts before it knows what was acknowledged before it started.
     ActsOnWhatIsOld,
+    /// An agent acts before the cluster knows that its host has booted.
+    ActsUnregistered,
     /// An agent speaks for what belongs to an epoch that isn't its fence's.
     SpeaksUnarmed,
     /// Nothing resets a host whose fence gives no sign of life.

@@ -400,6 +400,25 @@ fn nobody_is_taken_for_dead_who_may_have_a_lease() {
 }
 
 #[test]
+fn a_host_that_boots_while_it_is_said_to_be_dead_is_not_or_starts_nothing() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Manual, mutation);
+        cordon(&mut world, HERE);
+        world.power_off(HERE, None);
+        // Its lease is over.
+        world.run_for(12 * SECOND);
+        world.wake(HERE);
+        world.until("agent", |world| world.hosts[&HERE].agent.is_some());
+        world.run_for(5 * MILLISECOND * (seed % 8));
+        let leader = world.leader().expect("somebody leads");
+        world.propose(leader, Command::ConfirmDead { node: NodeId(HERE.0), abandon_volumes: false });
+        world.run_for(5 * SECOND);
+        assert_eq!(world.alive(&web()).len(), 1);
+    };
+    is_kept(history, Mutation::ActsUnregistered, &[TWICE]);
+}
+
+#[test]
 fn an_agent_that_starts_stops_nothing_that_rightly_runs() {
     let history = |seed, mutation| {
         let mut world = running(seed, Failover::Automatic, mutation);

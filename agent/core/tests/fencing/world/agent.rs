@@ -11,6 +11,7 @@ use blixard_core::unit::VmUnit;
 
 use super::network::Message;
 use super::{Asker, Event, HostId, MILLISECOND, SECOND, TICK, World};
+use crate::cluster;
 use crate::host::{Agent, Job, RunPhase};
 use crate::mutations::Mutation;
 
@@ -58,12 +59,13 @@ impl World {
 
     fn look(&mut self, id: HostId, boot: u64) {
         self.become_server(id);
+        self.register(id);
         let servers = self.server_hosts();
         let request = self.number();
         let host = self.host(id);
         let (node, agent) = (host.node, host.agent.as_mut().expect("it looks"));
         let known = agent.told.0;
-        let asks = agent.needs.is_none();
+        let asks = agent.needs.is_none() && agent.is_registered;
         if asks {
             agent.barrier.get_or_insert(request);
         }
@@ -76,6 +78,22 @@ impl World {
         }
         self.ask(id, Asker::Agent { boot }, Request::Status);
         self.keep_units(id, boot);
+    }
+
+    /// Tells the cluster of this boot of its host, until it knows of it: what a person has said of the one before is carried
+    /// out by then, or refused.
+    fn register(&mut self, id: HostId) {
+        let is_hasty = self.mutation == Mutation::ActsUnregistered;
+        let host = self.host(id);
+        let (node, boot) = (host.node, host.clock.boot());
+        let agent = host.agent.as_mut().expect("it looks");
+        agent.is_registered |= is_hasty;
+        let Some(member) = agent.known().1.nodes().get(&node) else { return };
+        let (role, is_known) = (member.role, member.boot == Some(boot));
+        agent.is_registered |= is_known;
+        if !is_known && self.random.percent(30) {
+            self.propose(id, cluster::registration(node.0, role, boot));
+        }
     }
 
     /// Starts a server where the cluster has made the node one, or ends it where it is none any more.
