@@ -28,3 +28,9 @@ wait_for(
     lambda seen: all(view.get("quorum") and view["leader"] not in (None, leader.name) for view in seen.values()),
 )
 print(others[0].execute("blixard status")[1])
+
+say(f"Once the lease of {leader.name} is over for sure, another host runs what it ran")
+for instance in ["web-0", "web-1"]:
+    wait_for_vm(others, instance)
+    print(f"http://{address(instance)}/: {answer(others[0], instance)}", end="", flush=True)
+print(others[0].execute("blixard status")[1])

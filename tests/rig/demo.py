@@ -62,6 +62,11 @@ def show(rig: Rig) -> None:
     text = prelude.wait_for_answer(kept, "web-1").strip()
     say(f"it is missed; web-1 goes on: {text}")
     show_status(kept)
+    say(f"once the lease of {lost.name} is over for sure, another host may run what it ran")
+    there = prelude.wait_for_vm([machine for machine in rig.machines if machine is not lost], "web-0")
+    text = prelude.answer(there, "web-0").strip()
+    say(f"web-0 runs on {there.name}; http://{prelude.address('web-0')} says: {text}")
+    show_status(kept)
 
 
 def run(keep: bool) -> int:
