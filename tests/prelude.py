@@ -78,8 +78,13 @@ def wait_for_state(host, instance, state, timeout=MAX_WAIT):
 
 
 def wait_for_vm(hosts, instance):
-    """Until an instance runs and answers; the host that it runs on, which is the only one."""
-    where = wait_for_state(hosts[0], instance, "running")["node"]
+    """Until an instance runs on one of these hosts and answers; that host, which is the only one."""
+    names = [host.name for host in hosts]
+    where = wait_for(
+        f"{instance} to run on one of {names}",
+        lambda: row(status(hosts[0])["vms"], "instance", instance),
+        lambda vm: vm.get("state") == "running" and vm["node"] in names,
+    )["node"]
     wait_for_answer(hosts[0], instance)
     active = [host.name for host in hosts if is_active(host, instance)]
     assert active == [where], f"{instance} is placed on {where}, and its unit is active on {active}"
@@ -140,6 +145,19 @@ def apply(host, wanted):
     """Give the cluster another manifest, by hand."""
     host.succeed(f"cat > /run/wanted.json <<'END'\n{json.dumps(wanted)}\nEND")
     return host.succeed("blixard apply /run/wanted.json", timeout=MAX_WAIT)
+
+
+def wait_until_armed(host):
+    """Until its fence has been armed since it booted: what is placed there before is placed anew then, perhaps elsewhere."""
+    armed = "journalctl --boot --unit=blixard-fence.service | grep 'is armed with epoch'"
+    host.wait_until_succeeds(armed, timeout=MAX_WAIT)
+
+
+def declare_anew(host):
+    """What the host carries, with all of it placed now: what was placed while there were fewer than three servers is manual."""
+    apply(host, manifest(host) | {"vms": {}})
+    wait_for("every VM to be gone", lambda: status(host)["vms"], lambda seen: not seen)
+    apply(host, manifest(host))
 
 
 def run_task(host, command):

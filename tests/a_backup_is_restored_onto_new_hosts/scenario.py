@@ -43,7 +43,7 @@ with subtest("the backup makes a cluster of it, and nothing is started"):
 
 with subtest("the old hosts are dead at a person's word, and new ones take their places"):
     for host in [beta, gamma]:
-        alpha.succeed(f"blixard node remove {host.name} --dead", timeout=MAX_WAIT)
+        alpha.wait_until_succeeds(f"blixard node remove {host.name} --dead", timeout=MAX_WAIT)
         host.start()
     assert wait_for_cluster(hosts)["id"] == founded["id"]
     for instance in instances:

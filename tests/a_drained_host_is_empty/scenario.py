@@ -32,6 +32,7 @@ with subtest("it is powered off and on, and nothing is placed on it"):
     assert f"blixard node uncordon {emptied.name}" in said, said
 
 with subtest("it is used again, and takes what a person moves there"):
+    wait_until_armed(emptied)
     first.succeed(f"blixard node uncordon {emptied.name}")
     said = first.succeed(f"blixard vm move web-0 --to {emptied.name}", timeout=MAX_WAIT)
     assert said.endswith(f"web-0 runs on {emptied.name}\n"), said

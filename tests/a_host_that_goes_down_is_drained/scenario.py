@@ -40,6 +40,7 @@ with subtest("a reboot moves what it runs, and leaves the other replica alone"):
 with subtest("once it has booted it is used again"):
     wait_for_cluster(hosts)
     wait_for_node(stays, left.name, "active")
+    wait_until_armed(left)
     stays.succeed(f"blixard vm move web-0 --to {left.name}", timeout=MAX_WAIT)
     assert wait_for_vm(hosts, "web-0") is left
 

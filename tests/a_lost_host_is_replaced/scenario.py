@@ -36,7 +36,7 @@ with subtest("its name is not given to a blank host before"):
     assert not any(is_active(lost, instance) for instance in instances), said
 
 with subtest("at a person's word it is a new node of the same name"):
-    others[0].succeed(f"blixard node replace {lost.name}", timeout=MAX_WAIT)
+    others[0].wait_until_succeeds(f"blixard node replace {lost.name}", timeout=MAX_WAIT)
     assert wait_for_cluster(hosts)["id"] == founded["id"]
     seen = wait_for_health(lost)
     assert row(seen["nodes"], "name", lost.name)["id"] > max(before, 3), seen["nodes"]

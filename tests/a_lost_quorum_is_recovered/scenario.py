@@ -47,7 +47,7 @@ with subtest("the other VMs and a new task wait until it is known what the other
     assert [instance for instance in instances if is_active(gamma, instance)] == [of["gamma"]]
 
 with subtest("at a person's word one is dead, and the other is refused and goes on running its VM"):
-    gamma.succeed("blixard node remove alpha --dead", timeout=MAX_WAIT)
+    gamma.wait_until_succeeds("blixard node remove alpha --dead", timeout=MAX_WAIT)
     beta.unblock()
     wait_for(
         "the old member to say that it has to rejoin",

@@ -38,7 +38,7 @@ with subtest("the others are upgraded and go on at the level that the absent one
         assert levels() == [1] * 2, levels()
 
 with subtest("it is dead, a person says: the level rises, and what it ran starts elsewhere"):
-    rest[0].succeed(f"blixard node remove {off.name} --dead", timeout=MAX_WAIT)
+    rest[0].wait_until_succeeds(f"blixard node remove {off.name} --dead", timeout=MAX_WAIT)
     wait_for("the next level", levels, lambda seen: seen == [2] * 2)
     wait_for_vm(rest, orphan)
     check_the_rest_goes_on()

@@ -1,0 +1,10 @@
+{ cluster }:
+cluster {
+  hosts = {
+    alpha = { };
+    beta = { };
+    gamma = { };
+  };
+  settings.lease = "fast";
+  vms.web.replicas = 3;
+}
