@@ -20,12 +20,9 @@ let
     "a_host_that_is_cut_off_stops_in_time"
     "a_rolling_reboot_keeps_replicas_up"
     "a_second_copy_is_seen"
-<<<<<<< HEAD
+    "no_instance_lives_twice"
     # Its units are a host's without NixOS, where they aren't in the store.
     "a_switch_restarts_the_agent_alone"
-=======
-    "no_instance_lives_twice"
->>>>>>> 664547b (tests: what hosts, agents, fences and the network may do, and nothing lives twice)
     # It is the agent, and PID 1 hangs only there.
     "the_fence_needs_nobody"
     # Its clients ask all hosts by their sockets, with one clock, and its misfortunes only the rig can make.
