@@ -46,6 +46,8 @@ with subtest("three hosts with a replica each, and a client"):
 
 for host in hosts:
     with subtest(f"{host.name} is rebooted once all is well"):
+        for instance in instances:  # a guest that doesn't say so may be booting still, while its VM runs
+            wait_for_vm(hosts, instance)
         host.succeed(f"blixard node drain {host.name} --until-boot", timeout=MAX_WAIT)
         host.reboot()
         wait_for_cluster(hosts)
