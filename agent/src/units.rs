@@ -178,20 +178,31 @@ impl<N: NixStore> Systemd<N> {
 
     async fn stop_vm(&self, instance: &InstanceId) -> Result<(), UnitsError> {
         let installed = files::read::<Installed>(&self.run_dir.vm(instance)).ok().flatten().map(|file| file.unit);
-        // Without its file it may be either.
-        let kinds =
-            installed.as_ref().map_or([Failover::Automatic, Failover::Manual].to_vec(), |unit| vec![unit.failover]);
-        for failover in kinds {
-            let unit = vm_unit(instance, failover);
-            if failover == Failover::Automatic {
-                self.ask_to_stop(&unit, instance).await?;
+        match installed {
+            Some(VmUnit { failover: Failover::Manual, .. }) => self.stop_manual(instance).await?,
+            Some(VmUnit { generation, .. }) => {
+                let stopped = Request::Stopped { instance: instance.clone(), generation };
+                self.stop_automatic(instance, Some(stopped)).await?;
             }
-            let generation = installed.as_ref().filter(|_| failover == Failover::Automatic).map(|unit| unit.generation);
-            let stopped = generation.map(|generation| Request::Stopped { instance: instance.clone(), generation });
-            self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), stopped).await?;
+            // Without its file it may be either.
+            None => {
+                self.stop_automatic(instance, None).await?;
+                self.stop_manual(instance).await?;
+            }
         }
         // Last, so that the instance is still seen if this agent ends before.
         self.nix.remove_root(&instance.to_string()).await.map_err(|source| UnitsError::Roots { source })
+    }
+
+    async fn stop_manual(&self, instance: &InstanceId) -> Result<(), UnitsError> {
+        let unit = vm_unit(instance, Failover::Manual);
+        self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), None).await
+    }
+
+    async fn stop_automatic(&self, instance: &InstanceId, stopped: Option<Request>) -> Result<(), UnitsError> {
+        let unit = vm_unit(instance, Failover::Automatic);
+        self.ask_to_stop(&unit, instance).await?;
+        self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), stopped).await
     }
 
     /// The guest of a live unit is asked to stop, and waited for; what comes of it, the stop of the unit itself shows.
@@ -211,19 +222,8 @@ impl<N: NixStore> Systemd<N> {
         }
     }
 
-    /// Has the fence see that nothing of an instance runs, and never let that generation start again.
-    async fn confirm_stopped(&self, unit: &str, request: Request) -> Result<(), UnitsError> {
-        match self.ask_fence(unit, request).await {
-            // In whatever epoch comes next, nothing is allowed that isn't placed anew.
-            Err(UnitsError::Refused { refusal: Refusal::NotArmed, .. }) => Ok(()),
-            confirmed => confirmed,
-        }
-    }
-
     async fn ask_fence(&self, unit: &str, request: Request) -> Result<(), UnitsError> {
-        let socket = fence::socket_in(&self.settings.run_dir);
-        let asked = tokio::task::spawn_blocking(move || fence::ask(&socket, &request)).await;
-        match asked.expect("asking doesn't panic") {
+        match ask_fence(&self.settings.run_dir, request).await {
             Ok(Reply::Refused(refusal)) => Err(UnitsError::Refused { unit: unit.to_owned(), refusal }),
             Ok(_) => Ok(()),
             Err(source) => Err(UnitsError::AskFence { unit: unit.to_owned(), source }),
@@ -283,7 +283,8 @@ impl<N: NixStore> Systemd<N> {
         }
     }
 
-    /// Stop a unit and take away what it would need to be started again: the fence's leave first, which is asked by `stopped`.
+    /// Stop a unit and take away what it would need to be started again; before that the fence, where `stopped` is for it, sees
+    /// that nothing of it runs, and never lets it start again.
     async fn stop(&self, unit: &str, file: &Path, exit: &Path, stopped: Option<Request>) -> Result<(), UnitsError> {
         let failed = |source| UnitsError::Stop { unit: unit.to_owned(), source };
         // While the host goes down the unit has a stop of its own already, which waits until the host is empty.
@@ -297,7 +298,7 @@ impl<N: NixStore> Systemd<N> {
         };
         confirm().await?;
         if let Some(stopped) = stopped {
-            self.confirm_stopped(unit, stopped).await?;
+            self.ask_fence(unit, stopped).await?;
         }
         // Without its file no gate lets it start; so what is inactive after this stays so.
         files::remove(file).map_err(files_of(unit))?;
@@ -351,6 +352,17 @@ impl<N: NixStore> Units for Systemd<N> {
     fn changes(&self) -> watch::Receiver<u64> {
         self.bus.changes()
     }
+}
+
+/// Asks the fence of the host with this run directory, off the threads that have other things to do: one that hangs takes two
+/// seconds.
+///
+/// # Errors
+/// As [`fence::ask`].
+pub async fn ask_fence(run_dir: &Path, request: Request) -> Result<Reply, fence::AskError> {
+    let socket = fence::socket_in(run_dir);
+    let asked = tokio::task::spawn_blocking(move || fence::ask(&socket, &request)).await;
+    asked.expect("asking doesn't panic")
 }
 
 /// The name of an instance's unit.

@@ -14,8 +14,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::boot_time;
-use crate::fence::{AskError, ask, socket_in};
+use crate::fence::AskError;
 use crate::node::Handle;
+use crate::units::ask_fence;
 
 /// How long after a step that came to nothing the next is taken.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -41,16 +42,16 @@ pub async fn keep(
     machine: Option<Hash>,
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Held> {
-    let socket = socket_in(run_dir);
-    let known = status(&socket).await.map(|status| held(&status)).unwrap_or_default();
+    let run_dir = run_dir.to_owned();
+    let known = status(&run_dir).await.map(|status| held(&status)).unwrap_or_default();
     let (held, holds) = watch::channel(known);
-    tasks.spawn(Keeper { handle, socket, machine, held }.run());
+    tasks.spawn(Keeper { handle, run_dir, machine, held }.run());
     holds
 }
 
 struct Keeper {
     handle: Handle,
-    socket: PathBuf,
+    run_dir: PathBuf,
     machine: Option<Hash>,
     /// Whoever starts instances looks here.
     held: watch::Sender<Held>,
@@ -76,7 +77,7 @@ impl Keeper {
 
     /// One step; how long until the next.
     async fn step(&self) -> Result<Duration, StepError> {
-        let status = match status(&self.socket).await {
+        let status = match status(&self.run_dir).await {
             Ok(status) => status,
             Err(error) => {
                 self.hold(Held::default());
@@ -109,22 +110,21 @@ impl Keeper {
                 tracing::info!(%epoch, "this node's fence is armed");
                 Ok(Duration::ZERO)
             }
-            Step::Renew { epoch } => self.renew(epoch, &status).await,
+            Step::Renew { epoch, terms } => self.renew(epoch, terms).await,
         }
     }
 
-    async fn renew(&self, epoch: NodeEpoch, status: &Status) -> Result<Duration, StepError> {
+    async fn renew(&self, epoch: NodeEpoch, terms: LeaseTerms) -> Result<Duration, StepError> {
         // The lease counts from here: the leader may have confirmed it any time after.
         let sent = boot_time::now();
         self.handle.renew_lease(epoch).await.map_err(|error| StepError::Renew(error.to_string()))?;
         self.tell(Request::Renewed { epoch, sent }).await?;
         self.hold(Held { can_arm: true, epoch: Some(epoch) });
-        let renew = terms(status).renew();
-        Ok(renew.saturating_sub(sent.until(boot_time::now())))
+        Ok(terms.renew().saturating_sub(sent.until(boot_time::now())))
     }
 
     async fn tell(&self, request: Request) -> Result<(), StepError> {
-        match ask_fence(&self.socket, request).await? {
+        match ask_fence(&self.run_dir, request).await.map_err(StepError::Ask)? {
             fence::Reply::Refused(refusal) => Err(StepError::Refused(refusal)),
             _ => Ok(()),
         }
@@ -169,19 +169,12 @@ impl Complaints {
     }
 }
 
-async fn status(socket: &Path) -> Result<Status, StepError> {
-    match ask_fence(socket, Request::Status).await? {
+async fn status(run_dir: &Path) -> Result<Status, StepError> {
+    match ask_fence(run_dir, Request::Status).await.map_err(StepError::Ask)? {
         fence::Reply::Status(status) => Ok(status),
         fence::Reply::Refused(refusal) => Err(StepError::Refused(refusal)),
         fence::Reply::Done => unreachable!("a fence that is asked for its status says it, or refuses"),
     }
-}
-
-/// Off the threads that have other things to do: a fence that hangs takes two seconds.
-async fn ask_fence(socket: &Path, request: Request) -> Result<fence::Reply, StepError> {
-    let socket = socket.to_owned();
-    let asked = tokio::task::spawn_blocking(move || ask(&socket, &request)).await;
-    asked.expect("asking doesn't panic").map_err(StepError::Ask)
 }
 
 fn held(status: &Status) -> Held {
@@ -191,11 +184,4 @@ fn held(status: &Status) -> Held {
         _ => None,
     };
     Held { can_arm: !matches!(status.stage, Stage::Unable(_)), epoch }
-}
-
-fn terms(status: &Status) -> LeaseTerms {
-    match status.stage {
-        Stage::Armed { terms, .. } => terms,
-        _ => LeaseTerms::DEFAULT,
-    }
 }

@@ -13,8 +13,8 @@ pub enum Step {
     Arm { expected: NodeEpoch, nonce: Nonce },
     /// The cluster has raised the epoch for this fence, which is to hear of it.
     TellFence { nonce: Nonce, epoch: NodeEpoch, terms: LeaseTerms },
-    /// Ask the leader for a renewal, and note before that when.
-    Renew { epoch: NodeEpoch },
+    /// Ask the leader for a renewal, and note before that when; as often as the terms say.
+    Renew { epoch: NodeEpoch, terms: LeaseTerms },
 }
 
 /// The next step, given what the cluster says of the node, which may be old, and what its fence says of itself.
@@ -26,9 +26,9 @@ pub fn next_step(lease: &Lease, fence: &Status) -> Step {
             Step::TellFence { nonce: *nonce, epoch: lease.epoch, terms: arming.terms }
         }
         (Stage::Idle { nonce }, _) => Step::Arm { expected: lease.epoch, nonce: *nonce },
-        (Stage::Armed { epoch, .. }, arming) => {
+        (Stage::Armed { epoch, terms, .. }, arming) => {
             let has_ended = lease.epoch > *epoch || (lease.epoch == *epoch && arming.is_none());
-            if has_ended { Step::Wait } else { Step::Renew { epoch: *epoch } }
+            if has_ended { Step::Wait } else { Step::Renew { epoch: *epoch, terms: *terms } }
         }
     }
 }
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_until_its_epoch_is_known_to_be_over() {
         let stage = || Stage::Armed { epoch: NodeEpoch(3), terms: LeaseTerms::FAST, deadline: None };
-        let renew = Step::Renew { epoch: NodeEpoch(3) };
+        let renew = Step::Renew { epoch: NodeEpoch(3), terms: LeaseTerms::FAST };
         assert_eq!(step(&armed(3, OWN), stage()), renew);
         assert_eq!(step(&ended(2), stage()), renew, "what it knows of the cluster is old");
         assert_eq!(step(&ended(3), stage()), Step::Wait);

@@ -133,7 +133,7 @@ impl World {
     fn keep_lease(&mut self, id: HostId, boot: u64, step: Step) {
         let (node, machine, at) = (self.hosts[&id].node, self.hosts[&id].machine, self.time_on(id));
         let renew = self.truth.settings().lease.renew();
-        let epoch = if let Step::Renew { epoch } = step { Some(epoch) } else { None };
+        let epoch = if let Step::Renew { epoch, .. } = step { Some(epoch) } else { None };
         let request = self.number();
         let Some(agent) = self.agent(id, boot) else { return };
         let is_due = agent.beats_at <= at;
