@@ -41,6 +41,16 @@ let
     SystemCallErrorNumber = "EPERM";
   };
 
+  # What the agent and the fence have in common: each is root without capabilities, and makes their directory if it starts first.
+  inRunDirectory = {
+    Group = "blixard";
+    CapabilityBoundingSet = "";
+    UMask = "0077";
+    RuntimeDirectory = "blixard";
+    RuntimeDirectoryMode = "0750";
+    RuntimeDirectoryPreserve = "yes";
+  };
+
   # Nothing starts an instance but the agent, and no switch touches one, nor the fence: a VM outlives what is around it. What
   # is new in them applies from the next start on, which for the fence is the host's.
   template = {
@@ -135,7 +145,8 @@ in
       restartTriggers = [ config.environment.etc."blixard/config.toml".source ];
       reloadTriggers = optional (cfg.manifestFile != null) cfg.manifestFile;
       startLimitIntervalSec = 0;
-      serviceConfig = confined // {
+      # root, for the units and the GC roots; it gives its socket to the group by being in it.
+      serviceConfig = confined // inRunDirectory // {
         Type = "notify";
         WatchdogSec = "15s";
         ExecStart = "${blixard} agent --config /etc/blixard/config.toml";
@@ -143,10 +154,6 @@ in
         Restart = "always";
         RestartSec = "1s";
         TimeoutStopSec = "30s";
-        # root, for the units and the GC roots; without capabilities, it gives its socket to the group by being in it.
-        Group = "blixard";
-        CapabilityBoundingSet = "";
-        UMask = "0077";
         OOMScoreAdjust = -900;
         # A connection or two for every host of the cluster.
         LimitNOFILE = 65536;
@@ -157,9 +164,6 @@ in
           ) "next-cluster-secret:${toString cfg.nextClusterSecretFile}"
           ++ optional (cfg.clusterTokenFile != null) "join-token:${toString cfg.clusterTokenFile}"
           ++ optional (cfg.nodeKeyFile != null) "node-key:${toString cfg.nodeKeyFile}";
-        RuntimeDirectory = "blixard";
-        RuntimeDirectoryMode = "0750";
-        RuntimeDirectoryPreserve = "yes";
         # The hypervisors' user passes through to the working directories; the cluster's state below is 0700.
         StateDirectory = "blixard";
         StateDirectoryMode = "0711";
@@ -216,7 +220,7 @@ in
       wants = optional (fence.watchdog == "/dev/watchdog") "blixard-softdog.service";
       after = optional (fence.watchdog == "/dev/watchdog") "blixard-softdog.service";
       startLimitIntervalSec = 0;
-      serviceConfig = confined // {
+      serviceConfig = confined // inRunDirectory // {
         Type = "notify";
         ExecStart = "${blixard} fence run --config /etc/blixard/config.toml";
         ExecStop = "${blixard} fence end --config /etc/blixard/config.toml";
@@ -238,13 +242,6 @@ in
         RestrictAddressFamilies = [ "AF_UNIX" ];
         # A directory of its own below /tmp would take a disk that may be full.
         PrivateTmp = false;
-        # The directory is the agent's, too, and made by whichever starts first.
-        Group = "blixard";
-        CapabilityBoundingSet = "";
-        UMask = "0077";
-        RuntimeDirectory = "blixard";
-        RuntimeDirectoryMode = "0750";
-        RuntimeDirectoryPreserve = "yes";
         DevicePolicy = "closed";
         DeviceAllow = optional (fence.watchdog != "none") "${fence.watchdog} rw";
         MemoryDenyWriteExecute = true;
