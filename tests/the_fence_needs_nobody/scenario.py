@@ -92,6 +92,13 @@ def assert_stays_down():
     assert not running()
 
 
+def wait_until_all_is_over(by):
+    """Until everything is dead, by then, and the fence waits to be armed anew."""
+    wait_for_death(by)
+    wait_for_idle()
+    assert_stays_down()
+
+
 with subtest("a fence runs, and nothing starts before it is armed"):
     start_all()
     alpha.wait_for_unit("blixard-fence.service")
@@ -147,32 +154,24 @@ with subtest("a stop is confirmed once the unit is gone, and is for good"):
 
 with subtest("without a renewal it is dead in time, and so is the epoch"):
     deadline = renew()
-    wait_for_death(deadline + KILL)
-    wait_for_idle()
-    assert_stays_down()
+    wait_until_all_is_over(deadline + KILL)
 
 with subtest("a fence that is killed takes everything with it, and comes back without a lease"):
     run_all()
     killed = uptime()
     alpha.succeed("systemctl kill --signal=KILL blixard-fence.service")
-    wait_for_death(killed + KILL)
-    wait_for_idle()
-    assert_stays_down()
+    wait_until_all_is_over(killed + KILL)
 
 with subtest("a fence that hangs is killed for it in time"):
     deadline = run_all()
     alpha.succeed("systemctl kill --signal=STOP blixard-fence.service")
-    wait_for_death(deadline + KILL)
-    wait_for_idle()
-    assert_stays_down()
+    wait_until_all_is_over(deadline + KILL)
 
 with subtest("a fence that is restarted by hand stops everything, and starts nothing"):
     run_all()
     restarted = uptime()
     alpha.succeed("systemctl restart blixard-fence.service")
-    wait_for_death(restarted + KILL)
-    wait_for_idle()
-    assert_stays_down()
+    wait_until_all_is_over(restarted + KILL)
 
 with subtest("a fence that is stopped ends, and a VM that is started has it started, no more"):
     run_all()

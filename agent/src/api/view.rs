@@ -423,7 +423,7 @@ mod tests {
     }
 
     /// A VM of so many replicas, which no node has room for.
-    fn spec(name: &str, replicas: usize) -> VmSpec {
+    pub fn spec(name: &str, replicas: usize) -> VmSpec {
         let runner = |replica| format!("/nix/store/{}-{name}-{replica}", "a".repeat(32)).parse().unwrap();
         VmSpec {
             runners: (0..replicas).map(runner).collect(),

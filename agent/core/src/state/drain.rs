@@ -102,7 +102,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::super::Beginner;
-    use super::super::tests::{BOOT, Fixture, id, register, vm, worker};
+    use super::super::tests::{BOOT, Fixture, id, is_refused, register, vm, worker};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
     use crate::manifest::VmSpec;
@@ -117,27 +117,12 @@ mod tests {
         fixture.say(Command::Move { instance: id(instance), to: NodeId(to), abandon_volumes })
     }
 
-    fn is_refused(reply: &Reply, words: &[&str]) {
-        let Reply::Refused(why) = reply else { panic!("{reply:?}") };
-        assert!(words.iter().all(|word| why.contains(word)), "{why}");
-    }
-
     /// Of two nodes, with these VMs running.
     fn running(vms: &[(&str, VmSpec)]) -> Fixture {
         let mut fixture = Fixture::of_nodes(2);
         fixture.declare(vms);
-        settle(&mut fixture);
+        fixture.run();
         fixture
-    }
-
-    /// What is placed runs.
-    fn settle(fixture: &mut Fixture) {
-        fixture.settle();
-        for id in fixture.state.instances().keys().map(ToString::to_string).collect::<Vec<_>>() {
-            if fixture.placement(&id).is_some_and(|placement| !placement.stopping) {
-                fixture.report(&id, InstancePhase::Running);
-            }
-        }
     }
 
     /// The instances that are being stopped.
@@ -154,13 +139,13 @@ mod tests {
         fixture.declare(&[("web", VmSpec { vcpus: 2, ..vm("web", 2) }), ("db", vm("db", 2))]);
         let request = Resources { cpus: 1, memory_mib: 1, disk_mib: 0 };
         fixture.say(Command::RunTask(TaskSpec { command: vec!["true".to_owned()], request }));
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(["web-0", "web-1", "db-0", "db-1"].map(|id| fixture.node_of(id)), [1, 2, 2, 2].map(Some));
         assert_eq!(fixture.state.held_by(NodeId(1)), 1, "nor is a task");
         assert_eq!(fixture.placement("web-0").unwrap().request.cpus, 2, "what is there is changed in its place");
         is_refused(&fixture.decide(Command::PlaceTask { task: TaskId(1), node: NodeId(1) }), &["cordoned", "uncordon"]);
         assert_eq!(set(&mut fixture, 1, Availability::Active), Reply::Done);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.state.tasks()[&TaskId(1)].node, Some(NodeId(1)));
     }
 
@@ -171,15 +156,15 @@ mod tests {
         assert_eq!(left.len(), 2);
         set(&mut fixture, 1, Availability::Draining);
         while let Some(next) = left.first().cloned() {
-            settle(&mut fixture);
+            fixture.run();
             assert_eq!(stopping(&fixture), [&*next], "{left:?}");
             fixture.report(&next, InstancePhase::Stopped);
             left.remove(0);
         }
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!((fixture.state.held_by(NodeId(1)), fixture.state.held_by(NodeId(2))), (0, 4));
         set(&mut fixture, 1, Availability::Active);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.state.held_by(NodeId(2)), 4, "nothing moves for nothing");
     }
 
@@ -195,11 +180,11 @@ mod tests {
     fn a_node_that_reboots_is_emptied_until_its_host_has_booted() {
         let mut fixture = running(&[("web", vm("web", 2))]);
         set(&mut fixture, 1, Availability::Rebooting);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(stopping(&fixture), ["web-0"]);
         fixture.report("web-0", InstancePhase::Stopped);
         start_in(&mut fixture, BOOT);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.node_of("web-0"), Some(2), "its agent has started again, and not its host");
         is_refused(&go(&mut fixture, "web-0", 1, false), &["node1 is rebooting", "blixard node uncordon node1"]);
         start_in(&mut fixture, Hash::of(b"the next boot"));
@@ -215,7 +200,7 @@ mod tests {
             let mut fixture = running(&[("web", vm("web", 2))]);
             set(&mut fixture, 1, closed);
             set(&mut fixture, 1, Availability::Rebooting);
-            settle(&mut fixture);
+            fixture.run();
             assert_eq!(stopping(&fixture), ["web-0"], "{closed}");
             start_in(&mut fixture, Hash::of(b"the next boot"));
             assert_eq!(fixture.state.nodes()[&NodeId(1)].availability, Availability::Draining, "{closed}");
@@ -226,7 +211,7 @@ mod tests {
     fn of_the_replicas_of_a_vm_one_is_away_at_a_time() {
         let mut fixture = running(&[("web", vm("web", 4))]);
         set(&mut fixture, 1, Availability::Draining);
-        settle(&mut fixture);
+        fixture.run();
         let [first] = stopping(&fixture).try_into().unwrap();
         fixture.report(&first, InstancePhase::Stopped);
         fixture.settle();
@@ -239,7 +224,7 @@ mod tests {
         lost.decide(Command::SetWorkerAlive { node: NodeId(2), alive: false });
         lost.settle();
         assert!(stopping(&lost).is_empty(), "nobody knows whether those on the other node run");
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(stopping(&fixture), [other.to_string()]);
     }
 
@@ -247,11 +232,11 @@ mod tests {
     fn of_two_nodes_that_are_drained_at_once_one_gives_a_vms_replica_away_at_a_time() {
         let mut fixture = Fixture::of_nodes(3);
         fixture.declare(&[("web", vm("web", 3))]);
-        settle(&mut fixture);
+        fixture.run();
         for node in [1, 2] {
             set(&mut fixture, node, Availability::Draining);
         }
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(stopping(&fixture).len(), 1);
     }
 
@@ -260,9 +245,9 @@ mod tests {
         for (min_available, at_once) in [(None, 1), (Some(3), 1), (Some(2), 2), (Some(1), 3), (Some(0), 3)] {
             let mut fixture = Fixture::of_nodes(4);
             fixture.declare(&[("web", VmSpec { min_available, ..vm("web", 4) })]);
-            settle(&mut fixture);
+            fixture.run();
             (1..=3).for_each(|node| assert_eq!(set(&mut fixture, node, Availability::Draining), Reply::Done));
-            settle(&mut fixture);
+            fixture.run();
             assert_eq!(stopping(&fixture).len(), at_once, "{min_available:?}");
             let stay = (0..4).map(|replica| id(&format!("web-{replica}"))).filter(|id| {
                 let placement = fixture.placement(&id.to_string()).unwrap();
@@ -279,18 +264,18 @@ mod tests {
         let mut fixture = running(&[("db", with_volume())]);
         let home = fixture.node_of("db-0").unwrap();
         set(&mut fixture, home, Availability::Draining);
-        settle(&mut fixture);
+        fixture.run();
         fixture.report("db-0", InstancePhase::Stopped);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!((fixture.node_of("db-0"), fixture.state.volumes_on(&id("db-0"))), (None, Some(NodeId(home))));
         set(&mut fixture, home, Availability::Active);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.node_of("db-0"), Some(home));
         let (node, availability) = (NodeId(home), Availability::Draining);
         fixture.say(Command::SetAvailability { node, availability, abandon_volumes: true });
-        settle(&mut fixture);
+        fixture.run();
         fixture.report("db-0", InstancePhase::Stopped);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.node_of("db-0"), Some(3 - home));
     }
 
@@ -298,16 +283,16 @@ mod tests {
     fn replicas_with_volumes_on_one_node_leave_it_though_none_of_them_can_run_elsewhere() {
         let mut fixture = Fixture::of_nodes(1);
         fixture.declare(&[("db", VmSpec { disk_mib: 10, ..vm("db", 2) })]);
-        settle(&mut fixture);
+        fixture.run();
         set(&mut fixture, 1, Availability::Draining);
         for gone in ["db-0", "db-1"] {
-            settle(&mut fixture);
+            fixture.run();
             assert_eq!(stopping(&fixture), [gone]);
             assert_eq!(keeps(&fixture.state, &id("db-1")), None);
             fixture.report(gone, InstancePhase::Stopped);
         }
         set(&mut fixture, 1, Availability::Active);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.state.held_by(NodeId(1)), 2);
     }
 
@@ -315,15 +300,15 @@ mod tests {
     fn where_all_nodes_are_emptied_no_replica_waits_for_another() {
         let mut fixture = Fixture::of_nodes(1);
         fixture.declare(&[("web", vm("web", 2))]);
-        settle(&mut fixture);
+        fixture.run();
         set(&mut fixture, 1, Availability::Rebooting);
         for gone in ["web-0", "web-1"] {
-            settle(&mut fixture);
+            fixture.run();
             assert_eq!(stopping(&fixture), [gone]);
             fixture.report(gone, InstancePhase::Stopped);
         }
         start_in(&mut fixture, Hash::of(b"the next boot"));
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.state.held_by(NodeId(1)), 2);
     }
 
@@ -331,7 +316,7 @@ mod tests {
     fn nothing_is_stopped_for_another_node_while_it_could_not_be_started_there() {
         let mut fixture = Fixture::of_nodes(3);
         fixture.declare(&[("web", vm("web", 1))]);
-        settle(&mut fixture);
+        fixture.run();
         let home = fixture.node_of("web-0").unwrap();
         fixture.begin_epoch(Beginner::Survivor(NodeId(home))).unwrap();
         is_refused(&go(&mut fixture, "web-0", 2, false), &["what node 2 runs is not known"]);
@@ -344,10 +329,10 @@ mod tests {
     fn an_instance_that_is_moved_stops_first_and_then_starts_where_it_is_wanted() {
         let mut fixture = running(&[("web", vm("web", 2))]);
         assert_eq!(go(&mut fixture, "web-0", 2, false), Reply::Done);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!((stopping(&fixture), fixture.node_of("web-0")), (vec!["web-0".to_owned()], Some(1)));
         fixture.report("web-0", InstancePhase::Stopped);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.node_of("web-0"), Some(2), "though it would be spread");
         assert_eq!(fixture.state.instances()[&id("web-0")].bound_for, None, "it is a move and no rule");
     }
@@ -369,7 +354,7 @@ mod tests {
         let other = 2;
         assert_eq!(go(&mut fixture, "db-0", other, true), Reply::Done);
         fixture.report("db-0", InstancePhase::Stopped);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.node_of("db-0"), Some(other));
     }
 
@@ -379,7 +364,7 @@ mod tests {
         go(&mut fixture, "web-0", 2, false);
         set(&mut fixture, 2, Availability::Cordoned);
         fixture.report("web-0", InstancePhase::Stopped);
-        settle(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.node_of("web-0"), Some(1));
     }
 

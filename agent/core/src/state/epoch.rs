@@ -209,7 +209,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Fixture, TAG, id, joiner, vm};
+    use super::super::tests::{Fixture, TAG, id, is_refused, joiner, vm};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
     use crate::manifest::VmSpec;
@@ -231,11 +231,6 @@ mod tests {
     }
 
     #[track_caller]
-    fn is_refused(reply: &Reply, about: &[&str]) {
-        let Reply::Refused(why) = reply else { panic!("{reply:?}") };
-        assert!(about.iter().all(|part| why.contains(part)), "{why}");
-    }
-
     /// Three nodes, of which the first has survived, with an instance on each of two and one that waits.
     fn recovered() -> Fixture {
         let mut fixture = Fixture::of_nodes(3);

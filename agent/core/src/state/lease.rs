@@ -241,7 +241,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::super::Beginner;
-    use super::super::tests::{Fixture, id, register, vm, worker};
+    use super::super::tests::{Fixture, id, is_refused, register, vm, worker};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec, Worker};
     use crate::types::{Exit, NodeRole, Resources, RestartPolicy, TaskId};
@@ -254,18 +254,8 @@ mod tests {
     fn running(vms: &[(&str, VmSpec)]) -> Fixture {
         let mut fixture = Fixture::of_nodes(3);
         fixture.declare(vms);
-        run(&mut fixture);
+        fixture.run();
         fixture
-    }
-
-    /// What is placed runs.
-    fn run(fixture: &mut Fixture) {
-        fixture.settle();
-        for id in fixture.state.instances().keys().map(ToString::to_string).collect::<Vec<_>>() {
-            if fixture.placement(&id).is_some_and(|placement| !placement.stopping) {
-                fixture.report(&id, InstancePhase::Running);
-            }
-        }
     }
 
     fn silence(fixture: &mut Fixture, node: u64) {
@@ -278,11 +268,6 @@ mod tests {
 
     fn confirm_dead(fixture: &mut Fixture, node: u64) -> Reply {
         fixture.say(Command::ConfirmDead { node: NodeId(node), abandon_volumes: false })
-    }
-
-    fn is_refused(reply: &Reply, words: &[&str]) {
-        let Reply::Refused(why) = reply else { panic!("{reply:?}") };
-        assert!(words.iter().all(|word| why.contains(word)), "{why}");
     }
 
     fn failover_of(fixture: &Fixture, instance: &str) -> Failover {
@@ -310,7 +295,7 @@ mod tests {
         is_refused(&fence(&mut fixture, 1, 0), &["node1", "epoch 0"]);
         is_refused(&fence(&mut fixture, 1, 2), &["node1", "epoch 2"]);
         fixture.arm(1);
-        run(&mut fixture);
+        fixture.run();
         is_refused(&fence(&mut fixture, 1, 1), &["node1", "epoch 1"]);
         assert_eq!(fence(&mut fixture, 1, 2), Reply::Done);
         is_refused(&fence(&mut fixture, 1, 2), &["not armed"]);
@@ -324,7 +309,7 @@ mod tests {
         let stale = Command::Arm { node: NodeId(1), expected: NodeEpoch(1), nonce: Nonce([1; 16]), machine: None };
         assert_eq!([1, 2].map(|node| fixture.arm(node)), [Reply::Done, Reply::Done]);
         assert_eq!((fixture.node_of("a-0"), fixture.node_of("b-0")), (None, Some(2)));
-        run(&mut fixture);
+        fixture.run();
         let before = fixture.placement("a-0").unwrap();
         assert_eq!((before.unit.generation.0, before.epoch), (2, NodeEpoch(2)));
         is_refused(&fixture.say(stale), &["node1 is at epoch 2", "after 1"]);
@@ -380,7 +365,7 @@ mod tests {
         fixture.settle();
         assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 1, "nothing is to be done");
         fixture.declare(&[("a", other)]);
-        run(&mut fixture);
+        fixture.run();
         assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 2);
         assert_eq!(failover_of(&fixture, "a-0"), Failover::Manual, "it runs on in its place");
         silence(&mut fixture, 1);

@@ -166,7 +166,7 @@ fn listed(mut names: impl Iterator<Item = String>, nothing: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Fixture, id, joiner, vm};
+    use super::super::tests::{Fixture, id, is_refused, joiner, vm};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
     use crate::manifest::VmSpec;
@@ -185,11 +185,6 @@ mod tests {
     }
 
     #[track_caller]
-    fn is_refused(reply: &Reply, about: &[&str]) {
-        let Reply::Refused(why) = reply else { panic!("{reply:?}") };
-        assert!(about.iter().all(|part| why.contains(part)), "{why}");
-    }
-
     /// Two nodes, with a VM on the first.
     fn placed(spec: VmSpec) -> Fixture {
         let mut fixture = Fixture::of_nodes(2);

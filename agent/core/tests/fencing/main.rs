@@ -7,6 +7,8 @@
 
 mod cluster;
 mod facts;
+#[path = "../support/histories.rs"]
+mod histories;
 mod host;
 mod misfortune;
 mod mutations;

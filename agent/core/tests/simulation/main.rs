@@ -6,6 +6,8 @@ mod changes;
 mod cluster;
 mod disk;
 mod facts;
+#[path = "../support/histories.rs"]
+mod histories;
 #[path = "../support/image.rs"]
 mod image;
 mod members;

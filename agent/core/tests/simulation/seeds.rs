@@ -1,22 +1,17 @@
 //! Many histories, on all cores.
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 
 use super::disk::Failed;
 use super::facts::Overtaken;
+use super::histories::live_through;
 use super::members::Deed;
 use super::misfortune::live;
 use super::mutations::Mutation;
+use super::world::World;
 
 /// Histories lived through by default, all parts together.
 const SEEDS: u64 = 1_200;
-const PARTS: u64 = 4;
-
-#[expect(clippy::disallowed_methods, reason = "how long a test takes is for whoever runs it to say")]
-fn number_in(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().expect("it is a number"))
-}
 
 /// How often what has to happen happened.
 #[derive(Default, Debug)]
@@ -36,20 +31,8 @@ struct Counts {
 
 #[expect(clippy::disallowed_macros, reason = "a seed that failed is of no use where nobody sees it")]
 fn part(part: u64) {
-    if let Some(seed) = number_in("BLIXARD_SEED") {
-        if part == 0 {
-            live(seed, Mutation::None);
-        }
-        return;
-    }
-    let seeds = number_in("BLIXARD_SEEDS").unwrap_or(SEEDS) / PARTS;
     let mut counts = Counts::default();
-    for seed in (0..seeds).map(|number| number * PARTS + part) {
-        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(seed, Mutation::None)));
-        let world = lived.unwrap_or_else(|cause| {
-            eprintln!("BLIXARD_SEED={seed} lives through it again");
-            std::panic::resume_unwind(cause)
-        });
+    let count = |world: World| {
         counts.acknowledged += world.facts.acknowledged.len() as u64;
         counts.elections += world.facts.elections;
         counts.crashes += world.facts.crashes;
@@ -68,7 +51,9 @@ fn part(part: u64) {
         counts.overtaken.elections += elections;
         counts.overtaken.asked += asked;
         counts.overtaken.crashes += crashes;
-    }
+    };
+    let lived = live_through(part, SEEDS, |seed| live(seed, Mutation::None), count);
+    let Some(seeds) = lived else { return };
     eprintln!("{seeds} histories: {counts:?}");
     let Counts { acknowledged, elections, crashes, jumps, snapshots, changes, reads, overtaken, .. } = counts;
     let each = [(acknowledged, 100), (elections, 3), (crashes, 3), (jumps, 4), (reads, 10)];

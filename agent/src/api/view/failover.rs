@@ -108,8 +108,8 @@ fn because(why: ManualBecause) -> String {
 mod tests {
     use blixard_core::command::{Command, Entry, InstancePhase, NewNode, Reply, VmReport, Worker};
     use blixard_core::types::{
-        ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeEpoch, NodeId, NodeRole, Nonce, Priority,
-        Resources, RestartPolicy, Term, Timestamp,
+        ClusterId, Exit, Generation, Hash, Hypervisor, Labels, Level, NodeEpoch, NodeId, NodeRole, Nonce, Resources,
+        RestartPolicy, Term, Timestamp,
     };
 
     use super::*;
@@ -202,22 +202,7 @@ mod tests {
     }
 
     fn spec() -> VmSpec {
-        VmSpec {
-            runners: vec![format!("/nix/store/{}-web-0", "a".repeat(32)).parse().unwrap()],
-            system: "x86_64-linux".to_owned(),
-            hypervisor: Hypervisor::Qemu,
-            vcpus: 1,
-            memory_mib: 128,
-            memory_overhead_mib: None,
-            disk_mib: 0,
-            kvm: false,
-            requires: Labels::new(),
-            restart: RestartPolicy::Never,
-            notifies: false,
-            failover: Failover::Automatic,
-            priority: Priority::default(),
-            min_available: None,
-        }
+        VmSpec { restart: RestartPolicy::Never, ..super::super::tests::spec("web", 1) }
     }
 
     fn manual() -> VmSpec {

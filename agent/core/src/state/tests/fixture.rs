@@ -150,6 +150,16 @@ impl Fixture {
         panic!("the scheduler does not come to rest: {:?}", schedule(&self.state));
     }
 
+    /// Lets the scheduler decide, and what is placed runs.
+    pub fn run(&mut self) {
+        self.settle();
+        for id in self.state.instances().keys().map(ToString::to_string).collect::<Vec<_>>() {
+            if self.placement(&id).is_some_and(|placement| !placement.stopping) {
+                self.report(&id, InstancePhase::Running);
+            }
+        }
+    }
+
     /// The node of an instance says this of the generation that is placed.
     pub fn report(&mut self, instance: &str, phase: InstancePhase) {
         let placement = self.placement(instance).expect("it is placed");
@@ -171,6 +181,12 @@ impl Fixture {
     pub fn node_of(&self, instance: &str) -> Option<u64> {
         self.placement(instance).map(|placement| placement.node.0)
     }
+}
+
+/// Asserts that it was refused, in these words among others.
+pub fn is_refused(reply: &Reply, words: &[&str]) {
+    let Reply::Refused(why) = reply else { panic!("{reply:?}") };
+    assert!(words.iter().all(|word| why.contains(word)), "{why}");
 }
 
 pub fn id(instance: &str) -> InstanceId {
