@@ -175,6 +175,28 @@ impl Api {
         }
     }
 
+    async fn read_status(&self, freshness: proto::Freshness) -> Result<proto::StatusReply, Status> {
+        // Most of all when the cluster has no quorum, people want to see what is known of it.
+        let confirmed = match self.await_fresh(freshness).await {
+            Ok(()) => freshness == proto::Freshness::Linearizable,
+            Err(error) => {
+                tracing::debug!(error = error.message(), "status is of this node alone");
+                false
+            }
+        };
+        let expected = confirmed || freshness == proto::Freshness::Stale;
+        let mut reply = status(&self.handle()?).await?;
+        let mut has_quorum = false;
+        if let Some(cluster) = &mut reply.cluster {
+            cluster.confirmed = confirmed;
+            has_quorum = cluster.quorum;
+        }
+        if !expected && has_quorum {
+            reply.problems.push("no quorum has confirmed this in time: it is what this node knows".to_owned());
+        }
+        Ok(reply)
+    }
+
     async fn find_node(&self, name: &str) -> Result<NodeId, Status> {
         let name: NodeName = name.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
         self.await_fresh(proto::Freshness::Linearizable).await?;
@@ -214,43 +236,25 @@ fn parse_name(name: &str) -> Result<VmName, Status> {
 #[tonic::async_trait]
 impl proto::api_server::Api for Api {
     async fn status(&self, request: Request<proto::StatusRequest>) -> Result<Response<proto::StatusReply>, Status> {
-        let freshness = request.into_inner().freshness();
-        // Most of all when the cluster has no quorum, people want to see what is known of it.
-        let confirmed = match self.await_fresh(freshness).await {
-            Ok(()) => freshness == proto::Freshness::Linearizable,
-            Err(error) => {
-                tracing::debug!(error = error.message(), "status is of this node alone");
-                false
-            }
-        };
-        let expected = confirmed || freshness == proto::Freshness::Stale;
-        let mut reply = status(&self.handle()?).await?;
-        let mut has_quorum = false;
-        if let Some(cluster) = &mut reply.cluster {
-            cluster.confirmed = confirmed;
-            has_quorum = cluster.quorum;
-        }
-        if !expected && has_quorum {
-            reply.problems.push("no quorum has confirmed this in time: it is what this node knows".to_owned());
-        }
-        Ok(Response::new(reply))
+        Ok(Response::new(self.read_status(request.into_inner().freshness()).await?))
     }
 
     type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<proto::StatusReply, Status>> + Send>>;
 
     async fn watch_status(
         &self,
-        _request: Request<proto::StatusRequest>,
+        request: Request<proto::StatusRequest>,
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let handle = self.handle()?;
-        let changes = WatchStream::new(handle.changes());
+        let changes = WatchStream::from_changes(handle.changes());
+        let first = self.read_status(request.into_inner().freshness()).await?;
         let runtime = self.runtime.clone();
         let replies = changes.then(move |_| {
             let handle = handle.clone();
             let replied = runtime.spawn(async move { status(&handle).await });
             async { replied.await.unwrap_or_else(|_| Err(Status::cancelled("the agent stops"))) }
         });
-        Ok(Response::new(Box::pin(replies)))
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(replies))))
     }
 
     async fn plan(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::PlanReply>, Status> {

@@ -67,7 +67,7 @@ async fn whoever_watches_is_told_again_after_a_change_and_until_the_agent_stops(
     let mut client = agent.client().await;
     let mut watched = client.watch_status(proto::StatusRequest::default()).await.unwrap().into_inner();
     let first = watched.next().await.expect("one at once").unwrap();
-    assert_eq!(first.instances, []);
+    assert_eq!((first.instances, first.cluster.unwrap().confirmed), (Vec::new(), true));
     client.apply(request(manifest(&[("web", "")]))).await.unwrap();
     for restarts in [0, 1] {
         wait_for("a reply in which web-0 runs", async || {

@@ -131,7 +131,8 @@ async fn a_leader_that_is_told_to_stop_hands_leadership_over_first() {
     // By then somebody has stood for election because it was asked to, and not because it missed a leader.
     let mut terms = Vec::new();
     for agent in agents.iter().flatten() {
-        let mut watched = agent.client().await.watch_status(proto::StatusRequest::default()).await.unwrap();
+        let at_once = proto::StatusRequest { freshness: proto::Freshness::Stale.into() };
+        let mut watched = agent.client().await.watch_status(at_once).await.unwrap();
         let status = watched.get_mut().message().await.unwrap().unwrap();
         terms.push(cluster(&status).term);
     }
