@@ -15,7 +15,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     recv, send, socket_with,
 };
-use rustix::process::{Pid, geteuid};
+use rustix::process::{Pid, Uid, geteuid};
 
 /// Most clients that are waited for at a time; the others wait until one of these has asked.
 pub const MAX_CLIENTS: usize = 32;
@@ -66,7 +66,11 @@ pub fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
 
 /// Where a fence is called.
 #[derive(Debug)]
-pub struct Listener(OwnedFd);
+pub struct Listener {
+    socket: OwnedFd,
+    /// Whose processes may call.
+    owner: Uid,
+}
 
 impl Listener {
     /// In the place of whatever a fence before has left there.
@@ -79,16 +83,16 @@ impl Listener {
         bind(&socket, &SocketAddrUnix::new(path)?)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listen(&socket, BACKLOG)?;
-        Ok(Self(socket))
+        Ok(Self { socket, owner: geteuid() })
     }
 
     /// Add those who have called, as far as there is room.
     pub fn accept(&self, clients: &mut Vec<Client>, now: BootTime) {
         while clients.len() < MAX_CLIENTS
-            && let Ok(socket) = accept_with(&self.0, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+            && let Ok(socket) = accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         {
             if let Ok(peer) = socket_peercred(&socket)
-                && peer.uid == geteuid()
+                && peer.uid == self.owner
             {
                 clients.push(Client { socket, pid: peer.pid, until: now.after(MAX_SILENCE) });
             }
@@ -98,7 +102,7 @@ impl Listener {
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -148,4 +152,26 @@ impl AsFd for Client {
 
 fn socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepted(owner: Uid) -> usize {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fence.sock");
+        let listener = Listener { owner, ..Listener::bind(&path).unwrap() };
+        let caller = socket(SocketFlags::CLOEXEC).unwrap();
+        connect(&caller, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        let mut clients = Vec::new();
+        listener.accept(&mut clients, BootTime(0));
+        clients.len()
+    }
+
+    #[test]
+    fn who_is_another_user_is_not_listened_to() {
+        assert_eq!(accepted(geteuid()), 1);
+        assert_eq!(accepted(Uid::from_raw(geteuid().as_raw() + 1)), 0);
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use blixard_core::fence::{MAX_ALLOWED, Stage, Status};
 use blixard_core::types::{Generation, InstanceId, LeaseTerms, NodeEpoch, Nonce};
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, connect, send, socket};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket};
 use rustix::process::{Pid, getpid};
 
 use super::*;
@@ -401,6 +401,26 @@ fn only_its_own_user_may_ask() {
 }
 
 #[test]
+fn a_connection_is_good_for_one_request() {
+    let fence = Serving::start();
+    let caller = call(&fence.path());
+    let status = postcard::to_stdvec(&Request::Status).unwrap();
+    send(&caller, &status, SendFlags::NOSIGNAL).unwrap();
+    assert!(receive(&caller).is_ok_and(|packet| !packet.is_empty()));
+    // Whether a second one is still taken is chance; nobody answers it.
+    let _ = send(&caller, &status, SendFlags::NOSIGNAL);
+    let next = receive(&caller);
+    assert!(next.as_ref().map_or(true, Vec::is_empty), "{next:?}");
+}
+
+fn receive(caller: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    let mut packet = vec![0; 64];
+    let (_, length) = recv(caller, &mut packet[..], RecvFlags::empty())?;
+    packet.truncate(length);
+    Ok(packet)
+}
+
+#[test]
 fn no_more_clients_are_taken_than_it_has_room_for() {
     let dir = tempfile::tempdir().unwrap();
     let listener = Listener::bind(&socket_in(dir.path())).unwrap();
@@ -438,9 +458,7 @@ fn what_an_older_fence_does_not_know_it_refuses() {
     let fence = Serving::start();
     let caller = call(&fence.path());
     send(&caller, &[200, 1, 2, 3], SendFlags::NOSIGNAL).unwrap();
-    let mut packet = [0; 64];
-    let (_, length) = rustix::net::recv(&caller, &mut packet[..], rustix::net::RecvFlags::empty()).unwrap();
-    let reply: Reply = postcard::from_bytes(&packet[..length]).unwrap();
+    let reply: Reply = postcard::from_bytes(&receive(&caller).unwrap()).unwrap();
     assert_eq!(reply, Reply::Refused(Refusal::Unknown));
 }
 
