@@ -20,6 +20,9 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
     for (id, vm) in &observed.vms {
         match placement_here(node, state, id) {
             None => stops.push(stop(UnitChange::StopVm(id.clone()), Reason::NotPlacedHere)),
+            Some(placement) if is_of_other_template(placement, vm) => {
+                stops.push(stop(UnitChange::StopVm(id.clone()), Reason::FailoverChanged));
+            }
             Some(placement) => {
                 let other = vm.installed.as_ref().is_none_or(|unit| unit.runner != placement.unit.runner);
                 if other && may_start(placement) && vm.phase != UnitPhase::Inactive {
@@ -39,7 +42,8 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
         let installed = vm.and_then(|vm| vm.installed.as_ref());
         let live = vm.is_some_and(|vm| vm.phase != UnitPhase::Inactive);
         let same_runner = installed.is_some_and(|unit| unit.runner == placement.unit.runner);
-        if live && same_runner {
+        let goes_on = same_runner && !vm.is_some_and(|vm| is_of_other_template(placement, vm));
+        if live && goes_on {
             if installed != Some(&placement.unit) {
                 let change = UnitChange::UpdateVm(placement.unit.clone(), placement.epoch);
                 starts.push(UnitAction { change, reason: Reason::LimitsChanged });
@@ -182,6 +186,12 @@ fn is_within(placement: &Placement, observed: &Observed) -> bool {
     placement.unit.failover == Failover::Manual || observed.armed == Some(placement.epoch)
 }
 
+/// Whether it was installed as automatic and is placed as manual, or the other way, which happens only to what was installed
+/// before the cluster began anew: what ends the one proves nothing of the other.
+fn is_of_other_template(placement: &Placement, vm: &ObservedVm) -> bool {
+    vm.installed.as_ref().is_some_and(|unit| unit.failover != placement.unit.failover)
+}
+
 fn placement_here<'a>(node: NodeId, state: &'a State, id: &InstanceId) -> Option<&'a Placement> {
     let placement = state.instances().get(id)?.placement.as_ref()?;
     (placement.node == node && !placement.stopping).then_some(placement)
@@ -234,6 +244,8 @@ pub enum Reason {
     NotPlacedHere,
     /// It runs another runner than it is to.
     RunnerChanged,
+    /// It was installed as automatic and is placed as manual, or the other way.
+    FailoverChanged,
     /// Only limits, policy or generation differ.
     LimitsChanged,
     /// The task has ended, and the cluster knows it.

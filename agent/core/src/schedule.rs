@@ -45,7 +45,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
                 decisions.push(Command::Place {
                     instance: id.clone(),
                     node: placement.node,
-                    generation: next(generation),
+                    generation: next(instance.generation),
                 });
             }
         }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::command::Command;
 use crate::manifest::VmSpec;
+use crate::state::Beginner;
 use crate::state::tests::{Fixture, id, vm};
 use crate::types::{Generation, NodeEpoch, RestartPolicy};
 use crate::unit::ExitRecord;
@@ -82,6 +83,23 @@ fn a_changed_runner_is_stopped_before_the_new_one_starts() {
     let unit = fixture.placement("web-0").unwrap().unit;
     assert_eq!(changes(&fixture, &units), [UnitChange::StopVm(id("web-0")), UnitChange::StartVm(unit, NodeEpoch(1))]);
     assert_eq!(phases(&fixture, &units), [], "the old generation's unit doesn't count as the new one running");
+}
+
+#[test]
+fn what_was_installed_as_the_other_of_automatic_and_manual_is_stopped_though_nothing_may_start_yet() {
+    let mut fixture = Fixture::of_nodes(3);
+    fixture.declare(&[("web", vm("web", 1))]);
+    fixture.settle();
+    let mut units = observed(&fixture, UnitPhase::Running);
+    units.armed = Some(NodeEpoch(1));
+    assert_eq!(changes(&fixture, &units), []);
+    let installed = units.vms.get_mut(&id("web-0")).unwrap().installed.as_mut().unwrap();
+    installed.failover = Failover::Manual;
+    let unit = fixture.placement("web-0").unwrap().unit;
+    let stop = UnitChange::StopVm(id("web-0"));
+    assert_eq!(changes(&fixture, &units), [stop.clone(), UnitChange::StartVm(unit, NodeEpoch(1))]);
+    fixture.begin_epoch(Beginner::Survivor(NodeId(2))).unwrap();
+    assert_eq!(changes(&fixture, &units), [stop]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::rows::Dirty;
 use super::{OfCluster, OfNode, Refusal, Standing, State, Takeover, WorkerStatus, refuse};
 use crate::ANEW;
 use crate::command::{NewNode, Reply};
-use crate::types::{Address, ClusterEpoch, NodeId, NodeName, NodeRole, RaftId, Timestamp};
+use crate::types::{Address, ClusterEpoch, Generation, NodeId, NodeName, NodeRole, RaftId, Timestamp};
 
 /// How an epoch of a cluster began that isn't its first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -115,6 +115,7 @@ impl State {
             // What was granted is forgotten: all arm anew before anything automatic is placed.
             node.lease.standing = Standing::Unarmed;
         }
+        self.pass_generations(at);
         let raft = self.draw_raft(first);
         self.check = None;
         let cluster = self.cluster.as_mut().expect("it was there just now");
@@ -199,6 +200,17 @@ impl State {
         }
     }
 
+    /// Has whatever is placed from now on be of a generation that was never placed before, also not by entries that are lost:
+    /// what a host knows of it, above all that it was stopped, would be taken to be of the new one. So they go on from the time,
+    /// in seconds.
+    fn pass_generations(&mut self, at: Timestamp) {
+        let floor = self.counters.generation_floor.max(Generation(at.0 / 1000));
+        self.counters.generation_floor = floor;
+        for instance in self.instances.values_mut() {
+            instance.generation = instance.generation.max(floor);
+        }
+    }
+
     fn draw_raft(&mut self, node: NodeId) -> RaftId {
         let raft = self.next_raft();
         self.dirty.nodes.insert(node);
@@ -215,7 +227,7 @@ mod tests {
     use crate::manifest::VmSpec;
     use crate::reconcile::{Attempts, reconcile};
     use crate::schedule::schedule;
-    use crate::types::{Generation, Hash, Resources, TaskId, TokenId};
+    use crate::types::{Hash, Resources, TaskId, TokenId};
     use crate::unit::Observed;
 
     const HERE: NodeId = NodeId(1);
@@ -274,6 +286,20 @@ mod tests {
         fixture.settle();
         assert_eq!(["web-0", "web-1", "web-2"].map(|id| fixture.node_of(id)), [Some(1); 3]);
         assert_eq!(fixture.state.tasks()[&TaskId(1)].node, Some(HERE));
+    }
+
+    #[test]
+    fn what_is_placed_in_a_new_epoch_is_of_no_generation_that_was_before() {
+        let mut fixture = Fixture::of_nodes(1);
+        fixture.declare(&[("web", vm("web", 1))]);
+        fixture.settle();
+        let began = fixture.index;
+        fixture.begin_epoch(Beginner::Survivor(HERE)).unwrap();
+        let generation = |fixture: &Fixture, id| fixture.placement(id).unwrap().unit.generation.0;
+        assert_eq!(generation(&fixture, "web-0"), 1, "it runs on");
+        fixture.declare(&[("web", vm("other", 1)), ("db", vm("db", 1))]);
+        fixture.settle();
+        assert_eq!(["web-0", "db-0"].map(|id| generation(&fixture, id)), [began + 1; 2]);
     }
 
     #[test]

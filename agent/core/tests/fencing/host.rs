@@ -1,14 +1,15 @@
 //! One host: its clock, its processes, its units, and what of it outlives them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use blixard_core::fence::{Fence, Group, Stage};
 use blixard_core::reconcile::UnitChange;
 use blixard_core::state::State;
-use blixard_core::types::{BootTime, Failover, Generation, Hash, InstanceId, NodeEpoch, NodeId, RaftId};
+use blixard_core::types::{BootTime, ClusterEpoch, Failover, Generation, Hash, InstanceId, NodeEpoch, NodeId, RaftId};
 use blixard_core::unit::{Observed, ObservedVm, UnitPhase, VmUnit};
 
-use super::server::{Log, Server};
+use super::server::{Beginning, Log, Server};
 use super::world::{HostId, Time};
 
 /// A unit: an instance, and the template that it is of.
@@ -39,11 +40,22 @@ pub struct Host {
 }
 
 /// What a crash and a reboot leave.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Disk {
+    /// Of the cluster that it is a member of.
+    pub beginning: Rc<Beginning>,
+    /// What it had of that is put aside: it joins anew.
+    pub rejoins: bool,
     pub log: Option<(RaftId, Log)>,
     /// The newest raft id that it was a server by.
     pub spent: RaftId,
+}
+
+impl Disk {
+    /// Of a member that never was a server.
+    pub fn of(beginning: &Rc<Beginning>) -> Self {
+        Self { beginning: beginning.clone(), rejoins: false, log: None, spent: RaftId::default() }
+    }
 }
 
 /// The watchdog device: it resets the host unless it gets a sign of life in time.
@@ -186,6 +198,11 @@ impl Host {
             device: Device::default(),
             disk,
         }
+    }
+
+    /// The epoch of the cluster that it is a member of.
+    pub fn epoch(&self) -> ClusterEpoch {
+        self.disk.beginning.epoch()
     }
 
     /// Whether it never was a server.

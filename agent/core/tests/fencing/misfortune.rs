@@ -244,7 +244,7 @@ pub fn repair(world: &mut World) {
         .map(|host| host.id)
         .collect();
     for node in admitted {
-        world.install(HostId(node.0), node, super::host::Disk::default());
+        world.admit(HostId(node.0), node);
     }
     for id in gone {
         world.retire(id);

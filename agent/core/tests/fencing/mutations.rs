@@ -1,8 +1,10 @@
 //! What somebody does wrong: the simulation has to see it.
 
 use blixard_core::command::{Command, Entry};
-use blixard_core::state::State;
+use blixard_core::state::{Cluster, Lease, State, Table};
 use blixard_core::types::{Failover, NodeId, Term};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// What the world does wrong on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -55,9 +57,25 @@ pub enum Mutation {
     LacksItsDevice,
     /// A host sleeps without ending its fence before.
     SleepsAsItIs,
+    /// A cluster that begins anew forgets that others may run something.
+    ForgetsTheAbsent,
+    /// A cluster that begins anew goes by the leases of before.
+    ArmsNobodyAnew,
 }
 
 impl Mutation {
+    /// With what a cluster begins anew, in the place of what it has to.
+    pub fn begins(self, before: &State, begun: State) -> State {
+        let standing = |node| before.nodes().get(&node).map(|member| member.lease.standing).unwrap_or_default();
+        match self {
+            Self::ArmsNobodyAnew => edited(&begun, Table::Leases, |key, lease: &mut Lease| {
+                lease.standing = standing(NodeId(u64::from_be_bytes(key.try_into().expect("it is a node's"))));
+            }),
+            Self::ForgetsTheAbsent => edited(&begun, Table::Cluster, |_, cluster: &mut Cluster| cluster.absent.clear()),
+            _ => begun,
+        }
+    }
+
     /// What is applied in the place of an entry.
     pub fn entries(self, state: &State, term: Term, entry: Entry) -> Vec<Entry> {
         let mut entries = Vec::new();
@@ -81,6 +99,20 @@ impl Mutation {
         entries.push(entry);
         entries
     }
+}
+
+/// The state with other rows in a table.
+fn edited<T: Serialize + DeserializeOwned>(state: &State, table: Table, edit: impl Fn(&[u8], &mut T)) -> State {
+    let rows = state.all_rows().into_iter().map(|row| {
+        let value = row.value.expect("all rows have one");
+        if row.table != table {
+            return (row.table, row.key, value.to_vec());
+        }
+        let mut edited = postcard::from_bytes(&value).expect("it is a row");
+        edit(&row.key, &mut edited);
+        (row.table, row.key, postcard::to_stdvec(&edited).expect("it was a row"))
+    });
+    State::from_rows(rows).expect("they are rows")
 }
 
 /// Frees all that is placed on a node.

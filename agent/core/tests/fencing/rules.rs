@@ -10,6 +10,8 @@ use super::host::UnitName;
 use super::mutations::Mutation;
 use super::world::{HostId, MILLISECOND, SECOND, Time, World};
 
+mod anew;
+
 /// The worker on which the instance is in the beginning, and another one, to which it goes.
 const HERE: HostId = HostId(4);
 const THERE: HostId = HostId(5);

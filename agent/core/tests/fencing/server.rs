@@ -5,14 +5,13 @@ use std::convert::Infallible;
 
 use blixard_core::command::{Command, Entry};
 use blixard_core::driver::{
-    Committed, Content, Driver, LogStore, Membership, MembershipChange, Message, Position, ReadId, Recovered, Role,
-    Settings, Write,
+    Committed, Content, Driver, LogStore, MembershipChange, Message, Position, ReadId, Recovered, Role, Settings, Write,
 };
 use blixard_core::lease::{Grants, Liveness, takeover};
 use blixard_core::membership::{self, Step};
 use blixard_core::schedule::schedule;
 use blixard_core::state::State;
-use blixard_core::types::{BootTime, NodeEpoch, NodeId, RaftId, Term, Timestamp};
+use blixard_core::types::{BootTime, ClusterEpoch, NodeEpoch, NodeId, RaftId, Term, Timestamp};
 use raft::eraftpb::{Entry as RaftEntry, HardState};
 
 use super::mutations::Mutation;
@@ -21,6 +20,18 @@ use super::world::HostId;
 /// How often a leader looks, and for how long somebody has to be silent, in ticks of 20 ms.
 const LOOK_TICKS: u64 = 5;
 const SILENT_TICKS: u64 = 150;
+
+/// What an epoch of a cluster begins with: where its log starts, by whom, and the state as of then.
+pub struct Beginning {
+    pub start: Recovered,
+    pub state: State,
+}
+
+impl Beginning {
+    pub fn epoch(&self) -> ClusterEpoch {
+        self.state.cluster().expect("there is one").epoch
+    }
+}
 
 /// Who waits for a round of reads.
 pub enum Waiting {
@@ -76,10 +87,22 @@ pub struct Server {
 }
 
 /// A log on a disk that never fails, and takes no time: what those do is another simulation's.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Log {
     entries: Vec<RaftEntry>,
     hard_state: HardState,
+}
+
+impl Log {
+    pub fn blank(beginning: &Beginning) -> Self {
+        Self { entries: Vec::new(), hard_state: beginning.start.hard_state.clone() }
+    }
+
+    /// What its server recovers from it: all is to be applied anew, as the log is never cut.
+    pub fn recovered(&self, beginning: &Beginning) -> Recovered {
+        let (entries, hard_state) = (self.entries.clone(), self.hard_state.clone());
+        Recovered { entries, hard_state, ..beginning.start.clone() }
+    }
 }
 
 impl LogStore for Log {
@@ -102,28 +125,21 @@ impl LogStore for Log {
 }
 
 impl Server {
-    /// It goes on from its log, which is never cut: everything is applied anew.
+    /// It goes on from its log.
     pub fn start(
         (id, node): (RaftId, NodeId),
         (seed, mutation): (u64, Mutation),
         log: Log,
-        founding: &(Membership, State),
+        beginning: &Beginning,
     ) -> Self {
-        let recovered = Recovered {
-            base: Position::default(),
-            entries: log.entries.clone(),
-            hard_state: log.hard_state.clone(),
-            membership: founding.0.clone(),
-            applied: 0,
-        };
-        let driver = Driver::new(Settings::new(id, seed), recovered).expect("its log is whole");
+        let driver = Driver::new(Settings::new(id, seed), log.recovered(beginning)).expect("its log is whole");
         Self {
             id,
             node,
             mutation,
             driver,
-            state: founding.1.clone(),
-            applied: Position::default(),
+            state: beginning.state.clone(),
+            applied: beginning.start.base,
             log,
             reads: BTreeMap::new(),
             grants: Grants::default(),

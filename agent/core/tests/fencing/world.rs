@@ -1,20 +1,22 @@
 //! Hosts, the network between them, and time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
-use blixard_core::driver::Membership;
+use blixard_core::driver::{Membership, Recovered};
 use blixard_core::fence::{Reply, Request, Stage};
 use blixard_core::state::State;
-use blixard_core::types::{Failover, Hash, InstanceId, NodeId, RaftId, Term};
+use blixard_core::types::{ClusterEpoch, Failover, Hash, InstanceId, NodeId, RaftId, Term};
 
 use super::cluster::{self, Declared};
 use super::facts::Facts;
 use super::host::{Agent, Clock, Disk, Host, UnitName};
 use super::mutations::Mutation;
 use super::random::Random;
-use super::server::{Log, Server};
+use super::server::{Beginning, Log, Server};
 
 mod agent;
+mod anew;
 mod network;
 mod units;
 
@@ -140,9 +142,10 @@ pub struct World {
     /// Numbers for whatever has to be told apart.
     numbers: u64,
     pub hosts: BTreeMap<HostId, Host>,
-    /// Where each server runs.
-    rafts: BTreeMap<RaftId, HostId>,
-    founding: (Membership, State),
+    /// Where each server runs, by the tag of its cluster's epoch.
+    rafts: BTreeMap<(u32, RaftId), HostId>,
+    /// Of the cluster's newest epoch; there may be members of an earlier one that don't know of it.
+    beginning: Rc<Beginning>,
     pub network: Network,
     pub declared: Declared,
     /// What the log says up to its newest applied entry, whoever applied it.
@@ -160,6 +163,8 @@ impl World {
         let servers: Vec<(RaftId, NodeId)> = state.servers().filter_map(|(id, node)| Some((node.raft?, *id))).collect();
         let voters = servers.iter().map(|(raft, _)| *raft).collect();
         let membership = Membership { voters, learners: BTreeSet::new() };
+        let start = Recovered { membership, ..Recovered::default() };
+        let beginning = Rc::new(Beginning { start, state: state.clone() });
         let mut world = Self {
             seed,
             mutation,
@@ -169,8 +174,8 @@ impl World {
             numbers: 0,
             hosts: BTreeMap::new(),
             rafts: BTreeMap::new(),
-            truth: state.clone(),
-            founding: (membership, state),
+            beginning: beginning.clone(),
+            truth: state,
             network: Network::default(),
             declared,
             truth_at: 0,
@@ -180,7 +185,8 @@ impl World {
         for number in 1..=hosts {
             let node = NodeId(number);
             let raft = servers.iter().find(|(_, id)| *id == node).map(|(raft, _)| *raft);
-            let disk = Disk { log: raft.map(|raft| (raft, Log::default())), spent: raft.unwrap_or_default() };
+            let log = raft.map(|raft| (raft, Log::blank(&beginning)));
+            let disk = Disk { log, spent: raft.unwrap_or_default(), ..Disk::of(&beginning) };
             world.install(HostId(number), node, disk);
         }
         world
@@ -303,17 +309,24 @@ impl World {
 
     fn start_server(&mut self, id: HostId, raft: RaftId, log: Log) {
         let (seed, mutation) = (self.seed ^ (self.number() << 32), self.mutation);
-        let server = Server::start((raft, self.hosts[&id].node), (seed, mutation), log, &self.founding);
-        self.rafts.insert(raft, id);
+        let host = &self.hosts[&id];
+        let server = Server::start((raft, host.node), (seed, mutation), log, &host.disk.beginning);
+        self.rafts.insert((host.epoch().tag, raft), id);
         let host = self.host(id);
         host.disk.spent = raft;
         host.agent.as_mut().expect("it is started by its agent").server = Some(server);
         self.turns(id);
     }
 
+    /// The newest epoch of the cluster.
+    fn epoch(&self) -> ClusterEpoch {
+        self.beginning.epoch()
+    }
+
     /// The host of the leader of the highest term.
     pub fn leader(&self) -> Option<HostId> {
-        let servers = self.hosts.values().filter_map(|host| Some((host.id, host.agent.as_ref()?.server.as_ref()?)));
+        let members = self.hosts.values().filter(|host| host.epoch() == self.epoch());
+        let servers = members.filter_map(|host| Some((host.id, host.agent.as_ref()?.server.as_ref()?)));
         let leaders = servers.filter(|(_, server)| server.leads());
         leaders.max_by_key(|(_, server)| server.driver.term()).map(|(id, _)| id)
     }
@@ -323,14 +336,17 @@ impl World {
         self.host(id).agent.as_mut()?.server.as_mut()
     }
 
-    /// The hosts that run servers.
-    pub fn server_hosts(&self) -> Vec<HostId> {
+    /// The hosts that run servers of an epoch.
+    fn servers_of(&self, epoch: ClusterEpoch) -> Vec<HostId> {
         let runs = |host: &&Host| host.agent.as_ref().is_some_and(|agent| agent.server.is_some());
-        self.hosts.values().filter(runs).map(|host| host.id).collect()
+        self.hosts.values().filter(|host| host.epoch() == epoch).filter(runs).map(|host| host.id).collect()
     }
 
     /// Lets what the log says become true, once.
-    fn note_applied(&mut self, told: &super::server::Told) {
+    fn note_applied(&mut self, of: ClusterEpoch, told: &super::server::Told) {
+        if of != self.epoch() {
+            return;
+        }
         let applied = told.applied.iter().map(|(position, entry)| (position.index, Some((position.term, entry)), None));
         let removed = told.removed.iter().map(|(index, raft)| (*index, None, Some(*raft)));
         let mut all: Vec<_> = applied.chain(removed).collect();

@@ -119,7 +119,7 @@ impl Fixture {
     /// As [`State::begin_epoch`].
     pub fn begin_epoch(&mut self, beginner: Beginner) -> Result<(NodeId, RaftId), BeginError> {
         let before = self.state.clone();
-        let begun = self.state.begin_epoch(Renewal::Recovered, beginner, TAG, Timestamp(0));
+        let begun = self.state.begin_epoch(Renewal::Recovered, beginner, TAG, Timestamp(self.index * 1000));
         if begun.is_err() {
             assert_eq!(self.state, before, "what is refused leaves the state as it was");
         }

@@ -14,6 +14,7 @@ use super::{Asker, Event, HostId, MILLISECOND, SECOND, TICK, World};
 use crate::cluster;
 use crate::host::{Agent, Job, RunPhase};
 use crate::mutations::Mutation;
+use crate::server::Log;
 
 /// How long a job waits for an answer.
 const PATIENCE: u64 = 5 * SECOND;
@@ -58,9 +59,12 @@ impl World {
     }
 
     fn look(&mut self, id: HostId, boot: u64) {
+        if self.hosts[&id].disk.rejoins {
+            return self.want_in(id);
+        }
         self.become_server(id);
         self.register(id);
-        let servers = self.server_hosts();
+        let servers = self.servers_of(self.hosts[&id].epoch());
         let request = self.number();
         let host = self.host(id);
         let (node, agent) = (host.node, host.agent.as_mut().expect("it looks"));
@@ -105,7 +109,8 @@ impl World {
             return self.dismiss(id, raft);
         }
         if let Some(raft) = agent.known().1.is_enlisted(host.node, host.disk.spent) {
-            self.start_server(id, raft, crate::server::Log::default());
+            let log = Log::blank(&host.disk.beginning);
+            self.start_server(id, raft, log);
         }
     }
 
@@ -144,7 +149,7 @@ impl World {
         }
         let may_propose = agent.proposes_at <= at;
         if is_due {
-            for to in self.server_hosts() {
+            for to in self.servers_of(self.hosts[&id].epoch()) {
                 self.send(id, to, Message::Beat { request, node, epoch });
             }
         }
@@ -187,8 +192,9 @@ impl World {
         let attempts = Attempts { under_way, ..Attempts::default() };
         let (_, state) = agent.known();
         let actions = reconcile::reconcile(node, state, &observed, &attempts);
+        let returns = reconcile::returns(node, state, &actions);
         let (vms, tasks) = reconcile::report(node, state, &observed, &attempts);
-        let reports = !vms.is_empty() && agent.proposes_at <= at;
+        let reports = (returns || !vms.is_empty()) && agent.proposes_at <= at;
         if reports {
             agent.proposes_at = at.after(PAUSE);
         }
@@ -202,7 +208,8 @@ impl World {
             grouped.entry(instance.clone()).or_default().push_back(action.change);
         }
         if reports {
-            self.propose(id, Command::Report { node, vms, tasks });
+            let news = if returns { Command::ReturnNode { node } } else { Command::Report { node, vms, tasks } };
+            self.propose(id, news);
         }
         for (instance, changes) in grouped {
             let job = self.number();
@@ -244,7 +251,9 @@ impl World {
             let Some(unit) = self.hosts[&id].units.get(&name) else { continue };
             runs = true;
             if unit.phase != RunPhase::Stopping {
-                self.facts.stops(&self.truth, &self.hosts[&id], &name);
+                if self.hosts[&id].epoch() == self.epoch() {
+                    self.facts.stops(&self.truth, &self.hosts[&id], &name);
+                }
                 self.stop_unit(id, &name);
             }
         }

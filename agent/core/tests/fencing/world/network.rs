@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blixard_core::command::Command;
+use blixard_core::command::{Command, NewNode};
 use blixard_core::driver::Message as RaftMessage;
 use blixard_core::state::Assignment;
-use blixard_core::types::{NodeEpoch, NodeId, RaftId};
+use blixard_core::types::{ClusterEpoch, NodeEpoch, NodeId, RaftId};
 
 use super::{Event, HostId, MILLISECOND, SECOND, Time, World};
 use crate::server::{Answer, Told};
@@ -13,6 +13,8 @@ use crate::server::{Answer, Told};
 #[derive(Clone)]
 pub struct Sent {
     pub from: HostId,
+    /// Of the cluster of which the sender is a member.
+    pub epoch: ClusterEpoch,
     pub message: Message,
 }
 
@@ -47,6 +49,10 @@ pub enum Message {
     },
     /// This server is none any more.
     Dismissed(RaftId),
+    /// A member of an earlier epoch wants in again.
+    Rejoin(NewNode),
+    /// It is a member of this one.
+    Rejoined,
 }
 
 /// How the network is.
@@ -88,7 +94,7 @@ impl World {
     }
 
     pub(super) fn send(&mut self, from: HostId, to: HostId, message: Message) {
-        let sent = Box::new(Sent { from, message });
+        let sent = Box::new(Sent { from, epoch: self.hosts[&from].epoch(), message });
         if from == to {
             return self.after(0, to, Event::Deliver(sent));
         }
@@ -109,7 +115,7 @@ impl World {
 
     /// Brings a command to whoever leads, as far as its sender knows.
     pub fn propose(&mut self, from: HostId, command: Command) {
-        let hosts = self.server_hosts();
+        let hosts = self.servers_of(self.hosts[&from].epoch());
         let own = hosts.contains(&from).then_some(from);
         if let Some(to) = own.or_else(|| self.random.one_of(&hosts)) {
             self.send(from, to, Message::Propose { command, hops: 0 });
@@ -118,14 +124,14 @@ impl World {
 
     /// Sends what a server's turns ask for.
     pub(super) fn turns(&mut self, id: HostId) {
-        let at = self.hosts[&id].clock.read(self.now);
+        let (at, epoch) = (self.time_on(id), self.hosts[&id].epoch());
         let Some(server) = self.server(id) else { return };
         let told = server.turns(at);
         let forwards = std::mem::take(&mut server.forwards);
-        self.note_applied(&told);
+        self.note_applied(epoch, &told);
         let Told { messages, answers, .. } = told;
         for message in messages {
-            if let Some(to) = self.rafts.get(&RaftId(message.to)).copied() {
+            if let Some(to) = self.rafts.get(&(epoch.tag, RaftId(message.to))).copied() {
                 self.send(id, to, Message::Raft(message));
             }
         }
@@ -136,8 +142,8 @@ impl World {
             }
         }
         for command in forwards {
-            for to in self.server_hosts() {
-                let sent = Sent { from: id, message: Message::Propose { command: command.clone(), hops: 0 } };
+            for to in self.servers_of(epoch) {
+                let sent = Sent { from: id, epoch, message: Message::Propose { command: command.clone(), hops: 0 } };
                 let late = self.random.between(SECOND, 3 * SECOND);
                 self.after(late, to, Event::Deliver(Box::new(sent)));
             }
@@ -145,9 +151,12 @@ impl World {
     }
 
     pub(super) fn delivered(&mut self, id: HostId, sent: Sent) {
-        let at = self.hosts[&id].clock.read(self.now);
-        let from = sent.from;
-        match sent.message {
+        let (at, epoch) = (self.time_on(id), self.hosts[&id].epoch());
+        let Sent { from, epoch: of, message } = sent;
+        match message {
+            Message::Rejoin(host) => return self.wants_in(id, from, host, of),
+            Message::Rejoined => return self.is_in(id, of),
+            _ if of != epoch || self.hosts[&id].disk.rejoins => return,
             Message::Granted { request } => return self.granted(id, request),
             Message::Index { request, index } => return self.barrier_is_known(id, request, index),
             Message::Assigned(bytes) => return self.assigned(id, &bytes),
@@ -197,7 +206,7 @@ impl World {
         if server.leads() {
             server.propose(command, at);
         } else if let Some(leader) = server.driver.soft().leader.filter(|_| hops < 2) {
-            let to = self.rafts[&leader];
+            let to = self.rafts[&(self.hosts[&id].epoch().tag, leader)];
             self.send(id, to, Message::Propose { command, hops: hops + 1 });
         }
     }

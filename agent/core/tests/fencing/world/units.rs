@@ -4,7 +4,7 @@ use blixard_core::fence::{Action, Reply, Request};
 use blixard_core::types::{Failover, InstanceId, Nonce};
 
 use super::{Asker, Event, HostId, MILLISECOND, SECOND, Time, World};
-use crate::host::{FenceProcess, RunPhase, Unit, UnitName};
+use crate::host::{Device, FenceProcess, RunPhase, Unit, UnitName};
 use crate::mutations::Mutation;
 
 /// How long systemd takes to kill what depends on a fence that has died, and a fence what is in its slice.
@@ -84,6 +84,13 @@ impl World {
         self.after(again, id, Event::StartFence);
     }
 
+    /// A fence that was told to end has: nothing that it would stop runs, and systemd starts the next one.
+    fn end_fence(&mut self, id: HostId) {
+        let host = self.host(id);
+        (host.fence, host.device) = (None, Device::default());
+        self.after(100 * MILLISECOND, id, Event::StartFence);
+    }
+
     fn fence_is_asked(&mut self, id: HostId, life: u64, asker: Asker, request: Request) {
         let (now, mutation) = (self.now, self.mutation);
         let host = self.host(id);
@@ -135,7 +142,8 @@ impl World {
                     continue;
                 }
                 Action::Kill => self.kill_slice(id, GROUP_KILL),
-                Action::Wait | Action::End => {}
+                Action::Wait => {}
+                Action::End => return self.end_fence(id),
             }
             let process = self.host(id).fence.as_mut().expect("it has turned");
             let wakes_at = clock.when(turn.wake).max(now + 1);
