@@ -62,8 +62,9 @@ let
     find . | sort | cpio -o -H newc -R 0:0 --ignore-devno --renumber-inodes | gzip -n -1 > $out/initrd
   '';
 
-  # Without KVM a guest without PIT must be told how fast its time-stamp counter goes, which is the host's: calibrated
-  # against a PIT the boot hangs now and then, and with a wrong number the guest's clock is wrong by as much.
+  # A guest's clocks count its instructions (-icount), since it measures one of them by another as it boots: on a machine with
+  # more to do, the guest would wait between the two, and afterwards for timers that are far too late or never done. The
+  # time-stamp counter goes at 1 GHz then, which a guest without PIT must be told.
   run =
     instance:
     {
@@ -76,8 +77,7 @@ let
     ''
       #!/bin/sh
       set -eu
-      khz=$(${busybox}/bin/busybox awk '/^cpu MHz/ { printf "%d", $4 * 1000; exit }' /proc/cpuinfo)
-      clock="no_timer_check tsc_early_khz=''${khz:-2000000} lpj=$((''${khz:-2000000} * 2))"
+      clock="no_timer_check tsc_early_khz=1000000 lpj=2000000"
       # Where it is to say itself that it is up, it is up once it answers. Who says so has to be there still when it is heard.
       if [ -n "''${NOTIFY_SOCKET-}" ]; then
         {
@@ -90,7 +90,7 @@ let
       fi
       fast="quiet mitigations=off nokaslr apparmor=0 cryptomgr.notests"
       exec ${qemu}/bin/qemu-system-x86_64 \
-        -name ${instance} -M microvm,acpi=on,pcie=off,pit=off,pic=off,rtc=on -accel tcg,tb-size=32 \
+        -name ${instance} -M microvm,acpi=on,pcie=off,pit=off,pic=off,rtc=on -accel tcg,tb-size=32 -icount shift=auto \
         -m ${toString memoryMiB}M -smp 1 -nodefaults -no-user-config -no-reboot -nographic \
         -kernel ${kernel}/bzImage -initrd ${initrd}/initrd \
         -append "console=ttyS0 reboot=t panic=-1 $clock $fast vm.name=${instance} vm.address=${address}" \
