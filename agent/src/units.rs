@@ -181,8 +181,8 @@ impl<N: NixStore> Systemd<N> {
         match installed {
             Some(VmUnit { failover: Failover::Manual, .. }) => self.stop_manual(instance).await?,
             Some(VmUnit { generation, .. }) => {
-                let stopped = Request::Stopped { instance: instance.clone(), generation };
-                self.stop_automatic(instance, Some(stopped)).await?;
+                let stop = Request::Stop { instance: instance.clone(), generation };
+                self.stop_automatic(instance, Some(stop)).await?;
             }
             // Without its file it may be either.
             None => {
@@ -199,10 +199,17 @@ impl<N: NixStore> Systemd<N> {
         self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), None).await
     }
 
-    async fn stop_automatic(&self, instance: &InstanceId, stopped: Option<Request>) -> Result<(), UnitsError> {
+    async fn stop_automatic(&self, instance: &InstanceId, stop: Option<Request>) -> Result<(), UnitsError> {
         let unit = vm_unit(instance, Failover::Automatic);
+        if let Some(stop) = stop.clone() {
+            // Before the guest is off: its unit would start it again, however soon that is stopped, too.
+            match self.ask_fence(&unit, stop).await {
+                Ok(()) | Err(UnitsError::Refused { refusal: Refusal::Runs, .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         self.ask_to_stop(&unit, instance).await?;
-        self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), stopped).await
+        self.stop(&unit, &self.run_dir.vm(instance), &self.run_dir.vm_exit(instance), stop).await
     }
 
     /// The guest of a live unit is asked to stop, and waited for; what comes of it, the stop of the unit itself shows.
@@ -283,9 +290,9 @@ impl<N: NixStore> Systemd<N> {
         }
     }
 
-    /// Stop a unit and take away what it would need to be started again; before that the fence, where `stopped` is for it, sees
-    /// that nothing of it runs, and never lets it start again.
-    async fn stop(&self, unit: &str, file: &Path, exit: &Path, stopped: Option<Request>) -> Result<(), UnitsError> {
+    /// Stop a unit and take away what it would need to be started again; before that the fence, where `stop` is for it, sees
+    /// that nothing of it runs.
+    async fn stop(&self, unit: &str, file: &Path, exit: &Path, stop: Option<Request>) -> Result<(), UnitsError> {
         let failed = |source| UnitsError::Stop { unit: unit.to_owned(), source };
         // While the host goes down the unit has a stop of its own already, which waits until the host is empty.
         let result = match self.bus.job("StopUnit", &(unit, "ignore-dependencies")).await {
@@ -297,8 +304,8 @@ impl<N: NixStore> Systemd<N> {
             phase => Err(UnitsError::Stopped { unit: unit.to_owned(), result: result.clone(), phase }),
         };
         confirm().await?;
-        if let Some(stopped) = stopped {
-            self.ask_fence(unit, stopped).await?;
+        if let Some(stop) = stop {
+            self.ask_fence(unit, stop).await?;
         }
         // Without its file no gate lets it start; so what is inactive after this stays so.
         files::remove(file).map_err(files_of(unit))?;

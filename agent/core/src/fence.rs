@@ -62,8 +62,8 @@ pub enum Request {
         instance: InstanceId,
         generation: Generation,
     },
-    /// The instance's unit was stopped: may the cluster be told?
-    Stopped {
+    /// The instance is to stop for good: it never starts again, and once nothing of it runs the cluster may be told.
+    Stop {
         instance: InstanceId,
         generation: Generation,
     },
@@ -247,7 +247,7 @@ impl Fence {
             Request::Renewed { epoch, sent } => self.renew(now, *epoch, *sent),
             Request::Allow { epoch, instance, generation } => self.allow(*epoch, instance, *generation),
             Request::Start { instance, generation } => self.may_start(now, instance, *generation, group(instance)),
-            Request::Stopped { instance, generation } => self.bury(instance, *generation, group(instance)),
+            Request::Stop { instance, generation } => self.stop(instance, *generation, group(instance)),
             Request::End => {
                 self.end(now);
                 Ok(())
@@ -394,10 +394,7 @@ impl Fence {
         Ok(())
     }
 
-    fn bury(&mut self, instance: &InstanceId, generation: Generation, group: Group) -> Result<(), Refusal> {
-        if group != Group::Empty {
-            return Err(Refusal::Runs);
-        }
+    fn stop(&mut self, instance: &InstanceId, generation: Generation, group: Group) -> Result<(), Refusal> {
         if let Phase::Armed(Armed { allowed, .. }) = &mut self.phase {
             allowed.retain(|other, allowed| other != instance || *allowed > generation);
         }
@@ -407,7 +404,7 @@ impl Fence {
             None if remembered >= MAX_INSTANCES => return Err(Refusal::Full),
             None => _ = self.stopped.insert(instance.clone(), generation),
         }
-        Ok(())
+        if group == Group::Empty { Ok(()) } else { Err(Refusal::Runs) }
     }
 
     /// How many instances have, or will need, a tombstone.

@@ -216,15 +216,15 @@ fn only_a_process_of_the_unit_starts_it() {
 #[test]
 fn a_stop_is_confirmed_once_the_unit_is_empty_or_gone() {
     let mut host = Host::running();
-    let stopped = Request::Stopped { instance: web(), generation: GENERATION };
-    assert_eq!(host.ask(0, &stopped), Reply::Refused(Refusal::Runs));
+    let stop = Request::Stop { instance: web(), generation: GENERATION };
+    assert_eq!(host.ask(0, &stop), Reply::Refused(Refusal::Runs));
     let unit = host.groups.slice().join("blixard-auto@web-0.service");
     fs::write(unit.join("cgroup.events"), "").unwrap();
-    assert_eq!(host.ask(0, &stopped), Reply::Refused(Refusal::Runs), "what can't be read isn't empty");
+    assert_eq!(host.ask(0, &stop), Reply::Refused(Refusal::Runs), "what can't be read isn't empty");
     fs::remove_file(unit.join("cgroup.events")).unwrap();
-    assert_eq!(host.ask(0, &stopped), Reply::Refused(Refusal::Runs));
+    assert_eq!(host.ask(0, &stop), Reply::Refused(Refusal::Runs));
     fs::remove_dir_all(unit).unwrap();
-    assert_eq!(host.ask(0, &stopped), Reply::Done);
+    assert_eq!(host.ask(0, &stop), Reply::Done);
 }
 
 #[test]

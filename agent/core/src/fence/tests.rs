@@ -80,9 +80,9 @@ impl Host {
         self.ask(ms, &Request::Start { instance: web(), generation: Generation(generation) })
     }
 
-    fn stopped(&mut self, ms: u64, generation: u64, group: Group) -> Reply {
+    fn stop(&mut self, ms: u64, generation: u64, group: Group) -> Reply {
         self.group = group;
-        self.ask(ms, &Request::Stopped { instance: web(), generation: Generation(generation) })
+        self.ask(ms, &Request::Stop { instance: web(), generation: Generation(generation) })
     }
 
     fn stage(&self) -> Stage {
@@ -303,7 +303,7 @@ fn nobody_starts_an_instance_from_outside_the_group_that_will_be_killed() {
 #[test]
 fn what_was_stopped_for_good_never_starts_again() {
     let mut host = Host::placed();
-    assert_eq!(host.stopped(100, 3, Group::Empty), Reply::Done);
+    assert_eq!(host.stop(100, 3, Group::Empty), Reply::Done);
     let is_stopped = || refused(Refusal::IsStopped { stopped: Generation(3) });
     assert_eq!(host.start(100, 3), is_stopped(), "a start that was on its way");
     for generation in [2, 3] {
@@ -321,27 +321,28 @@ fn what_was_stopped_for_good_never_starts_again() {
 fn a_stop_is_confirmed_only_when_nothing_of_it_is_left() {
     let mut host = Host::placed();
     for group in [Group::Populated, Group::Asking] {
-        assert_eq!(host.stopped(100, 3, group), refused(Refusal::Runs));
+        assert_eq!(host.stop(100, 3, group), refused(Refusal::Runs));
     }
-    assert_eq!(host.start(100, 3), Reply::Done, "a refused stop changes nothing");
-    assert_eq!(host.stopped(100, 3, Group::Empty), Reply::Done);
-    assert_eq!(host.stopped(100, 3, Group::Empty), Reply::Done, "asked again");
+    let is_stopped = refused(Refusal::IsStopped { stopped: Generation(3) });
+    assert_eq!(host.start(100, 3), is_stopped, "its unit may start it again as soon as its guest is off");
+    assert_eq!(host.stop(100, 3, Group::Empty), Reply::Done);
+    assert_eq!(host.stop(100, 3, Group::Empty), Reply::Done, "asked again");
 }
 
 #[test]
 fn a_late_stop_of_an_older_generation_leaves_the_newer_one_alone() {
     let mut host = Host::placed();
-    assert_eq!(host.stopped(0, 2, Group::Empty), Reply::Done);
+    assert_eq!(host.stop(0, 2, Group::Empty), Reply::Done);
     assert_eq!(host.start(0, 3), Reply::Done);
-    assert_eq!(host.stopped(0, 3, Group::Empty), Reply::Done);
-    assert_eq!(host.stopped(0, 2, Group::Empty), Reply::Done);
+    assert_eq!(host.stop(0, 3, Group::Empty), Reply::Done);
+    assert_eq!(host.stop(0, 2, Group::Empty), Reply::Done);
     assert_eq!(host.start(0, 3), refused(Refusal::IsStopped { stopped: Generation(3) }));
 }
 
 #[test]
 fn a_stop_is_confirmed_without_a_lease_too() {
     let mut host = Host::placed();
-    assert_eq!(host.stopped(5_000, 3, Group::Empty), Reply::Done);
+    assert_eq!(host.stop(5_000, 3, Group::Empty), Reply::Done);
     assert_eq!(host.stage(), Stage::Clearing);
 }
 
@@ -439,18 +440,18 @@ fn nothing_is_allowed_whose_end_could_not_be_remembered() {
     let ask = |host: &mut Host, request| host.fence.handle(at(0), &request, |_| Group::Empty);
     let generation = Generation(1);
     let allow = |number| Request::Allow { epoch: NodeEpoch(1), instance: instance(number), generation };
-    let stopped = |number| Request::Stopped { instance: instance(number), generation };
+    let stop = |number| Request::Stop { instance: instance(number), generation };
     for number in 0..MAX_INSTANCES - 2 {
-        assert_eq!(ask(&mut host, stopped(number)), Reply::Done);
+        assert_eq!(ask(&mut host, stop(number)), Reply::Done);
     }
     assert_eq!(ask(&mut host, allow(MAX_INSTANCES)), Reply::Done);
     assert_eq!(ask(&mut host, allow(MAX_INSTANCES + 1)), Reply::Done);
     assert_eq!(ask(&mut host, allow(MAX_INSTANCES + 2)), refused(Refusal::Full));
-    assert_eq!(ask(&mut host, stopped(MAX_INSTANCES + 2)), refused(Refusal::Full), "their places are kept");
+    assert_eq!(ask(&mut host, stop(MAX_INSTANCES + 2)), refused(Refusal::Full), "their places are kept");
     let again = Request::Allow { epoch: NodeEpoch(1), instance: instance(0), generation: Generation(2) };
     assert_eq!(ask(&mut host, again), Reply::Done, "it is remembered already");
     for number in [MAX_INSTANCES, MAX_INSTANCES + 1, 0] {
-        assert_eq!(ask(&mut host, stopped(number)), Reply::Done);
+        assert_eq!(ask(&mut host, stop(number)), Reply::Done);
     }
 }
 
@@ -481,7 +482,7 @@ fn what_is_asked_and_answered_keeps_its_bytes() {
     let named = |tag: &[u8]| [tag, &[5], b"web-0", &[3]].concat();
     assert_eq!(bytes(&Request::Allow { epoch, instance: instance.clone(), generation }), named(&[3, 2]));
     assert_eq!(bytes(&Request::Start { instance: instance.clone(), generation }), named(&[4]));
-    assert_eq!(bytes(&Request::Stopped { instance, generation }), named(&[5]));
+    assert_eq!(bytes(&Request::Stop { instance, generation }), named(&[5]));
     assert_eq!(bytes(&Request::End), [6]);
     let reply = |reply: &Reply| postcard::to_stdvec(reply).unwrap();
     assert_eq!(reply(&Reply::Done), [0]);

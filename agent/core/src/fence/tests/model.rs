@@ -24,7 +24,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         (epoch(), generation())
             .prop_map(|(epoch, generation)| { Event::Ask(Request::Allow { epoch, instance: web(), generation }) }),
         generation().prop_map(|generation| Event::Ask(Request::Start { instance: web(), generation })),
-        generation().prop_map(|generation| Event::Ask(Request::Stopped { instance: web(), generation })),
+        generation().prop_map(|generation| Event::Ask(Request::Stop { instance: web(), generation })),
         (0..2_000_u64).prop_map(Event::Pass),
         any::<bool>().prop_map(Event::Look),
     ];
@@ -33,7 +33,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 proptest! {
     /// Whatever it is asked, and in whichever order: what it lets start has a lease from then, a placement in that epoch,
-    /// no confirmed stop; and once the lease is over, nothing that ran is left before it can be armed again.
+    /// no stop; and once the lease is over, nothing that ran is left before it can be armed again.
     #[test]
     fn whatever_is_asked_nothing_starts_that_may_run_elsewhere(events in events()) {
         let mut fence = Fence::default();
@@ -54,6 +54,10 @@ proptest! {
                     let group = if runs { Group::Populated } else { Group::Empty };
                     let starts = matches!(request, Request::Start { .. });
                     let done = fence.handle(at(now), &request, |_| if starts { Group::Asking } else { group });
+                    if let (Request::Stop { generation, .. }, Reply::Refused(Refusal::Runs)) = (&request, &done) {
+                        prop_assert!(runs);
+                        buried = buried.max(*generation);
+                    }
                     if done != Reply::Done {
                         continue;
                     }
@@ -76,7 +80,7 @@ proptest! {
                             prop_assert!(Some(generation) == placed && generation > buried);
                             runs = true;
                         }
-                        Request::Stopped { generation, .. } => {
+                        Request::Stop { generation, .. } => {
                             prop_assert!(!runs);
                             buried = buried.max(generation);
                         }

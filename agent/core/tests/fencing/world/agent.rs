@@ -266,7 +266,7 @@ impl World {
             Some(unit) => {
                 let (instance, generation) = (instance.clone(), unit.generation);
                 let asker = Asker::Job { boot, instance: instance.clone(), job };
-                self.ask(id, asker, Request::Stopped { instance, generation });
+                self.ask(id, asker, Request::Stop { instance, generation });
             }
             None => self.is_stopped(id, boot, instance, job),
         }

@@ -98,7 +98,7 @@ impl World {
         let at = host.clock.read(now);
         let Some(mut process) = host.fence.take_if(|process| process.life == life) else { return };
         let reply = match &request {
-            Request::Stopped { .. } if mutation == Mutation::ForgetsTombstones => Reply::Done,
+            Request::Stop { .. } if mutation == Mutation::ForgetsTombstones => Reply::Done,
             _ => {
                 let early = if mutation == Mutation::StartsAtTheEnd { 1_000_000_000 } else { 0 };
                 let is_start = matches!(request, Request::Start { .. });
