@@ -22,6 +22,8 @@ pub struct Host {
     pub machine: Option<Hash>,
     pub clock: Clock,
     pub is_on: bool,
+    /// It goes down in order, and is booted after this time.
+    pub goes_down: Option<Time>,
     /// It never runs again.
     pub is_retired: bool,
     /// All of it stands still until then.
@@ -186,6 +188,7 @@ impl Host {
             machine,
             clock: Clock::new(0, 1_000_000),
             is_on: false,
+            goes_down: None,
             is_retired: false,
             paused_until: 0,
             agent: None,

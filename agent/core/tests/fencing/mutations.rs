@@ -1,7 +1,9 @@
 //! What somebody does wrong: the simulation has to see it.
 
-use blixard_core::command::{Command, Entry};
-use blixard_core::state::{Cluster, Lease, State, Table};
+use blixard_core::command::{Command, Entry, Reply};
+use blixard_core::driver::Position;
+use blixard_core::lease::keep::Step;
+use blixard_core::state::{Cluster, Instance, Lease, State, Table};
 use blixard_core::types::{Failover, NodeId, Term};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -55,6 +57,14 @@ pub enum Mutation {
     SpeaksUnarmed,
     /// Nothing resets a host whose fence gives no sign of life.
     LacksItsDevice,
+    /// An agent arms its host's fence with the epoch that its node has, whichever fence that was raised for.
+    ResumesEpochs,
+    /// What a fence leaves running is stopped neither by systemd nor by the next one.
+    SparesWhatRuns,
+    /// A fence that is told to end ends before what it stops has.
+    EndsBeforeItIsEmpty,
+    /// An instance is placed as what it is declared as, however few servers there are.
+    PlacesAsDeclared,
     /// A host sleeps without ending its fence before.
     SleepsAsItIs,
     /// A cluster that begins anew forgets that others may run something.
@@ -76,8 +86,36 @@ impl Mutation {
         }
     }
 
-    /// What is applied in the place of an entry.
-    pub fn entries(self, state: &State, term: Term, entry: Entry) -> Vec<Entry> {
+    /// What an agent does in the place of its next step towards a lease.
+    pub fn step(self, step: Step, lease: Option<&Lease>) -> Step {
+        match (self, step, lease.and_then(|lease| Some((lease.epoch, lease.arming()?.terms)))) {
+            (Self::ResumesEpochs, Step::Arm { nonce, .. }, Some((epoch, terms))) => {
+                Step::TellFence { nonce, epoch, terms }
+            }
+            _ => step,
+        }
+    }
+
+    /// Applies what is applied in the place of an entry; the reply to the last of it.
+    pub fn apply(self, state: &mut State, Position { index, term }: Position, entry: &Entry) -> Reply {
+        let mut entries = self.entries(state, Term(term), entry.clone());
+        let last = entries.pop().expect("there is one at least");
+        for entry in entries {
+            state.apply(index, Term(term), &entry);
+        }
+        let reply = state.apply(index, Term(term), &last).answer.reply;
+        if let (Command::Place { instance, .. }, Self::PlacesAsDeclared) = (&entry.command, self) {
+            let declared = state.declared(instance).map(|vm| vm.spec.failover).unwrap_or_default();
+            *state = edited(state, Table::Placements, |key, of: &mut Instance| {
+                if let Some(placement) = of.placement.as_mut().filter(|_| key == instance.to_string().as_bytes()) {
+                    placement.unit.failover = declared;
+                }
+            });
+        }
+        reply
+    }
+
+    fn entries(self, state: &State, term: Term, entry: Entry) -> Vec<Entry> {
         let mut entries = Vec::new();
         match (&entry.command, self) {
             (Command::Arm { node, .. }, Self::FreesManualOnArm) => entries = free(*node, term, &entry),

@@ -11,6 +11,7 @@ use super::mutations::Mutation;
 use super::world::{HostId, MILLISECOND, SECOND, Time, World};
 
 mod anew;
+mod back;
 
 /// The worker on which the instance is in the beginning, and another one, to which it goes.
 const HERE: HostId = HostId(4);
@@ -44,7 +45,12 @@ fn unit() -> UnitName {
 
 /// Three servers and four workers, of which two are open; the first one runs the instance.
 fn running(seed: u64, failover: Failover, mutation: Mutation) -> World {
-    let mut declared = Declared::new(3);
+    running_on(3, seed, failover, mutation)
+}
+
+/// As [`running`], with so many servers instead.
+fn running_on(servers: usize, seed: u64, failover: Failover, mutation: Mutation) -> World {
+    let mut declared = Declared::new(servers);
     declared.vm("web", 1, failover);
     let mut world = World::new(seed, 7, declared, mutation);
     world.until("leases", World::all_are_armed);
@@ -64,8 +70,9 @@ fn say(world: &mut World, command: Command) {
 }
 
 fn move_to(world: &mut World, id: HostId) {
-    let to = world.hosts[&id].node;
+    let (to, end) = (world.hosts[&id].node, world.now + 90 * SECOND);
     while world.alive(&web()) != [id] {
+        assert!(world.now < end, "it doesn't move to {id:?}: {}", world.shown());
         say(world, Command::Move { instance: web(), to, abandon_volumes: false });
         world.run_for(SECOND);
     }
@@ -89,6 +96,11 @@ fn hears_late(world: &mut World, time: Time) {
 
 fn cordon(world: &mut World, id: HostId) {
     let (node, availability) = (world.hosts[&id].node, Availability::Cordoned);
+    say(world, Command::SetAvailability { node, availability, abandon_volumes: false });
+}
+
+fn open(world: &mut World, id: HostId) {
+    let (node, availability) = (world.hosts[&id].node, Availability::Active);
     say(world, Command::SetAvailability { node, availability, abandon_volumes: false });
 }
 
@@ -456,4 +468,23 @@ fn a_host_that_sleeps_has_stopped_before_what_its_fence_could_not_stop_in_time()
         assert_eq!(world.alive(&web()), [THERE]);
     };
     is_kept(history, Mutation::SleepsAsItIs, &[TWICE]);
+}
+
+#[test]
+fn with_fewer_than_three_servers_the_loss_of_one_stops_nothing() {
+    let history = |seed, mutation| {
+        let mut world = running_on(1, seed, Failover::Automatic, mutation);
+        world.power_off(HostId(1), None);
+        for _ in 0..20 {
+            world.run_for(SECOND);
+            assert_eq!(world.alive(&web()), [HERE], "it is to run on");
+        }
+        world.wake(HostId(1));
+        world.until("leader", |world| world.leader().is_some());
+        for _ in 0..10 {
+            world.run_for(SECOND);
+            assert_eq!(world.alive(&web()), [HERE], "it is to run on");
+        }
+    };
+    is_kept(history, Mutation::PlacesAsDeclared, &["it is to run on"]);
 }

@@ -328,7 +328,7 @@ impl Server {
     fn apply(&mut self, told: &mut Told) {
         let committed = if self.is_behind { Vec::new() } else { std::mem::take(&mut self.committed) };
         for committed in committed {
-            let Position { index, term } = committed.position;
+            let index = committed.position.index;
             match committed.content {
                 Content::Membership { change, .. } => {
                     let is_done = self.driver.apply_membership(index, change).is_ok();
@@ -341,10 +341,8 @@ impl Server {
                 }
                 Content::Command(bytes) => {
                     let entry = Entry::decode(&bytes).expect("it was encoded here");
-                    for entry in self.mutation.entries(&self.state, Term(term), entry) {
-                        self.state.apply(index, Term(term), &entry);
-                    }
-                    told.applied.push((committed.position, Entry::decode(&bytes).expect("as before")));
+                    self.mutation.apply(&mut self.state, committed.position, &entry);
+                    told.applied.push((committed.position, entry));
                 }
                 Content::Nothing => {}
             }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use blixard_core::driver::{Membership, Recovered};
 use blixard_core::fence::{Reply, Request, Stage};
 use blixard_core::state::State;
-use blixard_core::types::{ClusterEpoch, Failover, Hash, InstanceId, NodeId, RaftId, Term};
+use blixard_core::types::{ClusterEpoch, Failover, Hash, InstanceId, NodeId, RaftId};
 
 use super::cluster::{self, Declared};
 use super::facts::Facts;
@@ -101,6 +101,7 @@ enum Asker {
     Agent { boot: u64 },
     Job { boot: u64, instance: InstanceId, job: u64 },
     Gate { name: UnitName, run: u64 },
+    Nobody,
 }
 
 /// Whose time it takes: what is paused does it later.
@@ -238,6 +239,7 @@ impl World {
         self.crash_agent(id, None);
         let host = self.host(id);
         host.is_on = false;
+        host.goes_down = None;
         host.fence = None;
         host.installed.clear();
         host.units.clear();
@@ -295,7 +297,7 @@ impl World {
     fn start_agent(&mut self, id: HostId) {
         let boot = self.number();
         let host = self.host(id);
-        if !host.is_on || host.agent.is_some() {
+        if !host.is_on || host.goes_down.is_some() || host.agent.is_some() {
             return;
         }
         host.agent = Some(Agent::new(boot));
@@ -347,7 +349,7 @@ impl World {
         if of != self.epoch() {
             return;
         }
-        let applied = told.applied.iter().map(|(position, entry)| (position.index, Some((position.term, entry)), None));
+        let applied = told.applied.iter().map(|(position, entry)| (position.index, Some((*position, entry)), None));
         let removed = told.removed.iter().map(|(index, raft)| (*index, None, Some(*raft)));
         let mut all: Vec<_> = applied.chain(removed).collect();
         all.sort_by_key(|(index, ..)| *index);
@@ -356,12 +358,10 @@ impl World {
                 continue;
             }
             self.truth_at = index;
-            if let Some((term, entry)) = entry {
-                for entry in self.mutation.entries(&self.truth, Term(term), entry.clone()) {
-                    let reply = self.truth.apply(index, Term(term), &entry).answer.reply;
-                    self.facts.applied(&entry.command, &reply);
-                    self.note(|| format!("applied {index}: {:?}: {reply:?}", entry.command));
-                }
+            if let Some((position, entry)) = entry {
+                let reply = self.mutation.apply(&mut self.truth, position, entry);
+                self.facts.applied(&entry.command, &reply);
+                self.note(|| format!("applied {index}: {:?}: {reply:?}", entry.command));
             }
             if let Some(raft) = removed {
                 self.truth.apply_removal(index, raft);

@@ -27,11 +27,6 @@ fn goes_on(world: &mut World) {
     world.until("start in the new cluster", |world| world.all_are_armed() && world.is_settled());
 }
 
-fn open(world: &mut World, id: HostId) {
-    let (node, availability) = (world.hosts[&id].node, Availability::Active);
-    say(world, Command::SetAvailability { node, availability, abandon_volumes: false });
-}
-
 #[test]
 fn nothing_starts_in_a_cluster_that_began_anew_that_may_run_under_a_lease_of_before() {
     let history = |seed, mutation| {

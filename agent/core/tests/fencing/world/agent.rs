@@ -128,6 +128,7 @@ impl World {
                 let Some(agent) = host.agent.as_ref().filter(|agent| agent.boot == *boot) else { return };
                 let lease = agent.known().1.nodes().get(&host.node).map(|member| member.lease);
                 let step = lease.map_or(Step::Wait, |lease| keep::next_step(&lease, status));
+                let step = self.mutation.step(step, lease.as_ref());
                 self.keep_lease(id, *boot, step);
             }
             (Asker::Job { boot, instance, job }, ..) => self.job_hears(id, *boot, instance, *job, reply),

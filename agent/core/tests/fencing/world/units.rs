@@ -41,6 +41,7 @@ impl World {
                     self.kill_fence(id);
                 }
             }
+            Event::FenceIsLost if self.mutation == Mutation::SparesWhatRuns => {}
             Event::FenceIsLost => self.kill_slice(id, BOUND_KILL),
             Event::DeviceBites => {
                 if self.hosts[&id].device.bites_at.is_some_and(|time| time <= self.now) {
@@ -65,7 +66,7 @@ impl World {
     fn start_fence(&mut self, id: HostId) {
         let (life, now) = (self.number(), self.now);
         let host = self.host(id);
-        if host.fence.is_none() {
+        if host.fence.is_none() && host.goes_down.is_none() {
             let fence = blixard_core::fence::Fence::default();
             let process = FenceProcess { life, fence, paused_until: 0, watchdog: UNARMED, hangs_at: now, wakes_at: 0 };
             host.fence = Some(process);
@@ -84,11 +85,39 @@ impl World {
         self.after(again, id, Event::StartFence);
     }
 
-    /// A fence that was told to end has: nothing that it would stop runs, and systemd starts the next one.
+    /// A host goes down in order, and is booted after a while: its agent ends, and systemd stops the units, and last
+    /// the fence, which ends once nothing of them runs.
+    pub fn shut_down(&mut self, id: HostId, boots_after: Time) {
+        self.note(|| format!("{id:?} goes down"));
+        self.crash_agent(id, None);
+        self.host(id).goes_down = Some(boots_after);
+        let names: Vec<UnitName> = self.hosts[&id].units.keys().cloned().collect();
+        for name in names {
+            match name.1 {
+                Failover::Automatic => self.kill_unit(id, &name, BOUND_KILL),
+                Failover::Manual => self.stop_unit(id, &name),
+            }
+        }
+        if self.mutation == Mutation::EndsBeforeItIsEmpty {
+            self.end_fence(id);
+        } else {
+            self.ask(id, Asker::Nobody, Request::End);
+        }
+        self.go_down(id);
+    }
+
     fn end_fence(&mut self, id: HostId) {
         let host = self.host(id);
         (host.fence, host.device) = (None, Device::default());
-        self.after(100 * MILLISECOND, id, Event::StartFence);
+        self.go_down(id);
+    }
+
+    /// It is off once nothing runs.
+    fn go_down(&mut self, id: HostId) {
+        let host = &self.hosts[&id];
+        if let Some(boots_after) = host.goes_down.filter(|_| host.units.is_empty() && host.fence.is_none()) {
+            self.power_off(id, Some(boots_after));
+        }
     }
 
     fn fence_is_asked(&mut self, id: HostId, life: u64, asker: Asker, request: Request) {
@@ -121,8 +150,9 @@ impl World {
         loop {
             let mut nonce = [0; 16];
             nonce[..8].copy_from_slice(&self.number().to_be_bytes());
-            let (now, blind) = (self.now, self.mutation == Mutation::ArmsBeforeItIsEmpty);
-            let has_device = self.mutation != Mutation::LacksItsDevice;
+            let (now, mutation) = (self.now, self.mutation);
+            let blind = matches!(mutation, Mutation::ArmsBeforeItIsEmpty | Mutation::SparesWhatRuns);
+            let has_device = mutation != Mutation::LacksItsDevice;
             let host = self.host(id);
             let (clock, is_empty) = (host.clock, host.is_slice_empty() || blind);
             let Some(process) = &mut host.fence else { return };
@@ -204,7 +234,7 @@ impl World {
     fn start_unit(&mut self, id: HostId, name: UnitName) {
         let run = self.number();
         let host = self.host(id);
-        if host.units.contains_key(&name) {
+        if host.units.contains_key(&name) || host.goes_down.is_some() {
             return;
         }
         let generation = host.installed.get(&name.0).map(|unit| unit.generation).unwrap_or_default();
@@ -272,5 +302,6 @@ impl World {
         }
         host.units.remove(name);
         self.note(|| format!("{id:?} runs {} ({}) no more", name.0, name.1));
+        self.go_down(id);
     }
 }

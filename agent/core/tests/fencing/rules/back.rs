@@ -1,0 +1,70 @@
+//! What goes down, or comes back: nothing of an earlier life runs on, or runs again.
+
+use super::*;
+
+#[test]
+fn a_host_that_comes_back_starts_nothing_before_it_knows_what_is_its_own_now() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Manual, mutation);
+        let [server, _] = followers(&world);
+        open(&mut world, server);
+        move_to(&mut world, server);
+        cordon(&mut world, server);
+        world.power_off(server, None);
+        // Its lease is over.
+        world.run_for(12 * SECOND);
+        say(&mut world, Command::ConfirmDead { node: NodeId(server.0), abandon_volumes: false });
+        world.until("start elsewhere", |world| world.alive(&web()).len() == 1);
+        let elsewhere = world.alive(&web());
+        // All that it has is its own log, of before.
+        world.isolate(server);
+        world.wake(server);
+        world.run_for(5 * SECOND);
+        world.network.cut.clear();
+        world.run_for(5 * SECOND);
+        assert_eq!(world.alive(&web()), elsewhere);
+    };
+    is_kept(history, Mutation::ActsOnWhatIsOld, &[TWICE]);
+}
+
+#[test]
+fn an_epoch_is_good_for_the_fence_alone_that_it_was_raised_for() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        let disk = world.hosts[&HERE].disk.clone();
+        world.install(HostId(104), NodeId(HERE.0), disk);
+        world.run_for(15 * SECOND);
+        assert_eq!(world.alive(&web()), [HERE]);
+    };
+    is_kept(history, Mutation::ResumesEpochs, &[TWICE]);
+}
+
+#[test]
+fn what_ran_in_an_epoch_ends_with_the_fence_of_that_epoch() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        world.isolate(HERE);
+        world.kill_fence(HERE);
+        takes_over(&mut world);
+        world.network.cut.clear();
+        world.run_for(10 * SECOND);
+        assert_eq!(world.alive(&web()), [THERE]);
+    };
+    is_kept(history, Mutation::SparesWhatRuns, &[TWICE]);
+}
+
+#[test]
+fn the_fence_of_a_host_that_goes_down_sees_to_it_that_nothing_runs() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        cordon(&mut world, HERE);
+        let now = world.now;
+        world.host(HERE).stuck_until = now + 60 * SECOND;
+        world.shut_down(HERE, 30 * SECOND);
+        takes_over(&mut world);
+        assert!(world.facts.resets > 0, "its watchdog has reset the host");
+        world.run_for(40 * SECOND);
+        assert_eq!(world.alive(&web()), [THERE], "and when it is back it starts nothing");
+    };
+    is_kept(history, Mutation::EndsBeforeItIsEmpty, &[TWICE]);
+}
