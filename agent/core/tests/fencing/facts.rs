@@ -12,6 +12,7 @@ use super::world::{HostId, SECOND, Time};
 #[derive(Default, Debug)]
 pub struct Facts {
     seed: u64,
+    pub boots: u64,
     pub starts: u64,
     /// Starts that a fence refused, hosts that their watchdog device has reset, fences that systemd took for hung.
     pub refused: u64,
@@ -22,6 +23,8 @@ pub struct Facts {
     pub fenced: u64,
     pub confirmed: u64,
     pub frozen: u64,
+    /// How often a cluster began anew.
+    pub begun: u64,
 }
 
 impl Facts {
@@ -31,7 +34,9 @@ impl Facts {
 
     /// What happened in another history, too.
     pub fn add(&mut self, other: &Self) {
-        let Self { seed: _, starts, refused, resets, hung, stops, armed, fenced, confirmed, frozen } = other;
+        let Self { seed: _, boots, starts, refused, resets, hung, stops, armed, fenced, confirmed, frozen, begun } =
+            other;
+        self.boots += boots;
         self.starts += starts;
         self.refused += refused;
         self.resets += resets;
@@ -41,6 +46,7 @@ impl Facts {
         self.fenced += fenced;
         self.confirmed += confirmed;
         self.frozen += frozen;
+        self.begun += begun;
     }
 
     /// An entry was applied for the first time.

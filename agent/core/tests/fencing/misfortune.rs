@@ -7,7 +7,7 @@ use blixard_core::state::Takeover;
 use blixard_core::types::{Availability, Failover, InstanceId, LeaseTerms, NodeId, NodeRole};
 
 use super::cluster::{self, Declared};
-use super::host::UnitName;
+use super::host::{Host, UnitName};
 use super::mutations::Mutation;
 use super::world::{HostId, MILLISECOND, Network, SECOND, World};
 
@@ -40,6 +40,9 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
             6..8 => persons(&mut world),
             _ => units(&mut world),
         }
+        if begins_anew(seed) {
+            anew(&mut world);
+        }
         repair(&mut world);
     }
     all_is_well_again(&mut world);
@@ -51,6 +54,17 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
 /// that keeps it from running twice.
 fn has_copies(seed: u64) -> bool {
     seed % 3 == 1
+}
+
+/// Whether persons let the cluster begin anew in a history. No node comes or goes in it: what a state of before doesn't know
+/// of, or takes for a member that is back, is nobody's to wait for.
+fn begins_anew(seed: u64) -> bool {
+    seed % 5 == 4 && !has_copies(seed)
+}
+
+/// Whether nodes are removed in a history.
+fn come_and_go(seed: u64) -> bool {
+    !has_copies(seed) && !begins_anew(seed)
 }
 
 /// Whether all that goes wrong in a history goes wrong with one host for a while, and then with another: so it is silent for
@@ -162,13 +176,14 @@ fn persons(world: &mut World) {
             None => return,
         },
         16 => Command::ResumeTakeover,
-        17 => match confirmed(world).filter(|_| nodes.len() > 4 && !has_copies(world.seed)) {
+        17 => match confirmed(world).filter(|_| nodes.len() > 4 && come_and_go(world.seed)) {
             Some(node) => Command::RemoveNode { node, dead: true, abandon_volumes: false },
             None => return,
         },
-        18 if nodes.len() > 4 && !has_copies(world.seed) => {
+        18 if nodes.len() > 4 && come_and_go(world.seed) => {
             Command::RemoveNode { node, dead: false, abandon_volumes: false }
         }
+        _ if begins_anew(world.seed) => return,
         _ => return join(world, leader),
     };
     world.propose(leader, command);
@@ -220,6 +235,25 @@ fn declare(world: &mut World) {
             let other = LeaseTerms::new(6_000, 1_200, 3_000, 10_000).expect("they fit");
             world.declared.lease = if world.random.percent(50) { other } else { LeaseTerms::FAST };
         }
+    }
+}
+
+/// A server is taken for the only one left, or a host that was a member of before rejoins.
+fn anew(world: &mut World) {
+    let is_up = |host: &&Host| host.is_on && host.paused_until <= world.now;
+    let is_server = |host: &&Host| host.agent.as_ref().is_some_and(|agent| agent.server.is_some());
+    let (members, others): (Vec<_>, Vec<_>) =
+        world.hosts.values().filter(is_up).partition(|host| world.is_member(host));
+    let servers: Vec<HostId> = members.into_iter().filter(is_server).map(|host| host.id).collect();
+    let others: Vec<HostId> = others.into_iter().filter(|host| !host.disk.rejoins).map(|host| host.id).collect();
+    if world.random.percent(3) {
+        if let Some(survivor) = world.random.one_of(&servers) {
+            world.recover(survivor);
+        }
+    } else if world.random.percent(25)
+        && let Some(other) = world.random.one_of(&others)
+    {
+        world.rejoin(other);
     }
 }
 
@@ -281,6 +315,11 @@ fn all_is_well_again(world: &mut World) {
             if matches!(world.truth.takeover(), Takeover::Frozen { .. }) {
                 world.propose(leader, Command::ResumeTakeover);
             }
+        }
+        let is_outside = |host: &&Host| host.is_on && !host.disk.rejoins && !world.is_member(host);
+        let outside: Vec<HostId> = world.hosts.values().filter(is_outside).map(|host| host.id).collect();
+        for id in outside {
+            world.rejoin(id);
         }
         repair(world);
         world.run_for(200 * MILLISECOND);

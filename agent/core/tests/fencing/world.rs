@@ -228,6 +228,7 @@ impl World {
         }
         host.is_on = true;
         host.clock = Clock::new(now, rate);
+        self.facts.boots += 1;
         let (fence, agent) = (self.random.below(SECOND), self.random.below(SECOND));
         self.after(fence, id, Event::StartFence);
         self.after(agent, id, Event::StartAgent);

@@ -69,6 +69,7 @@ impl World {
         self.truth_at = start.base.index;
         self.truth = state.clone();
         self.beginning = Rc::new(Beginning { start, state });
+        self.facts.begun += 1;
         self.note(|| format!("{id:?} begins the cluster anew"));
         let log = Some((raft, Log::blank(&self.beginning)));
         self.host(id).disk = Disk { log, spent: raft, ..Disk::of(&self.beginning) };
