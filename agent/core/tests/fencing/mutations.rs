@@ -5,6 +5,7 @@ use blixard_core::driver::Position;
 use blixard_core::lease::keep::Step;
 use blixard_core::state::{Cluster, Instance, Lease, State, Table};
 use blixard_core::types::{Failover, NodeId, Term};
+use blixard_core::unit::Observed;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -71,6 +72,8 @@ pub enum Mutation {
     ForgetsTheAbsent,
     /// A cluster that begins anew goes by the leases of before.
     ArmsNobodyAnew,
+    /// An agent takes what runs as manual for what is placed as automatic, and the other way.
+    TakesEitherTemplate,
 }
 
 impl Mutation {
@@ -94,6 +97,23 @@ impl Mutation {
             }
             _ => step,
         }
+    }
+
+    /// What an agent sees in the place of what there is.
+    pub fn observed(self, mut observed: Observed, node: NodeId, state: &State) -> Observed {
+        match self {
+            Self::SpeaksUnarmed => observed.armed = state.nodes().get(&node).map(|member| member.lease.epoch),
+            Self::TakesEitherTemplate => {
+                let placed = |id| state.instances().get(id).and_then(|instance| instance.placement.as_ref());
+                for (id, vm) in &mut observed.vms {
+                    if let (Some(unit), Some(placement)) = (&mut vm.installed, placed(id)) {
+                        unit.failover = placement.unit.failover;
+                    }
+                }
+            }
+            _ => {}
+        }
+        observed
     }
 
     /// Applies what is applied in the place of an entry; the reply to the last of it.

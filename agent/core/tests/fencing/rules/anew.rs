@@ -67,7 +67,7 @@ fn what_runs_as_something_else_than_it_is_placed_as_is_stopped_before_its_node_i
         all_rejoin(&mut world);
         goes_on(&mut world);
     };
-    (0..SEEDS).for_each(|seed| history(seed, Mutation::None));
+    is_kept(history, Mutation::TakesEitherTemplate, &[TWICE]);
 }
 
 #[test]

@@ -177,14 +177,12 @@ impl World {
     fn keep_units(&mut self, id: HostId, boot: u64) {
         let now = self.now;
         let is_bold = self.mutation == Mutation::ActsOnWhatIsOld;
-        let is_hasty = self.mutation == Mutation::SpeaksUnarmed;
+        let mutation = self.mutation;
         let host = self.host(id);
-        let (node, mut observed) = (host.node, host.observed());
+        let (node, observed) = (host.node, host.observed());
         let at = host.clock.read(now);
         let agent = host.agent.as_mut().expect("it looks");
-        if is_hasty {
-            observed.armed = agent.known().1.nodes().get(&node).map(|member| member.lease.epoch);
-        }
+        let observed = mutation.observed(observed, node, agent.known().1);
         agent.jobs.retain(|_, job| job.since + PATIENCE > now);
         if !agent.is_current() && !is_bold {
             return;
