@@ -202,6 +202,8 @@ struct News {
     /// Grows with every change of what is placed on this node.
     assignment: watch::Sender<u64>,
     leader: watch::Sender<Option<RaftId>>,
+    /// Whether one who leads has answered, each time that another node was asked to renew this one's lease.
+    answers: watch::Sender<bool>,
 }
 
 impl Node {

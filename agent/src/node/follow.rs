@@ -22,8 +22,9 @@ use super::known::{self, Standing};
 use super::{Attempt, Common, End, Ended, Handle, INBOX, Input, News, NodeError, Waiting, directory_of};
 use crate::transport::{Assignments, Beat, Directory, FollowError, Transport};
 
-/// How often the leader is told that this node is there; a worker that isn't heard for three seconds does not answer.
-const BEAT: Duration = Duration::from_secs(1);
+/// How long the leader hears nothing of this node before it is told that it is there; a worker that isn't heard for three
+/// seconds does not answer.
+const BEAT: Duration = Duration::from_millis(1500);
 /// How long a server that was no help is not asked again, and how long the leader is sought in another place.
 const PAUSE: Duration = Duration::from_millis(100);
 /// After so many beats one after the other that nobody has answered, the configured servers are asked where the servers are.
@@ -166,7 +167,11 @@ impl Follower {
             }
             self.note(answer);
             turn = turn.wrapping_add(usize::from(!is_heard));
-            tokio::time::sleep(if is_heard { BEAT } else { PAUSE }).await;
+            if is_heard {
+                rest(self.news.answers.subscribe(), BEAT).await;
+            } else {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 
@@ -242,6 +247,12 @@ impl Follower {
     }
 }
 
+/// Returns once the leader has heard nothing of this node for so long. It has whenever it answers who asks it to renew a
+/// lease; where nobody does that leads, it is time to look who does.
+async fn rest(mut answers: watch::Receiver<bool>, time: Duration) {
+    while matches!(tokio::time::timeout(time, answers.changed()).await, Ok(Ok(()))) && *answers.borrow_and_update() {}
+}
+
 /// How listening to a server has ended.
 enum Listened {
     End(End),
@@ -252,6 +263,7 @@ enum Listened {
 mod tests {
     use blixard_core::command::{Command, Entry, NewNode};
     use blixard_core::types::{ClientId, ClusterId, Hash, Level, NodeRole, Term, Timestamp};
+    use futures_util::FutureExt as _;
 
     use super::*;
     use crate::transport::Member;
@@ -272,6 +284,19 @@ mod tests {
             state.apply(index, Term(1), &Entry { at: Timestamp(0), decided_in, request: None, command });
         }
         state.assignment(node(1), 9).encode()
+    }
+
+    #[tokio::test]
+    async fn who_asks_the_leader_for_its_lease_need_not_say_that_it_is_there_and_who_finds_none_looks_for_it() {
+        let answers = watch::Sender::new(false);
+        let mut resting = Box::pin(rest(answers.subscribe(), Duration::from_secs(3600)));
+        let mut rests = || (&mut resting).now_or_never().is_none();
+        assert!(rests());
+        answers.send_replace(true);
+        assert!(rests(), "the leader has answered");
+        answers.send_replace(false);
+        assert!(!rests(), "nobody has answered that leads");
+        rest(answers.subscribe(), Duration::from_millis(1)).await;
     }
 
     #[tokio::test]

@@ -26,7 +26,9 @@ impl Handle {
         }
         let leader = *self.leaders.borrow();
         let to = leader.and_then(|raft| self.directory.borrow().node_of(raft)).ok_or(LeaseError::NoLeader)?;
-        self.transport.renew_lease(to, epoch).await
+        let renewed = self.transport.renew_lease(to, epoch).await;
+        self.answers.send_replace(matches!(renewed, Ok(()) | Err(LeaseError::Denied(_))));
+        renewed
     }
 
     /// Renews a node's lease, if this one leads.
