@@ -20,9 +20,10 @@ use tonic::transport::{Channel, Endpoint};
 use crate::channel::connect;
 use crate::cluster::{self, Client as _, Cluster, NAMES, Setup, Timers};
 use crate::load::BYTES;
-use crate::member::{MAX_WAIT, Member, POLL, credentials, encode, forward, put, spec};
+use crate::member::{MAX_WAIT, Member, POLL, credentials, encode, forward};
 use crate::process::Process;
 use crate::slow;
+use crate::vm::{put, spec};
 
 pub struct Blixard {
     dir: PathBuf,

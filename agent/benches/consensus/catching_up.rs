@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use crate::Part;
+use crate::beside::{Row, System};
 use crate::cluster::Cluster;
 use crate::failover::MARKS;
-use crate::load::{Load, Sample, WARM_UP, pause};
-use crate::probe::{forget_peak_of, memory_of};
-use crate::report::{Row, Samples, System, micros, millis};
+use crate::load::{Load, Sample, WARM_UP};
+use crate::memory::{forget_peak_of, memory_of};
+use crate::probe::pause;
+use crate::report::{Samples, micros, millis};
 
 pub struct Joins {
     pub vms: u32,

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use crate::load::{PATIENCE, RETRY, fill, pause};
+use crate::load::{PATIENCE, RETRY, fill};
 use crate::member::MAX_WAIT;
+use crate::probe::pause;
 use crate::process::Process;
 
 /// What members are called, those that join included.

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::Part;
+use crate::beside::Row;
 use crate::cluster::{Cluster, Setup};
-use crate::load::{Persistent, pause};
-use crate::report::{Row, Samples};
+use crate::load::Persistent;
+use crate::probe::pause;
+use crate::report::Samples;
 
 /// Threads that do nothing but use a processor, each processor.
 const HOGS: usize = 4;

@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::Part;
+use crate::beside::Row;
 use crate::cluster::{Cluster, Setup, Timers};
-use crate::load::{PATIENCE, Persistent, pause};
-use crate::report::{Row, Samples, millis};
+use crate::load::{PATIENCE, Persistent};
+use crate::probe::pause;
+use crate::report::{Samples, millis};
 
 /// How long members are left alone after one has come back.
 const SETTLE: Duration = Duration::from_secs(1);

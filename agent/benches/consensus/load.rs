@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::{Client, Cluster};
 use crate::member::MAX_WAIT;
+use crate::probe::{pause, percentile};
 
 /// Keys that are written, over and over.
 pub const KEYS: u32 = 10_000;
@@ -182,14 +183,4 @@ impl Persistent {
     pub fn count(&mut self) -> usize {
         std::iter::from_fn(|| self.answers.try_recv().ok()).count()
     }
-}
-
-/// Of a sorted list that isn't empty.
-pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    sorted[(sorted.len() - 1) * percent / 100]
-}
-
-/// Lets clients, or a cluster that has nothing to do, go on for so long.
-pub async fn pause(duration: Duration) {
-    tokio::time::sleep(duration).await;
 }

@@ -18,6 +18,7 @@ use clap::{Parser, ValueEnum};
 
 #[path = "../../tests/support/address.rs"]
 mod address;
+mod beside;
 mod blixard_cluster;
 mod catching_up;
 #[path = "../../tests/processes/channel.rs"]
@@ -30,19 +31,26 @@ mod load;
 #[path = "../../tests/processes/member.rs"]
 mod member;
 mod memory;
+#[path = "../measure/probe.rs"]
 mod probe;
 #[path = "../../tests/processes/process.rs"]
 mod process;
+#[path = "../measure/report.rs"]
 mod report;
 mod requests;
 mod slow;
+#[path = "../../tests/processes/vm.rs"]
+mod vm;
+#[path = "../../tests/processes/wrapper.rs"]
+mod wrapper;
 mod writes;
 
+use beside::{Round, Row};
 use blixard_cluster::Blixard;
 use cluster::{Cluster, Setup};
 use etcd::Etcd;
 use probe::{Conditions, Watch};
-use report::{Round, Row, Samples};
+use report::Samples;
 
 /// What the bench starts itself with to be a member: nothing, the environment says it all.
 const MEMBER_ARGUMENTS: [&str; 0] = [];
@@ -193,7 +201,7 @@ async fn alternate<P: Part>(part: &P, rounds: usize) -> bool {
         eprintln!("{}: round {round} of {rounds}", part.title());
         measured.push(Round { blixard: run::<Blixard, P>(part).await, etcd: run::<Etcd, P>(part).await });
     }
-    report::print(&part.title(), &part.rows(), &measured)
+    beside::print(&part.title(), &part.rows(), &measured)
 }
 
 async fn run<C: Cluster, P: Part>(part: &P) -> (Samples, Conditions) {

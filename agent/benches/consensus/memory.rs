@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use rustix::process::Pid;
+
 use crate::Part;
+use crate::beside::{Row, System};
 use crate::cluster::Cluster;
-use crate::load::{BYTES, pause};
-use crate::probe::memory_of;
-use crate::report::{Row, Samples, System};
+use crate::load::BYTES;
+use crate::probe::{pause, read};
+use crate::report::Samples;
 
 /// How long members have nothing to do before they are looked at: what they do every few seconds has been done.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -63,4 +66,27 @@ impl Part for Memory {
         samples.add(Self::AGAIN, memory_of(cluster.pid(leader)).now);
         samples
     }
+}
+
+/// Memory of a process that is in RAM, in MB.
+#[derive(Clone, Copy, Debug)]
+pub struct Resident {
+    pub now: f64,
+    /// Most so far.
+    pub peak: f64,
+}
+
+pub fn memory_of(process: Pid) -> Resident {
+    let status = read(process, "status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
+        let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<f64>();
+        kib.expect("a number") * 1024.0 / 1e6
+    };
+    Resident { now: field("VmRSS"), peak: field("VmHWM") }
+}
+
+/// Has the peak begin with what it takes now.
+pub fn forget_peak_of(process: Pid) {
+    std::fs::write(format!("/proc/{process}/clear_refs"), "5").expect("a child's peak can be forgotten");
 }

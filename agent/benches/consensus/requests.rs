@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::Part;
+use crate::beside::Row;
 use crate::cluster::{Client as _, Cluster};
 use crate::load;
-use crate::report::{Row, Samples, micros, millis};
+use crate::report::{Samples, micros, millis};
 
 const DECLARED: u32 = 1000;
 

@@ -19,7 +19,8 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-use crate::process::{Process, wrap};
+use crate::process::Process;
+use crate::wrapper::wrap;
 
 /// The verb under which the bench starts itself to become the slowed program.
 pub const VERB: &str = "with-slow-sync";

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::Part;
+use crate::beside::Row;
 use crate::cluster::{Cluster, Setup};
 use crate::load;
 use crate::probe::cpu_of;
-use crate::report::{Row, Samples, micros};
+use crate::report::{Samples, micros};
 
 /// Clients, and the connections that they share.
 pub const LOADS: [(usize, usize); 4] = [(1, 1), (16, 4), (64, 8), (256, 16)];

@@ -13,8 +13,9 @@ use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, geteuid, prlimit,
 
 use crate::agreement::agree;
 use crate::member::{MAX_WAIT, Member, POLL};
-use crate::process::{Process, wrap};
+use crate::process::Process;
 use crate::start;
+use crate::wrapper::wrap;
 use crate::writer::Writers;
 
 /// The exit status of an agent that can't go on from its disk.

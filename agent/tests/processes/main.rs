@@ -10,6 +10,8 @@ mod member;
 mod process;
 #[path = "../support/random.rs"]
 mod random;
+mod vm;
+mod wrapper;
 mod writer;
 
 use std::process::ExitCode;

@@ -13,10 +13,9 @@ use blixard::identity::{Expected, NodeIdentity, member_client};
 use blixard::seat::Seat;
 use blixard::store::Store;
 use blixard::units::{Units, UnitsError};
-use blixard_core::command::{Answer, Command as Change, Entry, Presence, Request};
-use blixard_core::manifest::VmSpec;
+use blixard_core::command::{Answer, Command as Change, Entry, Request};
 use blixard_core::reconcile::UnitChange;
-use blixard_core::types::{Failover, Hypervisor, Labels, Priority, RestartPolicy, Timestamp};
+use blixard_core::types::Timestamp;
 use blixard_core::unit::{Observed, VmUnit};
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -26,7 +25,7 @@ use crate::address::free_address;
 use crate::channel::call;
 use crate::process::Process;
 
-mod proto {
+pub mod proto {
     #![allow(clippy::pedantic, reason = "it is generated")]
     tonic::include_proto!("blixard.peer.v1");
 }
@@ -197,34 +196,4 @@ pub async fn forward(channel: &Channel, command: Vec<u8>) -> Result<Result<Answe
         Some(proto::forward_reply::Result::Refused(why)) => Ok(Err(why)),
         other => Err(format!("{other:?}")),
     }
-}
-
-/// A VM that is written, and not run.
-pub fn put(name: &str, must: Option<Presence>) -> Change {
-    Change::PutVm { name: name.parse().expect("a label"), spec: spec(name), running: false, must }
-}
-
-/// A VM that no server of a test would run, with the runner of that name.
-pub fn spec(name: &str) -> VmSpec {
-    VmSpec {
-        runners: vec![runner(name).parse().expect("a store path")],
-        system: "x86_64-linux".to_owned(),
-        hypervisor: Hypervisor::Qemu,
-        vcpus: 1,
-        memory_mib: 512,
-        memory_overhead_mib: None,
-        disk_mib: 0,
-        kvm: true,
-        requires: Labels::from_iter([("payload".to_owned(), "x".repeat(120))]),
-        restart: RestartPolicy::Always,
-        notifies: false,
-        failover: Failover::Automatic,
-        priority: Priority::default(),
-        min_available: None,
-    }
-}
-
-/// The runner of that VM.
-pub fn runner(name: &str) -> String {
-    format!("/nix/store/0c6kzph7l0dcbfmjap64f0czdafn3b7x-microvm-qemu-{name}-0")
 }

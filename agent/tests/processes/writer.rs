@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::channel::connect;
-use crate::member::{MAX_WAIT, Member, POLL, credentials, encode, forward, put, runner};
+use crate::member::{MAX_WAIT, Member, POLL, credentials, encode, forward};
+use crate::vm::{put, runner};
 
 /// VMs that a client keeps: beyond that it removes its oldest, and each removal is a write like any other.
 const KEPT: usize = 24;

@@ -31,8 +31,8 @@ const EMPTY_FOLDERS: &[&str] = &["common", "utils", "abstractions", "patterns"];
 
 /// Who may sleep in a test, and why: each looks again until a condition holds or its time is up.
 const MAY_SLEEP: &[(&str, &str)] = &[
-    ("agent/benches/consensus/load.rs", "a bench measures for a while, and its clients wait before they try again"),
     ("agent/benches/consensus/slow.rs", "it is what makes a disk slow"),
+    ("agent/benches/measure/probe.rs", "a bench measures for a while, and looks again until a condition holds"),
     ("tests/prelude.py", "wait_for, which scenarios wait by"),
     ("tests/rig/driver.py", "retry, which the NixOS test driver gives a script"),
     ("tests/rig/demo.py", "waits until guests answer, and shows what it waits for"),

@@ -1,19 +1,7 @@
-//! What was measured, side by side, and whether it is good enough.
-
-use std::collections::BTreeMap;
-use std::time::Duration;
+//! What was measured, side by side.
 
 use crate::probe::Conditions;
-
-/// What one system came to in one round: numbers by what they are of.
-#[derive(Clone, Default, Debug)]
-pub struct Samples(BTreeMap<String, Vec<f64>>);
-
-impl Samples {
-    pub fn add(&mut self, what: impl Into<String>, number: f64) {
-        self.0.entry(what.into()).or_default().push(number);
-    }
-}
+use crate::report::{Samples, Target, bounds, median, print_conditions, print_numbers, show};
 
 /// Both systems in the same round.
 pub struct Round {
@@ -25,13 +13,6 @@ pub struct Round {
 pub enum System {
     Blixard,
     Etcd,
-}
-
-/// What must hold of a ratio, and what is aimed at.
-#[derive(Clone, Copy, Debug)]
-pub enum Target {
-    AtMost { gate: f64, goal: f64 },
-    AtLeast { gate: f64, goal: f64 },
 }
 
 /// Two kinds of numbers that are compared.
@@ -89,15 +70,7 @@ impl Row {
         let [one, other] = [(&self.sides[0], first.concat()), (&self.sides[1], second.concat())];
         println!("{}, {}", self.what, self.unit);
         for (side, all) in [&one, &other] {
-            let (low, high) = bounds(all);
-            println!(
-                "    {:<10} {:>10} [{} to {}] of {}",
-                side.shown,
-                show(median(all)),
-                show(low),
-                show(high),
-                all.len()
-            );
+            print_numbers(side.shown, all);
         }
         let (low, high) = bounds(&ratios);
         let verdict = self.target.map(|target| target.verdict(ratio));
@@ -119,23 +92,7 @@ impl Side {
             System::Blixard => &round.blixard.0,
             System::Etcd => &round.etcd.0,
         });
-        samples.filter_map(|samples| samples.0.get(&self.what).cloned()).collect()
-    }
-}
-
-impl Target {
-    /// Whether the gate holds, and what is said of it.
-    fn verdict(self, ratio: f64) -> (bool, String) {
-        let (sign, gate, goal, holds, reaches) = match self {
-            Self::AtMost { gate, goal } => ("≤", gate, goal, ratio <= gate, ratio <= goal),
-            Self::AtLeast { gate, goal } => ("≥", gate, goal, ratio >= gate, ratio >= goal),
-        };
-        let verdict = match (holds, reaches) {
-            (false, _) => "MISSES THE GATE",
-            (true, false) => "holds",
-            (true, true) => "reaches the goal",
-        };
-        (holds, format!("   gate {sign} {gate:.2}, goal {sign} {goal:.2}: {verdict}"))
+        samples.filter_map(|samples| samples.of(&self.what).cloned()).collect()
     }
 }
 
@@ -143,41 +100,11 @@ impl Target {
 pub fn print(title: &str, rows: &[Row], rounds: &[Round]) -> bool {
     println!("\n{title}");
     let holds = rows.iter().filter(|row| !row.print(rounds)).count() == 0;
-    let conditions = || rounds.iter().flat_map(|round| [&round.blixard.1, &round.etcd.1]);
-    let fdatasync: Vec<_> = conditions().map(|conditions| micros(conditions.fdatasync)).collect();
-    let foreign = conditions().map(|conditions| conditions.foreign).fold(0.0, f64::max);
-    println!(
-        "fdatasync of 4 KiB {:.0} µs; at most {foreign:.2} processors busy with something else",
-        median(&fdatasync)
-    );
+    print_conditions(rounds.iter().flat_map(|round| [&round.blixard.1, &round.etcd.1]));
     holds
 }
 
 /// Nothing beside nothing is as good as nothing beside something.
 fn ratio(one: f64, other: f64) -> f64 {
     if one == 0.0 { 0.0 } else { one / other }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-    f64::midpoint(low, high)
-}
-
-fn bounds(values: &[f64]) -> (f64, f64) {
-    values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(*value), high.max(*value)))
-}
-
-/// With as many digits as mean something.
-fn show(value: f64) -> String {
-    if value.abs() < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") }
-}
-
-pub fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
-}
-
-pub fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

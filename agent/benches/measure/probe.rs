@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getpid};
 
-use crate::load::percentile;
-
 const WRITES: usize = 200;
 
 /// What was going on while something was measured.
@@ -94,30 +92,18 @@ fn in_time(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Memory of a process that is in RAM, in MB.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    pub now: f64,
-    /// Most so far.
-    pub peak: f64,
-}
-
-pub fn memory_of(process: Pid) -> Memory {
-    let status = read(process, "status");
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
-        let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<f64>();
-        kib.expect("a number") * 1024.0 / 1e6
-    };
-    Memory { now: field("VmRSS"), peak: field("VmHWM") }
-}
-
-/// Has the peak begin with what it takes now.
-pub fn forget_peak_of(process: Pid) {
-    std::fs::write(format!("/proc/{process}/clear_refs"), "5").expect("a child's peak can be forgotten");
-}
-
-fn read(process: Pid, file: &str) -> String {
+/// A file of `/proc/PID`.
+pub fn read(process: Pid, file: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{process}/{file}"));
     text.unwrap_or_else(|error| panic!("process {process} has ended: {error}"))
+}
+
+/// Of a sorted list that isn't empty.
+pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
+/// Lets what is measured go on for so long.
+pub async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
 }
