@@ -35,6 +35,7 @@ use rustix::time::{
 use crate::boot_time::now;
 use process::Process;
 use slice::Slice;
+pub use slice::control_groups;
 pub use socket::{AskError, ask};
 use socket::{Client, Heard, Listener, MAX_CLIENTS};
 use systemd::Systemd;
@@ -44,6 +45,8 @@ use watchdog::{Device, NoWatchdog, Watchdog};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub socket: PathBuf,
+    /// Where control groups are; elsewhere only in tests.
+    pub control_groups: PathBuf,
     /// What resets the host if this process hangs; without one, nothing is stopped if PID 1 hangs as well.
     pub watchdog: Option<PathBuf>,
     /// What this host runs on, if that may pause it.
@@ -74,12 +77,12 @@ pub fn processes_of(instance: &InstanceId) -> Vec<Pid> {
 /// # Errors
 /// What it can't go on without. The one that is started then kills everything first.
 pub fn run(settings: Settings) -> Result<(), FenceError> {
-    let Settings { socket, watchdog, hypervisor } = settings;
+    let Settings { socket, control_groups, watchdog, hypervisor } = settings;
     let mut systemd = Systemd::of_this_unit();
     if let Err(error) = priority::raise() {
         systemd.complain(format!("runs without real-time priority: {error}"));
     }
-    let slice = Slice::of_this_host();
+    let slice = Slice::below(control_groups);
     let unable = slice.unusable().or_else(|| hypervisor.map(|hypervisor| Unable::Virtual { hypervisor }));
     let watchdog: Box<dyn Watchdog> = match watchdog {
         Some(path) => Box::new(Device::at(path)),

@@ -5,7 +5,7 @@ use std::error::Error;
 pub mod agent;
 pub mod api;
 mod background;
-mod boot_time;
+pub mod boot_time;
 pub mod cli;
 pub mod config;
 pub mod fence;

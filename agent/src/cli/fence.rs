@@ -35,6 +35,7 @@ pub fn run(verb: &FenceVerb) -> Result<ExitCode, AskError> {
             let is_allowed = config.fence.allow_virtual_hosts;
             fence::run(Settings {
                 socket: fence::socket_in(&config.node.run_dir),
+                control_groups: fence::control_groups(),
                 watchdog: config.fence.watchdog,
                 hypervisor: probe::hypervisor().filter(|_| !is_allowed),
             })

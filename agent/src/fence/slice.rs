@@ -14,6 +14,12 @@ const ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// The slice that the template's units are in.
 const SLICE: &str = "blixard.slice/blixard-fenced.slice";
 
+/// Where this host's are.
+pub fn control_groups() -> PathBuf {
+    let root = ROOTS.into_iter().find(|root| Path::new(root).join("cgroup.controllers").exists());
+    PathBuf::from(root.unwrap_or(ROOTS[0]))
+}
+
 /// `blixard-fenced.slice`. Systemd makes it for the first unit and removes it after the last.
 #[derive(Debug)]
 pub struct Slice {
@@ -22,8 +28,7 @@ pub struct Slice {
 
 impl Slice {
     pub fn of_this_host() -> Self {
-        let root = ROOTS.into_iter().find(|root| Path::new(root).join("cgroup.controllers").exists());
-        Self::below(root.unwrap_or(ROOTS[0]))
+        Self::below(control_groups())
     }
 
     pub fn below(root: impl Into<PathBuf>) -> Self {

@@ -1,0 +1,96 @@
+//! Hosts that are there, and nothing else: what they cost the leader.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use blixard::api::proto::StatusReply;
+use blixard_core::types::LeaseTerms;
+
+use crate::Part;
+use crate::member::Member;
+use crate::probe::{cpu_of, pause};
+use crate::report::{Samples, micros};
+use crate::row::Row;
+use crate::servers::{Servers, pid};
+use crate::workers::{Calls, Workers};
+
+/// How long all is left alone before the leader is looked at.
+const SETTLE: Duration = Duration::from_secs(10);
+
+pub struct Heartbeats {
+    pub hosts: u32,
+    pub duration: Duration,
+}
+
+impl Heartbeats {
+    const IDLE: &str = "the leader without hosts";
+    const BUSY: &str = "the leader with them";
+    const COST: &str = "what they cost it";
+    const CALL: &str = "the same, a renewal";
+    const GRANTED: &str = "renewals that are granted, of those that are due";
+    const FAILED: &str = "renewals that are refused, or not answered";
+    const ENTRIES: &str = "log entries that were added";
+}
+
+impl Part for Heartbeats {
+    fn title(&self) -> String {
+        format!("heartbeats of {} hosts, every {:?}", self.hosts, LeaseTerms::FAST.renew())
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        vec![
+            Row::new(Self::IDLE, "% of a processor"),
+            Row::new(Self::BUSY, "% of a processor"),
+            Row::new(Self::COST, "% of a processor").median_at_most(15.0, 5.0),
+            Row::new(Self::CALL, "µs"),
+            Row::new(Self::GRANTED, "%").each_at_least(99.0, 99.9),
+            Row::new(Self::FAILED, "a round").each_at_most(0.0, 0.0),
+            Row::new(Self::ENTRIES, "a round").each_at_most(0.0, 0.0),
+        ]
+    }
+
+    async fn run(&self, dir: &Path) -> Samples {
+        let mut samples = Samples::default();
+        let servers = Servers::start(dir, r#""fast""#).await;
+        let leader = servers.leader().await;
+        pause(SETTLE).await;
+        let idle = self.cpu(leader).await;
+        let workers = Workers::start(&servers, self.hosts, LeaseTerms::FAST.renew()).await;
+        pause(SETTLE).await;
+        let Calls { granted, failed } = &*workers.calls;
+        let (granted_before, last) = (granted.load(Ordering::Relaxed), applied(leader).await);
+        let busy = self.cpu(leader).await;
+        let granted = (granted.load(Ordering::Relaxed) - granted_before) as f64;
+        let due = f64::from(self.hosts) * self.duration.as_secs_f64() / LeaseTerms::FAST.renew().as_secs_f64();
+        let cost = busy.saturating_sub(idle);
+        let share = |cpu: Duration| 100.0 * cpu.as_secs_f64() / self.duration.as_secs_f64();
+        for (what, number) in [
+            (Self::IDLE, share(idle)),
+            (Self::BUSY, share(busy)),
+            (Self::COST, share(cost)),
+            (Self::CALL, micros(cost) / granted),
+            (Self::GRANTED, 100.0 * granted / due),
+            (Self::FAILED, failed.load(Ordering::Relaxed) as f64),
+            (Self::ENTRIES, (applied(leader).await - last) as f64),
+        ] {
+            samples.add(what, number);
+        }
+        samples
+    }
+}
+
+impl Heartbeats {
+    /// What the leader takes of a processor in the time that it is looked at.
+    async fn cpu(&self, leader: &Member) -> Duration {
+        let before = cpu_of(pid(leader));
+        pause(self.duration).await;
+        cpu_of(pid(leader)).saturating_sub(before)
+    }
+}
+
+/// The last entry that it has applied.
+async fn applied(leader: &Member) -> u64 {
+    let status: StatusReply = leader.status().await.expect("it leads");
+    status.cluster.map_or(0, |cluster| cluster.applied)
+}
