@@ -99,7 +99,6 @@ impl Attempts {
 }
 
 /// What the cluster doesn't know yet of this node's instances and tasks.
-///
 #[must_use]
 pub fn report(
     node: NodeId,
@@ -186,8 +185,8 @@ fn is_within(placement: &Placement, observed: &Observed) -> bool {
     placement.unit.failover == Failover::Manual || observed.armed == Some(placement.epoch)
 }
 
-/// Whether it was installed as automatic and is placed as manual, or the other way, which happens only to what was installed
-/// before the cluster began anew: what ends the one proves nothing of the other.
+/// Whether it was installed as automatic and is placed as manual, or the other way: what it was placed as before was freed while
+/// this host was away, or the cluster began anew. What ends the one proves nothing of the other.
 fn is_of_other_template(placement: &Placement, vm: &ObservedVm) -> bool {
     vm.installed.as_ref().is_some_and(|unit| unit.failover != placement.unit.failover)
 }

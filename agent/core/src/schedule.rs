@@ -36,6 +36,9 @@ pub fn schedule(state: &State) -> Vec<Command> {
         let generation = placement.unit.generation;
         match rooms.change(state, id, placement, &spec) {
             None | Some(Change::Held(_)) => {}
+            Some(_) if state.has_outlived_its_epoch(placement) => {
+                decisions.push(Command::Unplace { instance: id.clone(), generation });
+            }
             Some(_) if !is_alive(state, placement.node) => {}
             Some(Change::Move(obstacle))
                 if obstacle.empties() && !evictions.begin(state, id, placement.node, &spec) => {}

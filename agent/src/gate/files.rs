@@ -79,7 +79,7 @@ impl RunDir {
     pub fn vm(&self, instance: &InstanceId) -> PathBuf {
         self.vms().join(format!("{instance}.json"))
     }
-    /// Holds a [`blixard_core::reconcile::ExitRecord`].
+    /// Holds a [`blixard_core::unit::ExitRecord`].
     pub fn vm_exit(&self, instance: &InstanceId) -> PathBuf {
         self.vms().join(format!("{instance}{EXIT_SUFFIX}.json"))
     }
@@ -87,7 +87,7 @@ impl RunDir {
     pub fn task(&self, task: TaskId) -> PathBuf {
         self.tasks().join(format!("{task}.json"))
     }
-    /// Holds a [`blixard_core::reconcile::ExitRecord`].
+    /// Holds a [`blixard_core::unit::ExitRecord`].
     pub fn task_exit(&self, task: TaskId) -> PathBuf {
         self.tasks().join(format!("{task}{EXIT_SUFFIX}.json"))
     }

@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::nodes::not_a_member;
-use super::{LostBecause, OfCluster, OfInstance, OfNode, Refusal, State, refuse};
+use super::{LostBecause, OfCluster, OfInstance, OfNode, Placement, Refusal, State, refuse};
 use crate::command::Reply;
 use crate::manifest::VmSpec;
 use crate::types::{Failover, Hash, InstanceId, LeaseTerms, NodeEpoch, NodeId, Nonce, Timestamp};
@@ -223,15 +223,23 @@ impl State {
         };
         let freed: Vec<InstanceId> = self.placed_on(node).filter(is_freed).cloned().collect();
         for id in &freed {
-            self.free(id, because);
+            self.free(id, OfInstance::Lost(because));
         }
     }
 
+    /// Whether the epoch in which it was placed is over, at whose end nothing of it ran: it had ended before, and stayed. The
+    /// node speaks only for what is of its own epoch, so it won't say so of this.
+    pub fn has_outlived_its_epoch(&self, placement: &Placement) -> bool {
+        let Some(lease) = self.nodes.get(&placement.node).map(|node| &node.lease) else { return false };
+        let is_over = lease.epoch > placement.epoch || matches!(lease.standing, Standing::Fenced | Standing::Gone);
+        placement.unit.failover == Failover::Automatic && is_over
+    }
+
     /// An instance runs no more where it was placed.
-    pub(super) fn free(&mut self, id: &InstanceId, because: LostBecause) {
+    pub(super) fn free(&mut self, id: &InstanceId, because: OfInstance) {
         let instance = self.instances.get_mut(id).expect("what is placed is there");
         if let Some(placement) = instance.placement.take() {
-            self.happened_to(id, placement.node, OfInstance::Lost(because));
+            self.happened_to(id, placement.node, because);
         }
         self.dirty.instances.insert(id.clone());
         self.drop_if_removed(id);
@@ -244,7 +252,7 @@ mod tests {
     use super::super::tests::{Fixture, id, is_refused, register, vm, worker};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec, Worker};
-    use crate::types::{Exit, NodeRole, Resources, RestartPolicy, TaskId};
+    use crate::types::{Availability, Exit, NodeRole, Resources, RestartPolicy, TaskId};
 
     fn manual(name: &str) -> VmSpec {
         VmSpec { failover: Failover::Manual, ..vm(name, 1) }
@@ -424,6 +432,44 @@ mod tests {
         fixture.arm(1);
         fixture.settle();
         assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 1);
+    }
+
+    /// What is done about an instance, and where it is then.
+    type Done<'a> = (&'a dyn Fn(&mut Fixture) -> Reply, Option<u64>);
+
+    #[test]
+    fn what_has_ended_in_an_epoch_that_is_over_is_stopped_moved_and_changed_without_its_nodes_word() {
+        let once = |name| VmSpec { restart: RestartPolicy::Never, ..vm(name, 1) };
+        let (node, instance) = (NodeId(1), id("a-0"));
+        let (dead, abandon_volumes) = (false, false);
+        let drain = Command::SetAvailability { node, availability: Availability::Draining, abandon_volumes };
+        let leave = Command::RemoveNode { node, dead, abandon_volumes };
+        let go = Command::Move { instance, to: NodeId(3), abandon_volumes };
+        let say = |command: Command| move |fixture: &mut Fixture| fixture.say(command.clone());
+        for is_armed in [true, false] {
+            let done: [Done<'_>; 5] = [
+                (&|fixture| fixture.declare(&[]), None),
+                (&|fixture| fixture.declare(&[("a", once("other"))]), Some(if is_armed { 1 } else { 2 })),
+                (&say(go.clone()), Some(3)),
+                (&say(drain.clone()), Some(2)),
+                (&say(leave.clone()), Some(2)),
+            ];
+            for (done, is_at) in done {
+                let mut fixture = running(&[("a", once("a"))]);
+                fixture.report("a-0", InstancePhase::Ended(Exit::Exited(0)));
+                fence(&mut fixture, 1, 1);
+                if is_armed {
+                    fixture.arm(1);
+                }
+                fixture.settle();
+                assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 1, "it isn't run again");
+                let reply = done(&mut fixture);
+                assert!(!matches!(reply, Reply::Refused(_)), "{reply:?}");
+                fixture.settle();
+                assert_eq!(fixture.node_of("a-0"), is_at);
+                assert_eq!(fixture.state.held_by(NodeId(1)), usize::from(is_at == Some(1)));
+            }
+        }
     }
 
     #[test]

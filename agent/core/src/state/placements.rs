@@ -3,7 +3,7 @@
 use super::nodes::not_a_member;
 use super::{Instance, OfInstance, PlacedBecause, Placement, Refusal, State, StopBecause, refuse};
 use crate::command::{InstancePhase, MAX_MESSAGE_CHARS, Reply, TaskReport, VmReport};
-use crate::types::{Availability, Failover, Generation, InstanceId, NodeEpoch, NodeId, Resources, Timestamp};
+use crate::types::{Failover, Generation, InstanceId, NodeEpoch, NodeId, Resources, Timestamp};
 
 impl State {
     pub(super) fn place(
@@ -70,7 +70,7 @@ impl State {
             Some(placement) if placement.unit.generation == generation => {
                 let because = match self.nodes.get(&placement.node) {
                     Some(node) if node.leaving => StopBecause::Leaving,
-                    Some(node) if node.availability == Availability::Draining => StopBecause::Draining,
+                    Some(node) if node.availability.is_emptied() => StopBecause::Draining,
                     _ => StopBecause::Unsuitable,
                 };
                 self.begin_stop(id, because, at);
@@ -111,10 +111,7 @@ impl State {
         }
         if report.phase == InstancePhase::Stopped {
             if placement.stopping {
-                instance.placement = None;
-                self.drop_if_removed(&report.instance);
-                self.dirty.instances.insert(report.instance.clone());
-                self.happened_to(&report.instance, node, OfInstance::Stopped);
+                self.free(&report.instance, OfInstance::Stopped);
             }
             return;
         }
@@ -144,10 +141,15 @@ impl State {
         self.drop_if_removed(id);
     }
 
-    /// What is placed of it is to stop, unless it is to already.
+    /// What is placed of it is to stop, unless it is to already; that it has can be known at once, and by nobody later.
     pub(super) fn begin_stop(&mut self, id: &InstanceId, because: StopBecause, at: Timestamp) {
-        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
         let Some(placement) = placement.filter(|placement| !placement.stopping) else { return };
+        if self.has_outlived_its_epoch(placement) {
+            return self.free(id, OfInstance::Stopped);
+        }
+        let placement = self.instances.get_mut(id).and_then(|instance| instance.placement.as_mut());
+        let placement = placement.expect("it was there just now");
         placement.stopping = true;
         placement.phase_since = at;
         let node = placement.node;

@@ -4,7 +4,7 @@
 //! them that could grow or get lost.
 
 use super::nodes::not_a_member;
-use super::{LostBecause, OfNode, Refusal, State, refuse};
+use super::{LostBecause, OfInstance, OfNode, Refusal, State, refuse};
 use crate::command::{Reply, TaskPhase};
 use crate::types::{Exit, InstanceId, NodeId, Timestamp};
 
@@ -120,7 +120,7 @@ impl State {
     pub(super) fn bury(&mut self, node: NodeId, at: Timestamp) {
         let placed: Vec<InstanceId> = self.placed_on(node).cloned().collect();
         for id in &placed {
-            self.free(id, LostBecause::Removed);
+            self.free(id, OfInstance::Lost(LostBecause::Removed));
         }
         self.end_tasks(node, "its node was removed as dead", at);
         self.drop_node(node);

@@ -201,11 +201,21 @@ fn of_each_stop_it_is_told_what_it_is_for_and_then_that_it_is_done() {
         fixture.say(Command::RemoveNode { node: NodeId(2), dead: false, abandon_volumes: false });
     });
     assert_eq!(leaving, "node2 its node is being removed");
+    let goes_down = stopped(&mut fixture, |fixture| {
+        let (node, availability) = (NodeId(1), Availability::Rebooting);
+        fixture.say(Command::SetAvailability {
+            node: NodeId(3),
+            availability: Availability::Active,
+            abandon_volumes: false,
+        });
+        fixture.say(Command::SetAvailability { node, availability, abandon_volumes: false });
+    });
+    assert_eq!(goes_down, "node1 its node is being drained");
     let removed = told(&mut fixture, |fixture| {
         fixture.say(Command::RemoveVm { name: name() });
         fixture.report("web-0", InstancePhase::Stopped);
     });
-    assert_eq!(removed, ["stopping web-0 node1 it is no longer declared", "stopped web-0 node1"]);
+    assert_eq!(removed, ["stopping web-0 node3 it is no longer declared", "stopped web-0 node3"]);
 }
 
 #[test]
