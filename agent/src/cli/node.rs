@@ -14,6 +14,11 @@ use super::watch::{Left, watch};
 use super::{Reading, Socket, show};
 use crate::api::proto;
 
+/// In which a leader is elected, if one can be, with much to spare.
+const ELECTION: Duration = Duration::from_secs(1);
+
+const NO_QUORUM: &str = "there is no quorum to move anything";
+
 #[derive(Subcommand, Debug)]
 pub enum NodeVerb {
     /// List all
@@ -185,12 +190,28 @@ async fn drain(args: &DrainArgs) -> Asked {
 /// Empties a node until its host has booted, while there is a quorum to do so. What ends the wait before it is empty is the inner
 /// error: it can be asked for again.
 pub async fn empty_until_boot(name: &NodeName, socket: &Path) -> Result<Asked, AskError> {
+    // A proposal would wait for longer, and the host with it.
+    let without_quorum = |_| Err(AskError::Overtaken(NO_QUORUM.to_owned()));
+    tokio::time::timeout(ELECTION, see_quorum(socket)).await.unwrap_or_else(without_quorum)?;
     let client = set_availability(name, socket, proto::Availability::Rebooting, false).await?;
     let left = |status: &proto::StatusReply| match &status.cluster {
         Some(cluster) if cluster.quorum => left_on(name, status),
-        _ => Left::Never("there is no quorum".to_owned()),
+        _ => Left::Never(NO_QUORUM.to_owned()),
     };
     Ok(watch(left, client, socket, &format!("{name} is empty")).await)
+}
+
+/// Until this host's agent knows of a leader that a quorum has elected.
+async fn see_quorum(socket: &Path) -> Result<(), AskError> {
+    let request = proto::StatusRequest { freshness: proto::Freshness::Stale.into() };
+    let mut client = connect(socket).await.map_err(AskError::Connect)?;
+    let mut replies = client.watch_status(request).await.map_err(AskError::Refused)?.into_inner();
+    while let Some(reply) = replies.message().await.map_err(AskError::Refused)? {
+        if reply.cluster.is_some_and(|cluster| cluster.quorum) {
+            return Ok(());
+        }
+    }
+    Err(AskError::Ended { path: socket.to_owned() })
 }
 
 /// What a node that is drained has still.
