@@ -147,12 +147,6 @@ def apply(host, wanted):
     return host.succeed("blixard apply /run/wanted.json", timeout=MAX_WAIT)
 
 
-def wait_until_armed(host):
-    """Until its fence has been armed since it booted: what is placed there before is placed anew then, perhaps elsewhere."""
-    armed = "journalctl --boot --unit=blixard-fence.service | grep 'is armed with epoch'"
-    host.wait_until_succeeds(armed, timeout=MAX_WAIT)
-
-
 def declare_anew(host):
     """What the host carries, with all of it placed now: what was placed while there were fewer than three servers is manual."""
     apply(host, manifest(host) | {"vms": {}})

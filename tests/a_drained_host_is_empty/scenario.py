@@ -20,19 +20,21 @@ with subtest("one is drained, and the others' replicas never notice"):
     assert kept == {instance: process(where[instance], instance) for instance in kept}
 
 with subtest("it is powered off and on, and nothing is placed on it"):
+    epoch = row(status(first)["nodes"], "name", emptied.name)["epoch"]
     emptied.shutdown()
     emptied.start()
     wait_for_cluster(hosts)
     wait_for(
-        "it to answer again",
+        "it to answer again, with a lease of this boot",
         lambda: row(status(first)["nodes"], "name", emptied.name),
-        lambda node: node["alive"] and node["availability"] == "draining" and node["held"] == 0,
+        lambda node: node["alive"]
+        and (node["availability"], node["held"]) == ("draining", 0)
+        and node["epoch"] > epoch,
     )
     said = first.fail(f"blixard vm move web-1 --to {emptied.name} 2>&1")
     assert f"blixard node uncordon {emptied.name}" in said, said
 
 with subtest("it is used again, and takes what a person moves there"):
-    wait_until_armed(emptied)
     first.succeed(f"blixard node uncordon {emptied.name}")
     said = first.succeed(f"blixard vm move web-0 --to {emptied.name}", timeout=MAX_WAIT)
     assert said.endswith(f"web-0 runs on {emptied.name}\n"), said

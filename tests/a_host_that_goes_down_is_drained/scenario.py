@@ -11,9 +11,10 @@ def node(host, name):
 
 def wait_for_node(host, name, availability):
     wait_for(
-        f"{name} to be up, empty and {availability}",
+        f"{name} to be up, empty and {availability}, with a lease",
         lambda: node(host, name),
-        lambda seen: seen.get("alive") and seen["availability"] == availability and seen["held"] == 0,
+        lambda seen: seen.get("alive")
+        and (seen["availability"], seen["held"], seen["lease"]) == (availability, 0, "armed"),
     )
 
 
@@ -40,7 +41,6 @@ with subtest("a reboot moves what it runs, and leaves the other replica alone"):
 with subtest("once it has booted it is used again"):
     wait_for_cluster(hosts)
     wait_for_node(stays, left.name, "active")
-    wait_until_armed(left)
     stays.succeed(f"blixard vm move web-0 --to {left.name}", timeout=MAX_WAIT)
     assert wait_for_vm(hosts, "web-0") is left
 

@@ -43,6 +43,7 @@ pub fn schedule(state: &State) -> Vec<Command> {
             Some(Change::Move(obstacle))
                 if obstacle.empties() && !evictions.begin(state, id, placement.node, &spec) => {}
             Some(Change::Move(_)) => decisions.push(Command::Unplace { instance: id.clone(), generation }),
+            Some(Change::Restart | Change::InPlace) if !may_change(state, placement) => {}
             Some(Change::Restart | Change::InPlace) => {
                 rooms.take(placement.node, placement.reserved.max(spec.request()).saturating_sub(placement.reserved));
                 decisions.push(Command::Place {
@@ -418,6 +419,12 @@ fn has_room(needs: Resources, free: Resources, total: Resources) -> Result<(), O
         return Err(Obstacle::Disk { needs: needs.disk_mib, free: free.disk_mib, total: total.disk_mib });
     }
     Ok(())
+}
+
+/// Whether its node has the lease by which it is started; if not, it is placed anew once that has ended for sure.
+fn may_change(state: &State, placement: &Placement) -> bool {
+    let node = state.nodes().get(&placement.node);
+    placement.unit.failover == Failover::Manual || node.is_some_and(|node| node.lease.arming().is_some())
 }
 
 fn is_alive(state: &State, node: NodeId) -> bool {

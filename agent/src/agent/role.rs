@@ -157,7 +157,7 @@ where
         }
         let (mut tasks, mut offering) = (JoinSet::new(), JoinSet::new());
         let (config, connect) = (self.config.clone(), &self.connect);
-        let held = self.keep_lease(&handle, &mut tasks).await;
+        let lease = self.keep_lease(&handle, &mut tasks).await;
         let (founded, connected) = (handle.founded(), reached(self.units.clone(), connect, &config));
         let of_now = seat.clone();
         let same_cluster = of_now.check_cluster(&config, self.secrets.as_ref());
@@ -185,7 +185,7 @@ where
                     let started = match units {
                         Ok(units) => {
                             self.units = Some(units.clone());
-                            start_worker(&config, &handle, self.secrets.as_ref(), (units, held.clone()), &mut tasks)
+                            start_worker(&config, &handle, self.secrets.as_ref(), (units, lease.clone()), &mut tasks)
                         }
                         Err(error) => Err(AgentError::Units(error)),
                     };
@@ -221,10 +221,16 @@ where
         })
     }
 
-    /// Whatever else there is to wait for.
-    async fn keep_lease(&self, handle: &Handle, tasks: &mut JoinSet<()>) -> watch::Receiver<Held> {
+    /// How that stands, and where it is to be said that the cluster knows of this boot.
+    async fn keep_lease(
+        &self,
+        handle: &Handle,
+        tasks: &mut JoinSet<()>,
+    ) -> (watch::Receiver<Held>, watch::Sender<bool>) {
+        let (registered, is_registered) = watch::channel(false);
         let machine = self.traits.machine.as_ref().map(|machine| Hash::of(machine.as_str().as_bytes()));
-        lease::keep(handle.clone(), &self.config.node.run_dir, machine, tasks).await
+        let held = lease::keep(handle.clone(), &self.config.node.run_dir, machine, is_registered, tasks).await;
+        (held, registered)
     }
 }
 
@@ -254,7 +260,7 @@ fn start_worker<U: Units>(
     config: &Config,
     handle: &Handle,
     secrets: Option<&Secrets>,
-    (units, mut held): (Arc<U>, watch::Receiver<Held>),
+    (units, (mut held, registered)): (Arc<U>, (watch::Receiver<Held>, watch::Sender<bool>)),
     tasks: &mut JoinSet<()>,
 ) -> Result<(), AgentError> {
     let machine = probe::machine(&config.node.data_dir).map_err(AgentError::Probe)?;
@@ -283,6 +289,7 @@ fn start_worker<U: Units>(
         // First: what a person has said of this host's last boot is carried out by then, or refused.
         let can_arm = held.borrow_and_update().can_arm;
         worker::register(&own, registering(can_arm)).await;
+        registered.send_replace(true);
         let again = async {
             let mut registered = can_arm;
             while let Ok(held) = held.wait_for(|held| held.can_arm != registered).await.map(|held| held.can_arm) {

@@ -35,17 +35,18 @@ pub struct Held {
 }
 
 /// Begins to keep a node's lease, as one of these tasks; how that stands. `machine` is a hash of what this machine says it
-/// is, if it does.
+/// is, if it does. The fence is armed once the cluster knows of this boot of the host: that would end what it has armed with.
 pub async fn keep(
     handle: Handle,
     run_dir: &Path,
     machine: Option<Hash>,
+    is_registered: watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Held> {
     let run_dir = run_dir.to_owned();
     let known = status(&run_dir).await.map(|status| held(&status)).unwrap_or_default();
     let (held, holds) = watch::channel(known);
-    tasks.spawn(Keeper { handle, run_dir, machine, held }.run());
+    tasks.spawn(Keeper { handle, run_dir, machine, is_registered, held }.run());
     holds
 }
 
@@ -53,6 +54,7 @@ struct Keeper {
     handle: Handle,
     run_dir: PathBuf,
     machine: Option<Hash>,
+    is_registered: watch::Receiver<bool>,
     /// Whoever starts instances looks here.
     held: watch::Sender<Held>,
 }
@@ -97,6 +99,7 @@ impl Keeper {
         }
         match next_step(&lease.unwrap_or_default(), &status) {
             Step::Wait => Ok(PAUSE),
+            Step::Arm { .. } if !*self.is_registered.borrow() => Ok(PAUSE),
             Step::Arm { expected, nonce } => {
                 let arm = Command::Arm { node: own, expected, nonce, machine: self.machine };
                 let answer = self.handle.propose(arm).await;

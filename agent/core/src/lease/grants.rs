@@ -85,7 +85,7 @@ impl Grants {
         }
         self.known.retain(|node, _| state.nodes().contains_key(node));
         self.look_at = now.after(LOOK);
-        for (node, epoch, arming) in armed(state) {
+        for (node, epoch, arming) in unended(state) {
             let fresh = Grant { epoch, at: now, marked: false };
             let grant = self.known.entry(node).or_insert(fresh);
             if grant.epoch != epoch {
@@ -113,7 +113,7 @@ impl Grants {
             _ => return None,
         };
         let member = state.nodes().get(&node)?;
-        let (name, epoch, arming) = (&member.name, member.lease.epoch, member.lease.arming()?);
+        let (name, epoch, arming) = (&member.name, member.lease.epoch, member.lease.unended()?);
         if let Some((expected, machine)) = shown {
             if expected != epoch {
                 return Some(format!("{name} is at epoch {epoch}, so arming it after {expected} is stale"));
@@ -141,7 +141,7 @@ impl Grants {
 /// lease don't answer. Then it is likelier the network that is lost than all of them.
 #[must_use]
 pub fn takeover(state: &State, is_silent: impl Fn(NodeId) -> bool) -> Option<Command> {
-    let silent = armed(state).filter(|(node, ..)| is_silent(*node)).count();
+    let silent = unended(state).filter(|(node, ..)| is_silent(*node)).count();
     let workers = state.nodes().iter().filter(|(_, member)| member.worker.is_some());
     let answering = workers.filter(|(node, _)| !is_silent(**node)).count();
     let is_frozen = silent * 3 > silent + answering;
@@ -152,14 +152,14 @@ pub fn takeover(state: &State, is_silent: impl Fn(NodeId) -> bool) -> Option<Com
     is_news.then_some(Command::SetTakeover { is_frozen })
 }
 
-fn armed(state: &State) -> impl Iterator<Item = (NodeId, NodeEpoch, &Arming)> {
-    state.nodes().iter().filter_map(|(id, member)| Some((*id, member.lease.epoch, member.lease.arming()?)))
+fn unended(state: &State) -> impl Iterator<Item = (NodeId, NodeEpoch, &Arming)> {
+    state.nodes().iter().filter_map(|(id, member)| Some((*id, member.lease.epoch, member.lease.unended()?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::tests::Fixture;
+    use crate::state::tests::{Fixture, NEXT_BOOT};
     use crate::types::{Hash, Nonce};
 
     fn at(seconds: u64) -> BootTime {
@@ -275,6 +275,22 @@ mod tests {
         assert!(why.contains("node1") && why.contains("in 15 s"), "{why}");
         assert!(objection("a clone", 10 + WAIT).is_some());
         assert_eq!(objection("a clone", 11 + WAIT), None);
+    }
+
+    #[test]
+    fn whose_host_has_booted_is_granted_nothing_and_its_epoch_ends_like_any_other() {
+        let (mut fixture, mut grants) = armed_nodes(2);
+        fixture.say(arm(1, Some("its machine")));
+        grants.grant(&fixture.state, NodeId(1), NodeEpoch(2), at(12)).unwrap();
+        fixture.start_agent(1, NEXT_BOOT);
+        let denial = Denial::Ended { node: NodeId(1), epoch: NodeEpoch(2) };
+        assert_eq!(grants.grant(&fixture.state, NodeId(1), NodeEpoch(2), at(13)), Err(denial));
+        let mut objection = |machine| grants.objection(&fixture.state, &arm(2, Some(machine)), at(14)).is_some();
+        assert_eq!(["its machine", "a clone"].map(&mut objection), [false, true]);
+        assert!(takeover(&fixture.state, |node| node == NodeId(1)).is_some(), "while it is silent it counts");
+        grant(&mut grants, &fixture, 2, 11 + WAIT).unwrap();
+        assert_eq!(grants.expired(&fixture.state, at(11 + WAIT)), []);
+        assert_eq!(grants.expired(&fixture.state, at(12 + WAIT)), [fence(1, 2)]);
     }
 
     #[test]

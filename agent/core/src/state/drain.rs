@@ -1,9 +1,9 @@
 //! Nodes on which nothing is placed, as a person wants or until they have booted, and instances that a person wants elsewhere.
 
 use super::nodes::not_a_member;
-use super::{OfNode, Refusal, State, StopBecause, refuse};
+use super::{OfNode, Refusal, Standing, State, StopBecause, refuse};
 use crate::command::Reply;
-use crate::types::{Availability, Hash, InstanceId, NodeId, Timestamp};
+use crate::types::{Availability, Failover, Hash, InstanceId, NodeId, Timestamp};
 
 impl State {
     /// Whether what this node runs is to go elsewhere.
@@ -42,13 +42,24 @@ impl State {
         Ok(Reply::Done)
     }
 
-    /// In which boot of its host a node's agent runs: it is used again if that is the one that it was emptied for.
+    /// In which boot of its host a node's agent runs. If that is another one, the node has no lease before it arms, and it is
+    /// used again if it was emptied for that.
     pub(super) fn note_boot(&mut self, node: NodeId, boot: Hash) {
         let Some(member) = self.nodes.get_mut(&node).filter(|member| member.boot != Some(boot)) else { return };
-        member.boot = Some(boot);
+        let is_first = member.boot.replace(boot).is_none();
         self.dirty.nodes.insert(node);
-        if member.availability == Availability::Rebooting {
+        if let Standing::Armed(arming) = member.lease.standing {
+            member.lease.standing = Standing::Rebooted(arming);
+            self.dirty.leases.insert(node);
+        }
+        let is_opened = member.availability == Availability::Rebooting;
+        if is_opened {
             member.availability = Availability::Active;
+        }
+        if !is_first {
+            self.happened_on(node, OfNode::Booted);
+        }
+        if is_opened {
             self.happened_on(node, OfNode::Availability(Availability::Active));
         }
     }
@@ -79,6 +90,12 @@ impl State {
         }
         self.check_open(to)?;
         self.check_room(to, spec.request())?;
+        if self.failover(&spec) == Failover::Automatic && self.nodes[&to].lease.arming().is_none() {
+            let name = &self.nodes[&to].name;
+            return refuse(format!(
+                "node {name} has no lease now, and {id} needs one: `blixard status` says when it has"
+            ));
+        }
         let instance = self.instances.get_mut(id).expect("it was there just now");
         (instance.volumes_on, instance.bound_for) = (None, Some(to));
         self.dirty.instances.insert(id.clone());
@@ -102,7 +119,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::super::Beginner;
-    use super::super::tests::{BOOT, Fixture, id, is_refused, register, vm, worker};
+    use super::super::tests::{BOOT, Fixture, NEXT_BOOT, id, is_refused, vm};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec};
     use crate::manifest::VmSpec;
@@ -168,14 +185,6 @@ mod tests {
         assert_eq!(fixture.state.held_by(NodeId(2)), 4, "nothing moves for nothing");
     }
 
-    /// The agent of node 1 starts, in this boot of its host.
-    fn start_in(fixture: &mut Fixture, boot: Hash) {
-        let mut registering = register(1, worker());
-        let Command::RegisterWorker { boot: in_boot, .. } = &mut registering else { unreachable!() };
-        *in_boot = boot;
-        fixture.say(registering);
-    }
-
     #[test]
     fn a_node_that_reboots_is_emptied_until_its_host_has_booted() {
         let mut fixture = running(&[("web", vm("web", 2))]);
@@ -183,11 +192,11 @@ mod tests {
         fixture.run();
         assert_eq!(stopping(&fixture), ["web-0"]);
         fixture.report("web-0", InstancePhase::Stopped);
-        start_in(&mut fixture, BOOT);
+        fixture.start_agent(1, BOOT);
         fixture.run();
         assert_eq!(fixture.node_of("web-0"), Some(2), "its agent has started again, and not its host");
         is_refused(&go(&mut fixture, "web-0", 1, false), &["node1 is rebooting", "blixard node uncordon node1"]);
-        start_in(&mut fixture, Hash::of(b"the next boot"));
+        fixture.start_agent(1, NEXT_BOOT);
         assert_eq!(go(&mut fixture, "web-0", 1, false), Reply::Done);
         set(&mut fixture, 1, Availability::Rebooting);
         set(&mut fixture, 1, Availability::Active);
@@ -202,7 +211,7 @@ mod tests {
             set(&mut fixture, 1, Availability::Rebooting);
             fixture.run();
             assert_eq!(stopping(&fixture), ["web-0"], "{closed}");
-            start_in(&mut fixture, Hash::of(b"the next boot"));
+            fixture.start_agent(1, NEXT_BOOT);
             assert_eq!(fixture.state.nodes()[&NodeId(1)].availability, Availability::Draining, "{closed}");
         }
     }
@@ -307,7 +316,7 @@ mod tests {
             assert_eq!(stopping(&fixture), [gone]);
             fixture.report(gone, InstancePhase::Stopped);
         }
-        start_in(&mut fixture, Hash::of(b"the next boot"));
+        fixture.start_agent(1, NEXT_BOOT);
         fixture.run();
         assert_eq!(fixture.state.held_by(NodeId(1)), 2);
     }

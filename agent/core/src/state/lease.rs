@@ -1,9 +1,11 @@
 //! Which nodes may run what starts elsewhere when they aren't heard, and what becomes of it.
 //!
 //! ```text
-//!              Arm                  Fence (the leader has waited)
+//!              Arm                 Fence (the leader has waited)
 //!   Unarmed ─────────▶ Armed ─────────────────────────────────────▶ Fenced
-//!                      │  ▲ Arm, by the next epoch, from anywhere      │
+//!                      │  ▲ Arm, by the next epoch, from anywhere   ▲  │
+//!       its host boots ▼  │                                         │  │
+//!                    Rebooted ──────────────────────────────────────┘  │
 //!                      └──┴──── ConfirmDead (a person's word) ─────▶ Gone
 //! ```
 //!
@@ -40,6 +42,9 @@ pub enum Standing {
     Fenced,
     /// A person has said that nothing runs on it.
     Gone,
+    /// Its host is said to have booted since it armed, which proves nothing: nothing is placed there or granted any more, and
+    /// what is automatic on it is its epoch's until that ends.
+    Rebooted(Arming),
 }
 
 /// What a node has armed with.
@@ -81,6 +86,14 @@ impl Lease {
         match &self.standing {
             Standing::Armed(arming) => Some(arming),
             _ => None,
+        }
+    }
+
+    /// What its epoch began with, unless nothing automatic of that runs any more.
+    pub const fn unended(&self) -> Option<&Arming> {
+        match &self.standing {
+            Standing::Armed(arming) | Standing::Rebooted(arming) => Some(arming),
+            Standing::Unarmed | Standing::Fenced | Standing::Gone => None,
         }
     }
 }
@@ -134,7 +147,7 @@ impl State {
             return refuse("takeover is frozen: `blixard cluster resume` lets it go on");
         }
         let member = self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))?;
-        if member.lease.epoch != epoch || member.lease.arming().is_none() {
+        if member.lease.epoch != epoch || member.lease.unended().is_none() {
             return refuse(format!("{} is not armed at epoch {epoch} any more", member.name));
         }
         member.lease.standing = Standing::Fenced;
@@ -249,7 +262,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::super::Beginner;
-    use super::super::tests::{Fixture, id, is_refused, register, vm, worker};
+    use super::super::tests::{BOOT, Fixture, NEXT_BOOT, id, is_refused, register, vm, worker};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec, Worker};
     use crate::types::{Availability, Exit, NodeRole, Resources, RestartPolicy, TaskId};
@@ -322,6 +335,39 @@ mod tests {
         assert_eq!((before.unit.generation.0, before.epoch), (2, NodeEpoch(2)));
         is_refused(&fixture.say(stale), &["node1 is at epoch 2", "after 1"]);
         assert_eq!(fixture.placement("a-0"), Some(before), "one that was on its way for long changes nothing");
+    }
+
+    #[test]
+    fn a_host_that_has_booted_has_no_lease_and_what_it_ran_is_not_freed_by_that() {
+        let mut fixture = running(&[("a", vm("a", 1)), ("b", vm("b", 1)), ("c", vm("c", 1))]);
+        fixture.start_agent(1, BOOT);
+        assert!(
+            fixture.state.nodes()[&NodeId(1)].lease.arming().is_some(),
+            "its agent has started again, and not its host"
+        );
+        for node in [1, 2] {
+            fixture.start_agent(node, NEXT_BOOT);
+        }
+        fixture.declare(&[
+            ("a", VmSpec { vcpus: 2, ..vm("a", 1) }),
+            ("b", vm("b", 1)),
+            ("c", vm("c", 1)),
+            ("d", vm("d", 2)),
+        ]);
+        fixture.settle();
+        let nodes = ["a-0", "b-0", "d-0", "d-1"].map(|id| fixture.node_of(id));
+        assert_eq!(nodes, [Some(1), Some(2), Some(3), Some(3)]);
+        assert_eq!(fixture.placement("a-0").unwrap().unit.generation.0, 1, "nothing of it changes now");
+        let place = Command::Place { instance: id("a-0"), node: NodeId(1), generation: crate::types::Generation(2) };
+        is_refused(&fixture.decide(place), &["node1", "not armed"]);
+        let go = Command::Move { instance: id("c-0"), to: NodeId(1), abandon_volumes: false };
+        is_refused(&fixture.say(go.clone()), &["node1 has no lease", "c-0", "blixard status"]);
+        assert_eq!(fixture.arm(1), Reply::Done);
+        assert_eq!(fixture.say(go), Reply::Done);
+        assert_eq!(fence(&mut fixture, 2, 1), Reply::Done, "one that doesn't arm is fenced like any other");
+        assert_eq!(["a-0", "b-0"].map(|id| fixture.node_of(id)), [None; 2]);
+        fixture.settle();
+        assert_eq!(["a-0", "b-0"].map(|id| fixture.node_of(id)), [Some(1); 2]);
     }
 
     #[test]

@@ -46,6 +46,10 @@ pub enum Mutation {
     FreesByDeclaration,
     /// An arming frees what is manual, too.
     FreesManualOnArm,
+    /// That a host has booted frees what was placed there.
+    FreesAtBoot,
+    /// A leader waits for no end of what a node had before its host booted.
+    SparesWhoHasBooted,
     /// An instance is said to have stopped before it has.
     AcknowledgesTooEarly,
     /// A node is dead as soon as a person says so.
@@ -139,6 +143,11 @@ impl Mutation {
         let mut entries = Vec::new();
         match (&entry.command, self) {
             (Command::Arm { node, .. }, Self::FreesManualOnArm) => entries = free(*node, term, &entry),
+            (Command::RegisterWorker { node, boot, .. }, Self::FreesAtBoot)
+                if state.nodes().get(node).is_some_and(|member| member.boot != Some(*boot)) =>
+            {
+                entries = free(*node, term, &entry);
+            }
             (Command::Fence { node, .. }, Self::FreesByDeclaration) if has_flipped(state, *node) => {
                 entries = free(*node, term, &entry);
             }

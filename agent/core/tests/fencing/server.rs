@@ -219,7 +219,12 @@ impl Server {
             Mutation::WaitsForTheLeaseOnly => now.after(terms.wait().saturating_sub(terms.lease())),
             _ => now,
         };
-        self.grants.expired(&self.state, now)
+        let mut decisions = self.grants.expired(&self.state, now);
+        if self.mutation == Mutation::SparesWhoHasBooted {
+            let is_armed = |node: &NodeId| self.state.nodes()[node].lease.arming().is_some();
+            decisions.retain(|decision| !matches!(decision, Command::Fence { node, .. } if !is_armed(node)));
+        }
+        decisions
     }
 
     fn decide(&mut self, command: Command, now: BootTime) {
@@ -304,9 +309,12 @@ impl Server {
         while let Some(turn) = self.driver.turn() {
             assert!(turn.install.is_none(), "no log is ever cut");
             told.messages.extend(turn.send);
-            let writes: Vec<Write> = turn.write.into_iter().collect();
+            let mut writes: Vec<Write> = turn.write.into_iter().collect();
             self.committed.extend(turn.committed);
-            self.apply(&mut told);
+            if self.apply(&mut told) {
+                // A start that didn't know of it would count on the voters of before.
+                writes.push(self.driver.record_commit());
+            }
             if let Ok(Some(durable)) = Write::write_all(writes, &mut self.log) {
                 told.messages.extend(self.driver.persisted(durable));
             }
@@ -325,13 +333,16 @@ impl Server {
         told
     }
 
-    fn apply(&mut self, told: &mut Told) {
+    /// Whether the servers have changed.
+    fn apply(&mut self, told: &mut Told) -> bool {
+        let mut has_changed = false;
         let committed = if self.is_behind { Vec::new() } else { std::mem::take(&mut self.committed) };
         for committed in committed {
             let index = committed.position.index;
             match committed.content {
                 Content::Membership { change, .. } => {
                     let is_done = self.driver.apply_membership(index, change).is_ok();
+                    has_changed |= is_done;
                     if let MembershipChange::Remove(raft) = change
                         && is_done
                     {
@@ -349,5 +360,6 @@ impl Server {
             self.applied = committed.position;
             self.driver.applied(index);
         }
+        has_changed
     }
 }

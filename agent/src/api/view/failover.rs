@@ -10,8 +10,8 @@ pub fn lease(member: &Node) -> &'static str {
         Standing::Gone => "dead",
         Standing::Armed(_) => "armed",
         Standing::Fenced => "fenced",
-        Standing::Unarmed if member.worker.as_ref().is_some_and(|worker| !worker.fence) => "none",
-        Standing::Unarmed => "unarmed",
+        _ if member.worker.as_ref().is_some_and(|worker| !worker.fence) => "none",
+        Standing::Unarmed | Standing::Rebooted(_) => "unarmed",
     }
 }
 

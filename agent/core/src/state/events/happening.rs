@@ -105,6 +105,8 @@ pub enum OfNode {
     Held {
         manifest: Hash,
     },
+    /// Its host has booted.
+    Booted,
 }
 
 /// What happens to the cluster.
@@ -158,6 +160,7 @@ impl Event {
                 OfNode::Removed => "removed",
                 OfNode::Enlisted => "enlisted",
                 OfNode::Held { .. } => "held",
+                OfNode::Booted => "booted",
             },
             Happening::Cluster(what) => match what {
                 OfCluster::Head { .. } => "head",
@@ -257,7 +260,9 @@ impl OfNode {
             Self::ConfirmedDead => "a person has said so".to_owned(),
             Self::Enlisted => "it is to be a server".to_owned(),
             Self::Held { manifest } => format!("it carries {}, an earlier manifest", manifest.short()),
-            Self::Joined | Self::Rejoined | Self::Availability(_) | Self::Leaving | Self::Removed => String::new(),
+            Self::Joined | Self::Rejoined | Self::Availability(_) | Self::Leaving | Self::Removed | Self::Booted => {
+                String::new()
+            }
         }
     }
 }

@@ -36,7 +36,9 @@ pub fn what_an_entry_changes_is_told(state: &State, before: &State, index: u64) 
             let (id, node) = state.node_named(name)?;
             let alive = state.worker_status(id).is_some_and(|status| status.alive);
             let is_away = state.absent().get(&id) == Some(&Absence::Away);
-            Some((id, alive, is_away, node.availability, node.leaving, node.lease, node.raft.is_some()))
+            // In which boot it is first said is no news.
+            let boot = before.node_named(name).and_then(|(_, node)| node.boot).and(node.boot);
+            Some((id, alive, is_away, node.availability, node.leaving, node.lease, node.raft.is_some(), boot))
         };
         let is_changed = of(state) != of(before);
         let is_told = told.iter().any(|(_, event)| {

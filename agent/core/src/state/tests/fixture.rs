@@ -70,6 +70,15 @@ impl Fixture {
         self.say(Command::RegisterWorker { node, address, understands, role, worker, secrets: None, boot: BOOT });
     }
 
+    /// A node's agent starts, in this boot of its host.
+    pub fn start_agent(&mut self, id: u64, in_boot: Hash) {
+        let mut registering = register(id, worker());
+        if let Command::RegisterWorker { boot, .. } = &mut registering {
+            *boot = in_boot;
+        }
+        self.say(registering);
+    }
+
     /// What anybody may propose.
     pub fn say(&mut self, command: Command) -> Reply {
         self.apply(None, command)
@@ -235,6 +244,7 @@ pub fn worker() -> Worker {
 const ROLE: NodeRole = NodeRole::Server;
 /// In which every host is at first.
 pub const BOOT: Hash = Hash::from_bytes([1; 32]);
+pub const NEXT_BOOT: Hash = Hash::from_bytes([2; 32]);
 
 pub fn register(id: u64, worker: Worker) -> Command {
     let (node, address, understands) = (NodeId(id), address(id), Level::NEWEST);

@@ -33,8 +33,9 @@ fn an_epoch_is_good_for_the_fence_alone_that_it_was_raised_for() {
         let mut world = running(seed, Failover::Automatic, mutation);
         let disk = world.hosts[&HERE].disk.clone();
         world.install(HostId(104), NodeId(HERE.0), disk);
+        // That there is another boot has ended the lease of the first one: either may arm now, and not by the epoch of before.
         world.run_for(15 * SECOND);
-        assert_eq!(world.alive(&web()), [HERE]);
+        assert_eq!(world.alive(&web()).len(), 1);
     };
     is_kept(history, Mutation::ResumesEpochs, &[TWICE]);
 }

@@ -66,10 +66,11 @@ impl World {
         self.register(id);
         let servers = self.servers_of(self.hosts[&id].epoch());
         let request = self.number();
+        let is_hasty = self.mutation == Mutation::ActsUnregistered;
         let host = self.host(id);
         let (node, agent) = (host.node, host.agent.as_mut().expect("it looks"));
         let known = agent.told.0;
-        let asks = agent.needs.is_none() && agent.is_registered;
+        let asks = agent.needs.is_none() && (agent.is_registered || is_hasty);
         if asks {
             agent.barrier.get_or_insert(request);
         }
@@ -84,18 +85,16 @@ impl World {
         self.keep_units(id, boot);
     }
 
-    /// Tells the cluster of this boot of its host, until it knows of it: what a person has said of the one before is carried
+    /// Tells the cluster of this boot of its host, until it has heard it: what a person has said of the one before is carried
     /// out by then, or refused.
     fn register(&mut self, id: HostId) {
-        let is_hasty = self.mutation == Mutation::ActsUnregistered;
         let host = self.host(id);
         let (node, boot) = (host.node, host.clock.boot());
         let agent = host.agent.as_mut().expect("it looks");
-        agent.is_registered |= is_hasty;
         let Some(member) = agent.known().1.nodes().get(&node) else { return };
         let (role, is_known) = (member.role, member.boot == Some(boot));
         agent.is_registered |= is_known;
-        if !is_known && self.random.percent(30) {
+        if !agent.is_registered && self.random.percent(30) {
             self.propose(id, cluster::registration(node.0, role, boot));
         }
     }
@@ -148,14 +147,14 @@ impl World {
             agent.renewals.retain(|_, (_, sent)| sent.after(PAUSE * 100) > at);
             agent.renewals.extend(epoch.map(|epoch| (request, (epoch, at))));
         }
-        let may_propose = agent.proposes_at <= at;
+        let may_arm = agent.proposes_at <= at && agent.is_registered;
         if is_due {
             for to in self.servers_of(self.hosts[&id].epoch()) {
                 self.send(id, to, Message::Beat { request, node, epoch });
             }
         }
         match step {
-            Step::Arm { expected, nonce } if may_propose => {
+            Step::Arm { expected, nonce } if may_arm => {
                 self.agent(id, boot).expect("as before").proposes_at = at.after(PAUSE);
                 self.propose(id, Command::Arm { node, expected, nonce, machine });
             }
