@@ -226,7 +226,7 @@ let
             What becomes of the VM where its host is cut off, or lost. "automatic": the host stops it in time, and another
             one starts it. "manual": it runs on, and another host starts it only once a person has said that its own is
             dead, with {command}`blixard node confirm-dead`. A VM with {option}`diskMiB` is manual whatever is set here,
-            and so are all where fewer than three hosts are servers.
+            and so are all where fewer than three hosts are to be servers.
           '';
         };
         priority = mkOption {

@@ -148,7 +148,7 @@ def apply(host, wanted):
 
 
 def declare_anew(host):
-    """What the host carries, with all of it placed now: what was placed while there were fewer than three servers is manual."""
+    """What the host carries, with all of it placed now: what was placed before workers had joined isn't on them."""
     apply(host, manifest(host) | {"vms": {}})
     wait_for("every VM to be gone", lambda: status(host)["vms"], lambda seen: not seen)
     apply(host, manifest(host))

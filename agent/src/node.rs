@@ -68,7 +68,7 @@ pub struct Parts {
     pub store: Store,
     pub state: State,
     /// On the node that founds the cluster, until it has.
-    pub founding: Option<Founding>,
+    pub founding: Option<Command>,
     /// How often the servers compare their states, if anything has changed.
     pub check_ticks: u64,
 }
@@ -82,15 +82,6 @@ pub struct Common {
     pub understands: Level,
     pub transport: Arc<Transport>,
     pub directory: watch::Sender<Arc<Directory>>,
-}
-
-/// What the founder of a cluster begins with.
-#[derive(Clone, Debug)]
-pub struct Founding {
-    /// The first entry.
-    pub command: Command,
-    /// How many servers are configured; they are given time to join.
-    pub servers: usize,
 }
 
 /// Why the loop has ended.
@@ -161,7 +152,7 @@ struct Node {
     directory: watch::Sender<Arc<Directory>>,
     /// Members that have joined after what the state knows, by their own word.
     introduced: BTreeMap<NodeId, Member>,
-    founding: Option<Founding>,
+    founding: Option<Command>,
     understands: Level,
     check_ticks: u64,
     /// Index of the entry after which the state is to be hashed.

@@ -228,7 +228,7 @@ impl Seat {
                 let reason = "this host rejoins a cluster, and no server that answers is in one";
                 return Ok(ControlFlow::Continue(reason.to_owned()));
             }
-            Decision::Found => return Self::found(secrets, asking).map(ControlFlow::Break),
+            Decision::Found => return Self::found(config, secrets, asking).map(ControlFlow::Break),
             Decision::Wait(reason) => return Ok(ControlFlow::Continue(reason)),
             Decision::Join(servers) => servers,
         };
@@ -265,7 +265,7 @@ impl Seat {
         ControlFlow::Continue(failures.join("; "))
     }
 
-    fn found(secrets: &Secrets, asking: &Asking) -> Result<Self, SeatError> {
+    fn found(config: &Config, secrets: &Secrets, asking: &Asking) -> Result<Self, SeatError> {
         let Asking { own, key, understands, role, .. } = asking;
         let authority = Authority::create(identity::draw_cluster_id()).map_err(SeatError::Found)?;
         let (cluster, epoch, node, raft) = (authority.cluster(), ClusterEpoch::FIRST, NodeId(1), FOUNDER);
@@ -292,6 +292,7 @@ impl Seat {
                 ca_certificate: authority.certificate().to_vec(),
                 sealed_ca_key: authority.seal(secrets.current()),
                 first,
+                listed_servers: config.servers().len(),
             }),
         })
     }

@@ -13,7 +13,6 @@ CUTS = {
 with subtest("three hosts, and the manual VM on gamma"):
     start_all()
     wait_for_cluster(hosts)
-    declare_anew(alpha)
     assert wait_for_vm(hosts, "db-0") is gamma
     manual = process(gamma, "db-0")
 

@@ -6,7 +6,6 @@ instances = ["web-0", "web-1", "web-2"]
 with subtest("three hosts with an automatic replica each, and a manual VM on one of them"):
     start_all()
     wait_for_cluster(hosts)
-    declare_anew(alpha)
     where = {instance: wait_for_vm(hosts, instance) for instance in ["db-0", *instances]}
     assert {where[instance] for instance in instances} == set(hosts), where
     lost = where["db-0"]

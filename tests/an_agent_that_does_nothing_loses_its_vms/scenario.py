@@ -25,7 +25,6 @@ def bring_program_back(host):
 with subtest("three hosts with a replica each"):
     start_all()
     wait_for_cluster(hosts)
-    declare_anew(alpha)
     where = {instance: wait_for_vm(hosts, instance) for instance in instances}
     assert len(set(where.values())) == 3, where
 

@@ -6,7 +6,6 @@ instances = ["web-0", "web-1", "web-2"]
 with subtest("three hosts with an automatic replica each, and a manual VM on one of them"):
     start_all()
     wait_for_cluster(hosts)
-    declare_anew(alpha)
     where = {instance: wait_for_vm(hosts, instance) for instance in ["db-0", *instances]}
     left = where["db-0"]
     [automatic] = [instance for instance in instances if where[instance] is left]

@@ -50,6 +50,8 @@ pub enum Command {
         ca_certificate: Vec<u8>,
         sealed_ca_key: Vec<u8>,
         first: NewNode,
+        /// How many servers its configuration lists.
+        listed_servers: usize,
     },
     /// A blank node wants in. The same name with the same key gets the same ids again.
     Admit(NewNode),

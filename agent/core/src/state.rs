@@ -96,6 +96,8 @@ pub struct Cluster {
     /// Its members as of when the epoch began that haven't come back to it.
     pub absent: BTreeMap<NodeId, Absence>,
     pub takeover: Takeover,
+    /// How many servers the configuration of its founder lists: so many hosts are to join.
+    pub listed_servers: usize,
 }
 
 /// The last id given out of each kind; ids start at 1 and are never reused.
@@ -289,8 +291,8 @@ impl State {
             return refuse("there is no cluster yet");
         }
         match command {
-            Command::Found { cluster, ca_certificate, sealed_ca_key, first } => {
-                self.found(*cluster, ca_certificate, sealed_ca_key, first, at)
+            Command::Found { cluster, ca_certificate, sealed_ca_key, first, listed_servers } => {
+                self.found(*cluster, (ca_certificate, sealed_ca_key), first, *listed_servers, at)
             }
             Command::Admit(host) => self.check_undeclared(&host.name).and_then(|()| self.admit(host, at)),
             Command::RegisterWorker { node, address, understands, role, worker, secrets, boot } => {
@@ -349,9 +351,9 @@ impl State {
     fn found(
         &mut self,
         id: ClusterId,
-        ca_certificate: &[u8],
-        sealed_ca_key: &[u8],
+        (ca_certificate, sealed_ca_key): (&[u8], &[u8]),
         first: &NewNode,
+        listed_servers: usize,
         at: Timestamp,
     ) -> Result<Reply, Refusal> {
         if let Some(cluster) = &self.cluster {
@@ -368,6 +370,7 @@ impl State {
             renewal: None,
             absent: BTreeMap::new(),
             takeover: Takeover::Free,
+            listed_servers,
         });
         self.dirty.cluster = true;
         self.admit(first, at)

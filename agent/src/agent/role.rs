@@ -26,7 +26,7 @@ use super::{AgentError, Told, Traits, notify, offer, stop, stopped};
 use crate::api::{self, Stage};
 use crate::config::Config;
 use crate::identity::{self, Secrets};
-use crate::node::{self, Common, End, Ended, Founding, Handle, Parts};
+use crate::node::{self, Common, End, Ended, Handle, Parts};
 use crate::seat::Seat;
 use crate::store::Store;
 use crate::transport::{self, Directory, Transport};
@@ -143,8 +143,7 @@ where
         let Traits { election_ticks, heartbeat_ticks, check_ticks, .. } = self.traits;
         let settings = Settings { election_ticks, heartbeat_ticks, ..Settings::new(raft, seed) };
         let driver = Driver::new(settings, recovered).map_err(|source| AgentError::Resume { path: dir, source })?;
-        let unfounded = seat.founding.clone().filter(|_| state.cluster().is_none());
-        let founding = unfounded.map(|command| Founding { command, servers: self.config.servers().len() });
+        let founding = seat.founding.clone().filter(|_| state.cluster().is_none());
         Ok(Parts { common, raft, driver, log, store, state, founding, check_ticks })
     }
 

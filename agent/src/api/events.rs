@@ -116,7 +116,8 @@ mod tests {
             role: NodeRole::Auto,
         };
         let cluster = ClusterId::from_bytes([7; 16]);
-        let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };
+        let found =
+            Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first, listed_servers: 1 };
         let turns = [false, true].map(|alive| Command::SetWorkerAlive { node: NodeId(1), alive });
         let mut state = State::default();
         for (index, command) in (1..=events).zip(std::iter::once(&found).chain(turns.iter().cycle())) {

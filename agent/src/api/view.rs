@@ -454,7 +454,8 @@ mod tests {
             role: blixard_core::types::NodeRole::Auto,
         };
         let cluster = ClusterId::from_bytes([7; 16]);
-        let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };
+        let found =
+            Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first, listed_servers: 1 };
         apply(&mut state, 1, Some(TERM), found);
         for (index, (name, replicas)) in (2..).zip([("db", 1), ("web", 3), ("web-0", 2)]) {
             let vm =

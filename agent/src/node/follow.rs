@@ -277,7 +277,8 @@ mod tests {
     /// What node 2 is told in a cluster of one server.
     fn assignment() -> Vec<u8> {
         let (cluster, first) = (ClusterId::from_bytes([7; 16]), host("alpha", NodeRole::Auto));
-        let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };
+        let found =
+            Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first, listed_servers: 1 };
         let mut state = State::default();
         let commands = [(Some(Term(1)), found), (None, Command::Admit(host("beta", NodeRole::Worker)))];
         for (index, (decided_in, command)) in (1..).zip(commands) {

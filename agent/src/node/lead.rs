@@ -77,7 +77,7 @@ impl Node {
         }
         if self.known.look().state.cluster().is_none() {
             if let Some(founding) = self.founding.clone() {
-                self.decide(founding.command);
+                self.decide(founding);
             }
             return;
         }
@@ -187,13 +187,19 @@ impl Node {
 
     /// The founder gives the other servers time to join, and to arm, or it would place everything on itself.
     fn awaits_servers(&mut self) -> bool {
-        let Some(founding) = &self.founding else { return false };
+        if self.founding.is_none() {
+            return false;
+        }
         let is_ready = |node: &&state::Node| {
             let worker = node.worker.as_ref();
             worker.is_some_and(|worker| !worker.fence || node.lease.arming().is_some())
         };
-        let registered = self.known.look().state.nodes().values().filter(is_ready).count();
-        let waits = registered < founding.servers && self.ticks < FOUNDING_TICKS;
+        let lacks_some = {
+            let known = self.known.look();
+            let registered = known.state.nodes().values().filter(is_ready).count();
+            known.state.cluster().is_some_and(|cluster| registered < cluster.listed_servers)
+        };
+        let waits = lacks_some && self.ticks < FOUNDING_TICKS;
         if !waits {
             self.founding = None;
             self.lead.dirty = true;

@@ -85,7 +85,8 @@ mod tests {
             role: NodeRole::Auto,
         };
         let (cluster, first) = (ClusterId::from_bytes([7; 16]), host("alpha"));
-        let found = Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first };
+        let found =
+            Command::Found { cluster, ca_certificate: vec![1], sealed_ca_key: vec![2], first, listed_servers: 1 };
         let mut state = State::default();
         let commands =
             [(Some(Term(1)), found), (None, Command::Admit(host("beta"))), (None, Command::Admit(host("gamma")))];

@@ -332,6 +332,7 @@ mod tests {
             ca_certificate: vec![1],
             sealed_ca_key: vec![2],
             first,
+            listed_servers: 1,
         };
         let entry = Entry { at: Timestamp(0), decided_in: Some(Term(1)), request: None, command };
         let mut state = State::default();

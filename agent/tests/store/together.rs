@@ -164,6 +164,7 @@ fn command(number: u64) -> Entry {
                 understands: Level::NEWEST,
                 role: blixard_core::types::NodeRole::Auto,
             },
+            listed_servers: 1,
         },
         number if number % 7 == 6 => Command::RemoveVm { name: format!("vm{}", number - 1).parse().unwrap() },
         number => Command::PutVm {

@@ -20,7 +20,7 @@ use crate::command::Reply;
 use crate::manifest::VmSpec;
 use crate::types::{Failover, Hash, InstanceId, LeaseTerms, NodeEpoch, NodeId, Nonce, Timestamp};
 
-/// Servers without which the loss of one ends every lease.
+/// With fewer servers the loss of one ends every lease.
 const MIN_SERVERS: usize = 3;
 
 /// How often a node has armed, and whether that still holds.
@@ -73,6 +73,7 @@ pub enum ManualBecause {
     Declared,
     /// It has volumes.
     LocalState,
+    /// So few are configured; those that are yet to join count.
     FewServers {
         servers: usize,
     },
@@ -101,7 +102,7 @@ impl Lease {
 impl State {
     /// Why an instance that isn't placed yet is placed as manual; nothing where it is automatic.
     pub fn manual_because(&self, spec: &VmSpec) -> Option<ManualBecause> {
-        let servers = self.servers().count();
+        let servers = self.configured_servers();
         if spec.failover == Failover::Manual {
             Some(ManualBecause::Declared)
         } else if spec.disk_mib > 0 {
@@ -265,7 +266,7 @@ mod tests {
     use super::super::tests::{BOOT, Fixture, NEXT_BOOT, id, is_refused, register, vm, worker};
     use super::*;
     use crate::command::{Command, InstancePhase, TaskSpec, Worker};
-    use crate::types::{Availability, Exit, NodeRole, Resources, RestartPolicy, TaskId};
+    use crate::types::{Availability, Exit, NodeRole, RaftId, Resources, RestartPolicy, TaskId};
 
     fn manual(name: &str) -> VmSpec {
         VmSpec { failover: Failover::Manual, ..vm(name, 1) }
@@ -402,6 +403,12 @@ mod tests {
         fixture.declare(&[("a", vm("a", 1))]);
         fixture.settle();
         assert_eq!(failover_of(&fixture, "a-0"), Failover::Manual);
+        assert_eq!(because(&fixture, "a"), Some(ManualBecause::FewServers { servers: 2 }));
+        assert_eq!(fixture.join(4, NodeRole::Auto), Some(RaftId(3)));
+        assert_eq!(because(&fixture, "a"), None);
+        fixture.remove_server(RaftId(3));
+        assert_eq!(because(&fixture, "a"), None, "it is to be a server, or another one");
+        fixture.say(Command::RemoveNode { node: NodeId(4), dead: false, abandon_volumes: false });
         assert_eq!(because(&fixture, "a"), Some(ManualBecause::FewServers { servers: 2 }));
         let mut fixture = Fixture::of_nodes(3);
         for node in 1..=3 {

@@ -14,6 +14,16 @@ impl State {
         known.filter(|(_, node)| node.raft.is_some())
     }
 
+    /// How many servers there are to be once all hosts have joined that the founder knew of, and as many of them are servers
+    /// as are wanted; at least those that there are.
+    pub(super) fn configured_servers(&self) -> usize {
+        let listed = self.cluster.as_ref().map_or(0, |cluster| cluster.listed_servers);
+        let joined = usize::try_from(self.counters.node.0).unwrap_or(usize::MAX);
+        let may_serve = self.nodes.values().filter(|node| node.role != NodeRole::Worker && !node.leaving);
+        let may_serve = may_serve.count() + listed.saturating_sub(joined);
+        may_serve.min(self.settings().servers).max(self.servers().count())
+    }
+
     pub fn node_of_raft(&self, raft: RaftId) -> Option<(NodeId, &Node)> {
         self.servers().find(|(_, node)| node.raft == Some(raft)).map(|(id, node)| (*id, node))
     }
@@ -69,9 +79,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::Fixture;
+    use super::super::tests::{Fixture, manifest, vm};
     use super::*;
-    use crate::command::Command;
+    use crate::command::{Command, Origin};
+    use crate::types::Failover;
 
     #[test]
     fn who_joins_is_a_server_at_once_where_one_is_lacking() {
@@ -83,6 +94,25 @@ mod tests {
         assert_eq!(fixture.join(6, NodeRole::Server), Some(RaftId(4)), "a declared one is a spare");
         assert_eq!(fixture.join(7, NodeRole::Server), Some(RaftId(5)));
         assert_eq!(fixture.join(8, NodeRole::Server), None, "five are the most");
+    }
+
+    #[test]
+    fn servers_that_are_yet_to_join_are_configured_as_if_they_had() {
+        for (listed, wanted, expected) in [(3, 3, 3), (5, 5, 5), (1, 3, 1), (2, 3, 2), (3, 1, 1)] {
+            let mut fixture = Fixture::founded(listed, NodeRole::Auto);
+            let mut manifest = manifest(&[("a", vm("a", 1))]);
+            manifest.cluster.servers = wanted;
+            fixture.say(Command::OfferManifest { manifest, from: Origin::Person("test".to_owned()) });
+            assert_eq!(fixture.state.configured_servers(), expected, "{listed} listed, {wanted} wanted");
+            fixture.settle();
+            let failover = if expected < 3 { Failover::Manual } else { Failover::Automatic };
+            assert_eq!(fixture.placement("a-0").unwrap().unit.failover, failover, "{expected}");
+        }
+        let mut fixture = Fixture::founded(3, NodeRole::Auto);
+        for node in [2, 3] {
+            fixture.join(node, NodeRole::Worker);
+        }
+        assert_eq!(fixture.state.configured_servers(), 1, "none of them is to be a server");
     }
 
     #[test]

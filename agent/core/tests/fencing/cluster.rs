@@ -77,6 +77,7 @@ pub fn founded(hosts: u64, declared: &mut Declared) -> State {
         ca_certificate: vec![1],
         sealed_ca_key: vec![2],
         first: host(1, role(1)),
+        listed_servers: declared.servers,
     }];
     commands.extend((2..=hosts).map(|number| Command::Admit(host(number, role(number)))));
     commands.extend((1..=hosts).map(|number| registration(number, role(number), Hash::of(b"an earlier boot"))));

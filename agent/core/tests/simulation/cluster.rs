@@ -32,6 +32,7 @@ pub fn founded(size: u64, seed: u64) -> State {
         ca_certificate: vec![1],
         sealed_ca_key: vec![2],
         first: first_host(1),
+        listed_servers: 1,
     };
     let servers = if size > 3 { 5 } else { 3 };
     let admitted = (2..=size).map(|number| Command::Admit(first_host(number)));

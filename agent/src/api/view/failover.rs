@@ -132,7 +132,7 @@ mod tests {
                 let (address, node) = (first.address.clone(), NodeId(id));
                 let (cluster_id, ca_certificate, sealed_ca_key) = (ClusterId::from_bytes([7; 16]), vec![1], vec![2]);
                 cluster.say(if id == 1 {
-                    Command::Found { cluster: cluster_id, ca_certificate, sealed_ca_key, first }
+                    Command::Found { cluster: cluster_id, ca_certificate, sealed_ca_key, first, listed_servers: 1 }
                 } else {
                     Command::Admit(first)
                 });

@@ -88,7 +88,10 @@ mod tests {
             match id {
                 1 => {
                     let (ca_certificate, sealed_ca_key) = (vec![1], OLD.0.to_vec());
-                    apply(Some(term), Command::Found { cluster, ca_certificate, sealed_ca_key, first: host });
+                    apply(
+                        Some(term),
+                        Command::Found { cluster, ca_certificate, sealed_ca_key, first: host, listed_servers: 1 },
+                    );
                 }
                 _ => apply(None, Command::Admit(host)),
             }

@@ -28,17 +28,24 @@ impl Fixture {
         Self::of(count, ROLE)
     }
 
-    /// The same of nodes that have this role.
-    pub fn of(count: u64, role: NodeRole) -> Self {
+    /// The founder alone, which has this role, and whose configuration lists so many servers.
+    pub fn founded(listed_servers: usize, role: NodeRole) -> Self {
         let mut fixture = Self::default();
         fixture.decide(Command::Found {
             cluster: ClusterId::from_bytes([7; 16]),
             ca_certificate: vec![1],
             sealed_ca_key: vec![2; 9],
             first: NewNode { role, ..joiner(1) },
+            listed_servers,
         });
         fixture.register(1, role);
         fixture.arm(1);
+        fixture
+    }
+
+    /// The same of nodes that have this role.
+    pub fn of(count: u64, role: NodeRole) -> Self {
+        let mut fixture = Self::founded(1, role);
         for id in 2..=count {
             fixture.join(id, role);
         }

@@ -174,6 +174,7 @@ fn samples() -> Vec<Entry> {
             ca_certificate: vec![1],
             sealed_ca_key: vec![2; 9],
             first: joiner(1),
+            listed_servers: 3,
         },
         Command::RegisterWorker {
             node,
