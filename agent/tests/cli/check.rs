@@ -79,6 +79,8 @@ fn a_wrong_manifest_is_refused_with_its_json_path() {
     };
     let huge = u64::MAX / 2 + 1;
     let twice = format!(r#", "memoryOverheadMiB": {huge}"#);
+    let short =
+        r#""version": 1, "cluster": { "lease": { "leaseMs": 5000, "renewMs": 1000, "killMs": 3000, "waitMs": 8000 } }"#;
     let cases: Vec<(Vec<u8>, Vec<&str>)> = vec![
         (web(r#", "colour": "red""#), vec!["vms.web.colour"]),
         (replaced(r#""version": 1"#, r#""version": 1, "vm": {}"#), vec!["vm"]),
@@ -100,6 +102,9 @@ fn a_wrong_manifest_is_refused_with_its_json_path() {
         (replaced(&runner("web-0"), "/etc/passwd"), vec!["vms.web.runners[0]", "/etc/passwd"]),
         (replaced(&runner("web-0"), &format!("{}/../x", runner("web-0"))), vec!["vms.web.runners[0]"]),
         (replaced(&runner("web-0"), &format!("{0}\", \"{0}", runner("web-0"))), vec!["vms.web.runners[1]", "its own"]),
+        (web(r#", "failover": "sometimes""#), vec!["vms.web.failover", "sometimes"]),
+        (web(r#", "minAvailable": 1"#), vec!["vms.web.minAvailable", "1 of 1 replicas"]),
+        (replaced(r#""version": 1"#, short), vec!["cluster.lease", "8000 ms", "8066 ms"]),
         (replaced(r#""version": 1"#, r#""version": 9"#), vec!["version 9", "upgrade"]),
         (b"[]".to_vec(), vec!["manifest"]),
         (b"".to_vec(), vec!["manifest"]),
