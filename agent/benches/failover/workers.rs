@@ -173,7 +173,7 @@ fn register(node: NodeId, address: blixard_core::types::Address) -> Command {
         kvm: true,
         hypervisors: vec![Hypervisor::Qemu],
         labels: Labels::default(),
-        fence: true,
+        no_fence: None,
     };
     let boot = Hash::of(&random::<16>());
     let (role, understands) = (NodeRole::Worker, Level::NEWEST);

@@ -285,8 +285,8 @@ pub struct Worker {
     pub kvm: bool,
     pub hypervisors: Vec<Hypervisor>,
     pub labels: Labels,
-    /// Whether it has a fence that arms; without one, nothing automatic is placed on it.
-    pub fence: bool,
+    /// Why its fence can't be armed, so that nothing automatic is placed on it; nothing where it can.
+    pub no_fence: Option<String>,
 }
 
 /// Who offers a manifest, and on what occasion.

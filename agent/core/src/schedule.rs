@@ -142,7 +142,9 @@ pub enum Change {
 pub enum Obstacle {
     NotRegistered,
     /// Nothing on it stops an automatic instance in time.
-    NoFence,
+    NoFence {
+        why: String,
+    },
     /// Its fence has no lease.
     NotArmed,
     /// It is being removed.
@@ -198,7 +200,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotRegistered => write!(f, "has not registered yet"),
-            Self::NoFence => write!(f, "has no fence, which an automatic instance needs"),
+            Self::NoFence { why } => write!(f, "has no fence, which an automatic instance needs: {why}"),
             Self::NotArmed => write!(f, "has no lease"),
             Self::Leaving => write!(f, "is being removed"),
             Self::Cordoned => write!(f, "is cordoned"),
@@ -370,7 +372,8 @@ impl Rooms {
         if let Some((constraints, failover)) = constraints {
             suits(node, constraints)?;
             if failover == Failover::Automatic && node.lease.arming().is_none() {
-                return Err(if worker.fence { Obstacle::NotArmed } else { Obstacle::NoFence });
+                let no_fence = worker.no_fence.clone().map(|why| Obstacle::NoFence { why });
+                return Err(no_fence.unwrap_or(Obstacle::NotArmed));
             }
         }
         has_room(request, self.free.get(&id).copied().unwrap_or_default(), worker.resources)

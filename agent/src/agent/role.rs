@@ -269,31 +269,30 @@ fn start_worker<U: Units>(
         kvm: machine.kvm,
         hypervisors: config.resources.hypervisors.clone().unwrap_or_else(|| machine.hypervisors.into_iter().collect()),
         labels: config.node.labels.clone(),
-        fence: false,
+        no_fence: None,
     };
     let (own, address, role, secrets) =
         (handle.clone(), config.own().address, config.role(), secrets.map(Secrets::ids));
     let boot = boot(&config.node.run_dir).map_err(AgentError::Boot)?;
-    let registering = move |fence: bool| Command::RegisterWorker {
+    let registering = move |no_fence: Option<String>| Command::RegisterWorker {
         node: own.node(),
         address: address.clone(),
         understands: own.understands(),
         role,
-        worker: blixard_core::command::Worker { fence, ..offered.clone() },
+        worker: blixard_core::command::Worker { no_fence, ..offered.clone() },
         secrets,
         boot,
     };
     let (own, holds) = (handle.clone(), held.clone());
     tasks.spawn(async move {
         // First: what a person has said of this host's last boot is carried out by then, or refused.
-        let can_arm = held.borrow_and_update().can_arm;
-        worker::register(&own, registering(can_arm)).await;
+        let mut said = held.borrow_and_update().no_fence.clone();
+        worker::register(&own, registering(said.clone())).await;
         registered.send_replace(true);
         let again = async {
-            let mut registered = can_arm;
-            while let Ok(held) = held.wait_for(|held| held.can_arm != registered).await.map(|held| held.can_arm) {
-                registered = held;
-                worker::register(&own, registering(held)).await;
+            while let Ok(held) = held.wait_for(|held| held.no_fence != said).await.map(|held| held.no_fence.clone()) {
+                said = held;
+                worker::register(&own, registering(said.clone())).await;
             }
         };
         tokio::join!(worker::work(own.clone(), units, holds), again);

@@ -282,6 +282,7 @@ fn problems(state: &State, standing: &Standing, nodes: &[proto::Node]) -> Vec<St
     for node in nodes.iter().filter(|node| node.worker.is_none()) {
         problems.push(format!("node {} has not registered yet", node.name));
     }
+    problems.extend(failover::unfenced(state, nodes));
     problems.extend(diverged(state));
     problems.extend(rotating(state));
     problems.extend(absent(state));

@@ -80,6 +80,8 @@ struct Node {
     held: u32,
     /// none, unarmed, armed, fenced or dead.
     lease: String,
+    /// Why it has no fence, if it has none.
+    no_fence: Option<String>,
     /// How often it has armed.
     epoch: u64,
 }
@@ -187,6 +189,7 @@ impl From<proto::Node> for Node {
             availability: node.availability,
             held: node.held,
             lease: node.lease,
+            no_fence: Some(worker.no_fence).filter(|why| !why.is_empty()),
             epoch: node.epoch,
         }
     }

@@ -131,6 +131,9 @@ pub fn node(node: &proto::Node, instances: &[proto::Instance], look: Look) -> St
     let _ = writeln!(text, "kvm         {}", if worker.kvm { "yes" } else { "no" });
     let _ = writeln!(text, "hypervisors {}", worker.hypervisors.join(" "));
     let _ = writeln!(text, "labels      {}", if labels.is_empty() { "-".to_owned() } else { labels.join(" ") });
+    if !worker.no_fence.is_empty() {
+        let _ = writeln!(text, "no fence    {}", worker.no_fence);
+    }
     let here: Vec<_> = instances.iter().filter(|instance| instance.node == node.name).cloned().collect();
     if !here.is_empty() {
         let _ = write!(text, "\n{}", self::instances(&here, look));

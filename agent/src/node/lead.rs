@@ -192,7 +192,7 @@ impl Node {
         }
         let is_ready = |node: &&state::Node| {
             let worker = node.worker.as_ref();
-            worker.is_some_and(|worker| !worker.fence || node.lease.arming().is_some())
+            worker.is_some_and(|worker| worker.no_fence.is_some() || node.lease.arming().is_some())
         };
         let lacks_some = {
             let known = self.known.look();

@@ -26,10 +26,10 @@ const LOOK: Duration = Duration::from_secs(2);
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// What is known of this host's fence.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Held {
-    /// Whether it is there, and can be armed.
-    pub can_arm: bool,
+    /// Why it can't be armed, or isn't there; nothing where it can.
+    pub no_fence: Option<String>,
     /// The epoch that it is armed at, if it has a lease.
     pub epoch: Option<NodeEpoch>,
 }
@@ -44,7 +44,7 @@ pub async fn keep(
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Held> {
     let run_dir = run_dir.to_owned();
-    let known = status(&run_dir).await.map(|status| held(&status)).unwrap_or_default();
+    let known = status(&run_dir).await.map_or_else(|error| none(&error), |status| held(&status));
     let (held, holds) = watch::channel(known);
     tasks.spawn(Keeper { handle, run_dir, machine, is_registered, held }.run());
     holds
@@ -82,7 +82,7 @@ impl Keeper {
         let status = match status(&self.run_dir).await {
             Ok(status) => status,
             Err(error) => {
-                self.hold(Held::default());
+                self.hold(none(&error));
                 return Err(error);
             }
         };
@@ -122,7 +122,7 @@ impl Keeper {
         let sent = boot_time::now();
         self.handle.renew_lease(epoch).await.map_err(|error| StepError::Renew(error.to_string()))?;
         self.tell(Request::Renewed { epoch, sent }).await?;
-        self.hold(Held { can_arm: true, epoch: Some(epoch) });
+        self.hold(Held { no_fence: None, epoch: Some(epoch) });
         Ok(terms.renew().saturating_sub(sent.until(boot_time::now())))
     }
 
@@ -134,7 +134,12 @@ impl Keeper {
     }
 
     fn hold(&self, held: Held) {
-        self.held.send_if_modified(|before| std::mem::replace(before, held) != held);
+        self.held.send_if_modified(|before| {
+            *before != held && {
+                *before = held;
+                true
+            }
+        });
     }
 }
 
@@ -186,5 +191,15 @@ fn held(status: &Status) -> Held {
         Stage::Armed { epoch, deadline: Some(deadline), .. } if lives(deadline) => Some(*epoch),
         _ => None,
     };
-    Held { can_arm: !matches!(status.stage, Stage::Unable(_)), epoch }
+    let no_fence = if let Stage::Unable(unable) = &status.stage { Some(unable.to_string()) } else { None };
+    Held { no_fence, epoch }
+}
+
+/// A fence that doesn't say how it is.
+fn none(error: &StepError) -> Held {
+    let why = match error {
+        StepError::Ask(source) => crate::error_chain(source),
+        error => crate::error_chain(error),
+    };
+    Held { no_fence: Some(why), epoch: None }
 }

@@ -32,6 +32,7 @@ async fn three_blank_hosts_become_one_cluster_whatever_order_they_start_in() {
                 assert_eq!(worker.system, blixard::probe::system());
                 assert_eq!(worker.hypervisors, ["qemu"]);
                 assert_eq!(worker.labels["zone"], "a");
+                assert!(worker.no_fence.contains("does blixard-fence.service run?"), "{}", worker.no_fence);
             }
         }
         assert!(ids.iter().all(|id| id.len() == 32 && *id == ids[0]), "{ids:?}");

@@ -113,7 +113,7 @@ impl State {
     }
 
     /// Whether any node has a fence.
-    pub(super) fn has_fence(&self) -> bool {
+    pub fn has_fence(&self) -> bool {
         !self.index.fenced.is_empty()
     }
 
@@ -212,7 +212,7 @@ impl Index {
     fn set_node(&mut self, id: NodeId, node: Option<&super::Node>) {
         set(&mut self.servers, &id, node.is_some_and(|node| node.raft.is_some()));
         let worker = node.and_then(|node| node.worker.as_ref());
-        set(&mut self.fenced, &id, worker.is_some_and(|worker| worker.fence));
+        set(&mut self.fenced, &id, worker.is_some_and(|worker| worker.no_fence.is_none()));
     }
 }
 

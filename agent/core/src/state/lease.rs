@@ -413,7 +413,7 @@ mod tests {
         let mut fixture = Fixture::of_nodes(3);
         for node in 1..=3 {
             assert_eq!(fixture.state.manual_because(&vm("a", 1)), None);
-            fixture.say(register(node, Worker { fence: false, ..worker() }));
+            fixture.say(register(node, Worker { no_fence: Some("it has none".to_owned()), ..worker() }));
         }
         assert_eq!(fixture.state.manual_because(&vm("a", 1)), Some(ManualBecause::NoFence));
     }

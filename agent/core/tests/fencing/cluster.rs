@@ -110,7 +110,7 @@ pub fn registration(number: u64, role: NodeRole, boot: Hash) -> Command {
         kvm: false,
         hypervisors: Hypervisor::ALL.to_vec(),
         labels: Labels::default(),
-        fence: true,
+        no_fence: None,
     };
     let NewNode { address, understands, .. } = host(number, role);
     let node = NodeId(number);

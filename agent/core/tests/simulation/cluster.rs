@@ -58,7 +58,8 @@ pub fn declared(node: NodeId, state: &State, role: NodeRole) -> Command {
     let address = state.nodes()[&node].address.clone();
     let resources = Resources { cpus: 1, memory_mib: 1, disk_mib: 1 };
     let (system, kvm, hypervisors, labels) = (String::new(), false, Vec::new(), Labels::default());
-    let worker = Worker { resources, system, kvm, hypervisors, labels, fence: false };
+    let no_fence = Some("it has none".to_owned());
+    let worker = Worker { resources, system, kvm, hypervisors, labels, no_fence };
     Command::RegisterWorker {
         node,
         address,

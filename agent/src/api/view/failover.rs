@@ -4,13 +4,15 @@ use blixard_core::manifest::VmSpec;
 use blixard_core::state::{ManualBecause, Node, Placement, Standing, State, Takeover};
 use blixard_core::types::Failover;
 
+use super::super::proto;
+
 /// The word for what holds of a node's lease.
 pub fn lease(member: &Node) -> &'static str {
     match member.lease.standing {
         Standing::Gone => "dead",
         Standing::Armed(_) => "armed",
         Standing::Fenced => "fenced",
-        _ if member.worker.as_ref().is_some_and(|worker| !worker.fence) => "none",
+        _ if member.worker.as_ref().is_some_and(|worker| worker.no_fence.is_some()) => "none",
         Standing::Unarmed | Standing::Rebooted(_) => "unarmed",
     }
 }
@@ -30,6 +32,15 @@ pub fn frozen(state: &State) -> Option<String> {
         "takeover is frozen, since many nodes fell silent at once: what they ran starts elsewhere when enough of them are \
          back, or at once by `blixard cluster resume`"
             .to_owned()
+    })
+}
+
+/// What a person should know of nodes that can't arm, where others can: a cluster in which none can does without.
+pub fn unfenced(state: &State, nodes: &[proto::Node]) -> impl Iterator<Item = String> {
+    let why = |node: &proto::Node| Some(node.worker.as_ref()?.no_fence.clone()).filter(|why| !why.is_empty());
+    let answering = nodes.iter().filter(|node| node.alive && state.has_fence());
+    answering.filter_map(move |node| {
+        Some(format!("node {} has no fence, so nothing automatic is placed on it: {}", node.name, why(node)?))
     })
 }
 
@@ -100,7 +111,7 @@ fn because(why: ManualBecause) -> String {
         ManualBecause::FewServers { servers } => {
             format!("since there are fewer than 3 servers ({servers}): the loss of one would stop it everywhere")
         }
-        ManualBecause::NoFence => "since no node has a fence".to_owned(),
+        ManualBecause::NoFence => "since no node has a fence (`blixard node show NODE` says why)".to_owned(),
     }
 }
 
@@ -138,7 +149,8 @@ mod tests {
                 });
                 let resources = Resources { cpus: 4, memory_mib: 4096, disk_mib: 4096 };
                 let (system, hypervisors) = ("x86_64-linux".to_owned(), vec![Hypervisor::Qemu]);
-                let worker = Worker { resources, system, kvm: false, hypervisors, labels: Labels::new(), fence };
+                let no_fence = (!fence).then(|| "it has none".to_owned());
+                let worker = Worker { resources, system, kvm: false, hypervisors, labels: Labels::new(), no_fence };
                 let (understands, role, secrets) = (Level(1), NodeRole::Auto, None);
                 cluster.say(Command::RegisterWorker {
                     node,
@@ -233,7 +245,7 @@ mod tests {
                 Cluster::of(1, true),
                 "since there are fewer than 3 servers (1): the loss of one would stop it everywhere",
             ),
-            (Cluster::of(3, false), "since no node has a fence"),
+            (Cluster::of(3, false), "since no node has a fence (`blixard node show NODE` says why)"),
         ] {
             cluster.running(spec(), 1);
             let told = cluster.explained();
@@ -286,6 +298,18 @@ mod tests {
             cluster.say(Command::ConfirmDead { node: NodeId(1), abandon_volumes: false });
             assert_eq!(cluster.shown().0, "stopped");
         }
+    }
+
+    #[test]
+    fn that_a_node_has_no_fence_is_a_problem_where_another_one_has() {
+        let shown = |why: &str| {
+            let worker = proto::Worker { no_fence: why.to_owned(), ..proto::Worker::default() };
+            proto::Node { name: "node3".to_owned(), alive: true, worker: Some(worker), ..proto::Node::default() }
+        };
+        let problems = |fence, why| unfenced(&Cluster::of(3, fence).0, &[shown(why)]).collect::<Vec<_>>();
+        assert!(problems(false, "it is a VM").is_empty() && problems(true, "").is_empty());
+        let [problem] = problems(true, "it is a VM").try_into().unwrap();
+        assert!(problem.starts_with("node node3 ") && problem.ends_with(": it is a VM"), "{problem}");
     }
 
     #[test]

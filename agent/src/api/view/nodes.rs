@@ -28,6 +28,7 @@ pub fn node(state: &State, standing: &Standing, id: NodeId, member: &Node) -> pr
             kvm: worker.kvm,
             hypervisors: worker.hypervisors.iter().map(ToString::to_string).collect(),
             labels: worker.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            no_fence: worker.no_fence.clone().unwrap_or_default(),
         }
     });
     proto::Node {

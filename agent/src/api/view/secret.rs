@@ -101,7 +101,7 @@ mod tests {
                 kvm: false,
                 hypervisors: Vec::new(),
                 labels: Labels::new(),
-                fence: false,
+                no_fence: None,
             };
             let (node, secrets) = (NodeId(id), Some(SecretIds { current, next }));
             apply(

@@ -242,7 +242,7 @@ pub fn worker() -> Worker {
         kvm: false,
         hypervisors: Hypervisor::ALL.to_vec(),
         labels: Labels::new(),
-        fence: true,
+        no_fence: None,
     }
 }
 

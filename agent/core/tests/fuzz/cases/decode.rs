@@ -164,7 +164,7 @@ fn samples() -> Vec<Entry> {
         kvm: true,
         hypervisors: Hypervisor::ALL.to_vec(),
         labels: Labels::new(),
-        fence: true,
+        no_fence: Some("it has none".to_owned()),
     };
     let report = |phase| VmReport { instance: instance(), generation, phase, restarts: 1, message: "so".to_owned() };
     let task = TaskId(1);
