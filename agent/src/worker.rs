@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use blixard_core::command::{Command, Reply};
 use blixard_core::reconcile;
-use blixard_core::unit::Observed;
+use blixard_core::unit::{Observed, UnitPhase};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -83,6 +83,7 @@ impl<U: Units> Worker<U> {
         let permits = Arc::new(Semaphore::new(MOST_CHANGES));
         let mut changing = JoinSet::new();
         let mut reporting: JoinSet<()> = JoinSet::new();
+        let mut is_first = true;
         loop {
             self.changes.mark_unchanged();
             self.news.mark_unchanged();
@@ -90,6 +91,10 @@ impl<U: Units> Worker<U> {
             let again = match self.units.observe().await.map(|observed| Observed { armed, ..observed }) {
                 Ok(observed) => {
                     self.step(&observed, &permits, &mut changing, &mut reporting);
+                    if std::mem::take(&mut is_first) {
+                        let running = observed.vms.values().filter(|vm| vm.phase == UnitPhase::Running).count();
+                        tracing::info!(running, "the units of this host are known");
+                    }
                     RESYNC
                 }
                 Err(error) => {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use blixard_core::types::{InstanceId, TaskId};
 use blixard_core::unit::{ExitRecord, Observed, ObservedTask, ObservedVm, UnitPhase};
+use futures_util::future::try_join_all;
 use serde::de::DeserializeOwned;
 use zbus::OwnedObjectPath;
 
@@ -30,21 +31,25 @@ pub async fn observe(bus: &Bus, run_dir: &RunDir, nix: &impl NixStore) -> Result
         .await
         .map_err(|source| UnitsError::List { source })?;
     let mut observed = Observed::default();
+    let mut vms = Vec::new();
     for (name, _, _, active, _, _, object, _, job, _) in rows {
         let phase = phase(&active, &job);
         let of_vm = [VM_PREFIX, AUTO_PREFIX].into_iter().find_map(|prefix| instance_of::<InstanceId>(&name, prefix));
         if let Some(instance) = of_vm {
-            let restarts = restarts(bus, &object).await?;
-            let vm = ObservedVm { phase, restarts, ..unloaded_vm() };
-            // Of the two units of an instance one is left from before, if there are both.
-            let known = observed.vms.entry(instance).or_insert_with(unloaded_vm);
-            if known.phase == UnitPhase::Inactive {
-                *known = vm;
-            }
+            vms.push((instance, phase, object));
         } else if let Some(task) = instance_of::<TaskId>(&name, TASK_PREFIX) {
             observed.tasks.insert(task, ObservedTask { phase, ..unloaded_task() });
         } else {
             tracing::debug!(unit = name, "a unit of a name that the gate refuses");
+        }
+    }
+    // All at once: one after another, the hundreds of a large host would wait for each other.
+    let restarts = try_join_all(vms.iter().map(|(_, _, object)| restarts(bus, object))).await?;
+    for ((instance, phase, _), restarts) in vms.into_iter().zip(restarts) {
+        // Of the two units of an instance one is left from before, if there are both.
+        let known = observed.vms.entry(instance).or_insert_with(unloaded_vm);
+        if known.phase == UnitPhase::Inactive {
+            *known = ObservedVm { phase, restarts, ..unloaded_vm() };
         }
     }
     for root in nix.roots().await.map_err(|source| UnitsError::Roots { source })? {
