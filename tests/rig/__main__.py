@@ -1,19 +1,21 @@
-"""Run scenarios on the rig.
+"""Run scenarios on the rig, or measure there.
 
     python3 tests/rig                            every scenario
     python3 tests/rig CLAIM...                   these
+    python3 tests/rig --measure [PART...]        what is in tests/measure, or these parts of it
     python3 tests/rig --shell HOST [COMMAND...]  a root shell in a host of whichever rig is up
 
-As root. The agent is the newest that cargo built, or BLIXARD_BIN. Exit status: how many scenarios failed.
+As root. The agent is the newest that cargo built, or BLIXARD_BIN. Exit status: how many scenarios failed, or parts of which a
+gate doesn't hold.
 """
 
 import os
 import subprocess
 import sys
 
-from driver import prepare, run_scenario
+from driver import measure, prepare, run_scenario
 from host import shell_in
-from install import agent_binary, claims
+from install import agent_binary, claims, parts
 from isolation import find_host, is_isolated, isolate
 
 
@@ -27,19 +29,21 @@ def main(arguments: list[str]) -> int:
         shell_in(leader, arguments[2:])
     if arguments[:1] == ["--help"]:
         sys.exit(__doc__)
-    unknown = set(arguments) - set(claims())
+    option = arguments[:1] if arguments[:1] == ["--measure"] else []
+    asked, known, run = arguments[len(option):], *((parts(), measure) if option else (claims(), run_scenario))
+    unknown = set(asked) - set(known)
     if unknown:
-        sys.exit(f"rig: no scenario {', '.join(sorted(unknown))}; there are: {', '.join(claims())}")
+        sys.exit(f"rig: there is no {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     agent = agent_binary(os.environ.get("BLIXARD_BIN"))
-    if len(arguments) == 1:
+    if len(asked) == 1:
         if not is_isolated():
             prepare()
         isolate()
-        return 0 if run_scenario(arguments[0], agent) else 1
+        return 0 if run(asked[0], agent) else 1
     prepare()
-    failed = [claim for claim in arguments or claims()
-              if subprocess.run([sys.executable, sys.argv[0], claim], check=False).returncode]
-    print(f"{len(arguments or claims()) - len(failed)} passed, {len(failed)} failed" + "".join(f"\n  {c}" for c in failed))
+    failed = [one for one in asked or known
+              if subprocess.run([sys.executable, sys.argv[0], *option, one], check=False).returncode]
+    print(f"{len(asked or known) - len(failed)} passed, {len(failed)} failed" + "".join(f"\n  {one}" for one in failed))
     return min(len(failed), 99)
 
 

@@ -13,13 +13,15 @@ from typing import Any
 from cache import CACHE, tell
 from host import RUN
 from image import image
-from install import TESTS, downgrade, example, hosts, install, instances, upgrade
+from install import MEASURED, TESTS, downgrade, example, hosts, install, instances, upgrade
 from isolation import cgroups
 from journal import save_journal
 from machine import Failure, Machine
 from network import Network, run
 from observer import Observer
+from report import Report, quantile
 from store import store
+from takeover import BY_HAND, Takeover, boot_by_hand, http_get
 
 SCENARIO_TIMEOUT = 240
 PRELUDE = TESTS / "prelude.py"
@@ -65,7 +67,9 @@ class Rig:
             "machines": self.machines, "network": self.network, "os": os, "subtest": subtest, "retry": retry,
             "start_all": self.start_all, "join_all": lambda: [machine.wait_for_shutdown() for machine in self.machines],
             "example": example, "keep": lambda file: keep(claim, file), "scratch": RUN, "time_limit": signal.alarm,
-            "upgrade": upgrade, "downgrade": downgrade, "observer": self.observer,
+            "upgrade": upgrade, "downgrade": downgrade, "observer": self.observer, "http_get": http_get,
+            "Takeover": Takeover, "boot_by_hand": lambda host: boot_by_hand(host, self.runners), "BY_HAND": BY_HAND,
+            "quantile": quantile,
         }
 
 @contextlib.contextmanager
@@ -93,9 +97,19 @@ def retry(fn: Callable[[bool], bool], timeout: int = 900) -> None:
 def run_scenario(claim: str, agent: Path) -> bool:
     """Run it, and say what went wrong if something did."""
     rig = Rig.of(claim, agent)
-    names = rig.names(claim)
+    return _run(claim, rig, [TESTS / claim / "scenario.py"], rig.names(claim))
+
+
+def measure(part: str, agent: Path) -> bool:
+    """Measure it, and say whether each of its gates holds."""
+    rig, report = Rig.of(MEASURED.name, agent), Report()
+    scripts = [MEASURED / "prelude.py", MEASURED / f"{part}.py"]
+    return _run(part, rig, scripts, rig.names(MEASURED.name) | {"report": report}) and report.end()
+
+
+def _run(title: str, rig: Rig, scripts: list[Path], names: dict[str, Any]) -> bool:
     begun = time.monotonic()
-    print(f"{claim}", flush=True)
+    print(title, flush=True)
 
     def too_long(*_: object) -> None:
         raise Failure(f"it takes longer than it may (a scenario {SCENARIO_TIMEOUT} s, if it doesn't say otherwise)")
@@ -103,12 +117,12 @@ def run_scenario(claim: str, agent: Path) -> bool:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SCENARIO_TIMEOUT)
     try:
-        for script in (PRELUDE, TESTS / claim / "scenario.py"):
+        for script in (PRELUDE, *scripts):
             exec(compile(script.read_text(), script, "exec"), names)  # as one script, which is what NixOS makes of it
         rig.observer.check()
     except BaseException as error:  # a failed `assert` of the scenario, Ctrl-C, and a bug of its own alike
         signal.alarm(0)
-        _explain(claim, error, rig)
+        _explain(title, error, rig)
         return False
     finally:
         signal.alarm(0)

@@ -13,6 +13,7 @@ from image import put
 from machine import Machine
 
 TESTS = Path(__file__).resolve().parent.parent
+MEASURED = TESTS / "measure"
 RENDERED = TESTS / "rendered"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", TESTS.parent / "target"))
 STAND_IN_RUNNER = re.compile(r"/nix/store/[^/\s\"]*microvm-qemu-([a-z0-9-]+)")
@@ -71,6 +72,11 @@ def _newest(candidates: list[Path], build: str) -> Path:
 def claims() -> list[str]:
     """Every folder of tests/ with a scenario in it."""
     return sorted(path.parent.name for path in TESTS.glob("*/scenario.py"))
+
+
+def parts() -> list[str]:
+    """What can be measured: the scripts beside those hosts."""
+    return sorted(path.stem for path in MEASURED.glob("*.py") if path.stem != "prelude")
 
 
 def hosts(claim: str) -> list[str]:
