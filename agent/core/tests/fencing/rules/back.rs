@@ -69,3 +69,61 @@ fn the_fence_of_a_host_that_goes_down_sees_to_it_that_nothing_runs() {
     };
     is_kept(history, Mutation::EndsBeforeItIsEmpty, &[TWICE]);
 }
+
+#[test]
+fn a_host_that_boots_while_it_is_said_to_be_dead_is_not_or_starts_nothing() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Manual, mutation);
+        cordon(&mut world, HERE);
+        world.power_off(HERE, None);
+        // Its lease is over.
+        world.run_for(12 * SECOND);
+        world.wake(HERE);
+        world.until("agent", |world| world.hosts[&HERE].agent.is_some());
+        world.run_for(5 * MILLISECOND * (seed % 8));
+        let leader = world.leader().expect("somebody leads");
+        world.propose(leader, Command::ConfirmDead { node: NodeId(HERE.0), abandon_volumes: false });
+        world.run_for(5 * SECOND);
+        assert_eq!(world.alive(&web()).len(), 1);
+    };
+    is_kept(history, Mutation::ActsUnregistered, &[TWICE]);
+}
+
+#[test]
+fn that_a_host_has_booted_does_not_say_that_what_it_ran_has_ended() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        world.isolate(HERE);
+        // It isn't the one that runs the instance.
+        let disk = world.hosts[&HERE].disk.clone();
+        world.install(HostId(104), NodeId(HERE.0), disk);
+        world.until("takeover", |world| !matches!(world.alive(&web())[..], [HERE] | []));
+    };
+    is_kept(history, Mutation::FreesAtBoot, &[TWICE]);
+}
+
+#[test]
+fn what_a_host_ran_that_has_booted_and_does_not_arm_starts_elsewhere() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        world.power_off(HERE, Some(SECOND));
+        world.until("fence", |world| world.hosts[&HERE].fence.is_some());
+        world.pause_fence(HERE, 200 * SECOND);
+        takes_over(&mut world);
+    };
+    is_kept(history, Mutation::SparesWhoHasBooted, &["no takeover"]);
+}
+
+#[test]
+fn an_agent_that_starts_stops_nothing_that_rightly_runs() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Automatic, mutation);
+        let stops = world.facts.stops;
+        for _ in 0..4 {
+            world.crash_agent(HERE, Some(2 * SECOND));
+            world.run_for(6 * SECOND);
+        }
+        assert_eq!((world.alive(&web()), world.facts.stops), (vec![HERE], stops));
+    };
+    is_kept(history, Mutation::ActsOnWhatIsOld, &["which is placed there"]);
+}
