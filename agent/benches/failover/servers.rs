@@ -37,13 +37,13 @@ impl Servers {
         assert_eq!(applied.into_inner().result, "applied", "it is another one each time");
     }
 
-    /// The one that leads, once one does.
-    pub async fn leader(&self) -> &Member {
+    /// Which one leads, once one does.
+    pub async fn leader(&self) -> usize {
         let leads = |status: &StatusReply| status.cluster.as_ref().map(|cluster| cluster.leader.clone());
         let has_leader = |status: &StatusReply| leads(status).is_some_and(|leader| !leader.is_empty());
         let leader = leads(&self.members[0].sees("a leader", has_leader).await);
-        let is_leader = |member: &&Member| Some(member.name) == leader.as_deref();
-        self.members.iter().find(is_leader).expect("a server leads")
+        let is_leader = |member: &Member| Some(member.name) == leader.as_deref();
+        self.members.iter().position(is_leader).expect("a server leads")
     }
 }
 

@@ -8,10 +8,12 @@ use std::time::Duration;
 use blixard::identity::{Authority, NodeIdentity, NodeKey, random};
 use blixard_core::command::{Answer, Command, NewNode, Reply, Request, Worker as Offered};
 use blixard_core::state::WINDOW;
-use blixard_core::types::{ClientId, Hash, Hypervisor, Labels, Level, NodeEpoch, NodeId, NodeRole, Nonce, Resources};
+use blixard_core::types::{
+    Address, ClientId, Hash, Hypervisor, Labels, Level, NodeEpoch, NodeId, NodeRole, Nonce, Resources,
+};
 use futures_util::{StreamExt as _, stream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Streaming;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
@@ -25,7 +27,7 @@ use crate::probe::pause;
 use crate::servers::Servers;
 
 /// So many join at a time.
-const JOINING: usize = 32;
+const JOINING: usize = 16;
 
 /// What came of the renewals so far.
 #[derive(Default, Debug)]
@@ -40,84 +42,93 @@ pub struct Workers {
     _running: JoinSet<()>,
 }
 
+/// The connections of one member to the servers, of which one leads.
+#[derive(Clone)]
+struct Link {
+    servers: Vec<Channel>,
+    leader: usize,
+}
+
+impl Link {
+    fn leader(&self) -> &Channel {
+        &self.servers[self.leader]
+    }
+
+    /// That one doesn't lead: perhaps the next does.
+    fn pass(&mut self) {
+        self.leader = (self.leader + 1) % self.servers.len();
+    }
+}
+
 struct Worker {
-    leader: Channel,
-    /// Of the server that tells it what to do.
+    link: Link,
+    /// A connection of its own to the server that tells it what to do.
     followed: Channel,
     epoch: NodeEpoch,
 }
 
 impl Workers {
-    /// So many, armed, which have their leases renewed as often as this.
+    /// So many, armed, which have their leases renewed as often as this from when they are.
     pub async fn start(servers: &Servers, count: u32, period: Duration) -> Self {
-        let leader = servers.leader().await;
-        let own = connect(leader.address, credentials(&servers.identity));
-        let joining = stream::iter(0..count).map(|number| Worker::join(servers, leader, &own, number));
-        let workers: Vec<_> = joining.buffer_unordered(JOINING).collect().await;
-        let (calls, mut running) = (Arc::new(Calls::default()), JoinSet::new());
-        let begin = Instant::now();
-        let following = stream::iter(workers).map(async |worker| (worker.follow().await, worker));
-        let workers: Vec<_> = following.buffer_unordered(JOINING).collect().await;
-        for ((told, worker), number) in workers.into_iter().zip(0..count) {
-            // All over the period.
-            let begin = begin + period * number / count;
+        let tls = credentials(&servers.identity);
+        let own = servers.members.iter().map(|member| connect(member.address, tls.clone())).collect();
+        let own = Link { servers: own, leader: servers.leader().await };
+        let (calls, applied, mut running) = (Arc::new(Calls::default()), AtomicU64::new(0), JoinSet::new());
+        let joining = stream::iter(0..count).map(|number| Worker::join(servers, own.clone(), &applied, number));
+        let mut joining = joining.buffer_unordered(JOINING);
+        let mut followed = Vec::new();
+        while let Some(worker) = joining.next().await {
+            followed.push(worker.followed.clone());
+            running.spawn(worker.renew(calls.clone(), period));
+        }
+        let mut following = stream::iter(followed).map(follow).buffer_unordered(JOINING);
+        while let Some(told) = following.next().await {
             running.spawn(hear(told));
-            running.spawn(worker.renew(calls.clone(), begin, period));
         }
         Self { calls, _running: running }
     }
 }
 
 impl Worker {
-    /// A new host that the cluster knows, and whose fence is armed.
-    async fn join(servers: &Servers, leader: &Member, by: &Channel, number: u32) -> Self {
-        let mut commands = Commands { client: ClientId(u128::from_be_bytes(random())), sequence: 0 };
+    /// A new host that the cluster knows by way of this member, and whose fence is armed.
+    async fn join(servers: &Servers, mut by: Link, applied: &AtomicU64, number: u32) -> Self {
+        let mut commands = Commands { client: ClientId(u128::from_be_bytes(random())), sequence: 0, applied };
         let key = NodeKey::generate().expect("a key can be made");
         let request = key.request().expect("a key can be shown");
-        let address: blixard_core::types::Address =
-            format!("{}:7000", address(number)).parse().expect("it is an address");
+        let reached: Address = format!("{}:7000", address(number)).parse().expect("it is an address");
         let new = NewNode {
             name: format!("host{number:05}").parse().expect("it is a name"),
-            address: address.clone(),
+            address: reached.clone(),
             key: Authority::key_of(&request).expect("it was made just now"),
             understands: Level::NEWEST,
             role: NodeRole::Worker,
         };
-        let Reply::Admitted { node, .. } = commands.forward(by, Command::Admit(new)).await else {
+        let Reply::Admitted { node, .. } = commands.forward(&mut by, Command::Admit(new)).await else {
             panic!("host {number} is not admitted");
         };
-        let identity = identity(&servers.identity, by, &key, node, request).await;
-        let tls = credentials(&identity);
-        let followed = &servers.members[usize::try_from(node.0).expect("it is small") % servers.members.len()];
-        let channel = |member: &Member| connect_from(self::address(number), member.address, tls.clone());
-        let (leader, followed) = (channel(leader), channel(followed));
-        commands.forward(&leader, register(node, address)).await;
+        let tls = credentials(&identity(&servers.identity, by.leader(), &key, node, request).await);
+        let channel = |member: &Member| connect_from(address(number), member.address, tls.clone());
+        let mut link = Link { servers: servers.members.iter().map(channel).collect(), leader: by.leader };
+        commands.forward(&mut link, register(node, reached)).await;
         let nonce = Nonce(random());
-        commands.forward(&leader, Command::Arm { node, expected: NodeEpoch(0), nonce, machine: None }).await;
-        Self { leader, followed, epoch: NodeEpoch(1) }
-    }
-
-    /// What a server tells it to do.
-    async fn follow(&self) -> Streaming<FollowReply> {
-        let mut client = ready(&self.followed).await.expect("a server is there");
-        let (path, codec) =
-            (PathAndQuery::from_static("/blixard.peer.v1.Peer/Follow"), tonic_prost::ProstCodec::default());
-        let told = client.server_streaming(tonic::Request::new(FollowRequest {}), path, codec).await;
-        told.expect("a server tells members what to do").into_inner()
+        commands.forward(&mut link, Command::Arm { node, expected: NodeEpoch(0), nonce, machine: None }).await;
+        let followed = usize::try_from(node.0).expect("it is small") % servers.members.len();
+        Self { link, followed: channel(&servers.members[followed]), epoch: NodeEpoch(1) }
     }
 
     /// As often as that, nothing else tells the leader that it is there.
-    async fn renew(self, calls: Arc<Calls>, begin: Instant, period: Duration) {
-        let mut due = interval_at(begin, period);
+    async fn renew(mut self, calls: Arc<Calls>, period: Duration) {
+        let mut due = interval(period);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             due.tick().await;
             let request = LeaseRequest { epoch: self.epoch.0 };
-            let reply: Result<LeaseReply, _> = call(&self.leader, "/blixard.peer.v1.Peer/Lease", request).await;
+            let reply: Result<LeaseReply, _> = call(self.link.leader(), "/blixard.peer.v1.Peer/Lease", request).await;
             let count = match reply.map(|reply| reply.result) {
                 Ok(Some(lease_reply::Result::Granted(_))) => &calls.granted,
                 other => {
                     eprintln!("a lease is not renewed: {other:?}");
+                    self.link.pass();
                     &calls.failed
                 }
             };
@@ -126,31 +137,57 @@ impl Worker {
     }
 }
 
+/// What a server tells a host to do: asked for again while it has too many connections to agree on, as hosts do.
+async fn follow(server: Channel) -> Streaming<FollowReply> {
+    let begun = Instant::now();
+    loop {
+        match ask_to_follow(&server).await {
+            Ok(told) => return told,
+            Err(error) => assert!(begun.elapsed() < MAX_WAIT, "no server tells a host what to do: {error}"),
+        }
+        pause(POLL).await;
+    }
+}
+
+async fn ask_to_follow(server: &Channel) -> Result<Streaming<FollowReply>, String> {
+    let mut client = ready(server).await?;
+    let (path, codec) = (PathAndQuery::from_static("/blixard.peer.v1.Peer/Follow"), tonic_prost::ProstCodec::default());
+    let told = client.server_streaming(tonic::Request::new(FollowRequest {}), path, codec).await;
+    told.map(tonic::Response::into_inner).map_err(|status| status.to_string())
+}
+
 /// It is never told anything new.
 async fn hear(mut told: Streaming<FollowReply>) {
     while told.message().await.expect("a server goes on").is_some() {}
 }
 
 /// What one host has the cluster do, one thing after the other.
-struct Commands {
+struct Commands<'a> {
     client: ClientId,
     sequence: u64,
+    /// The last log entry that any host has heard of.
+    applied: &'a AtomicU64,
 }
 
-impl Commands {
+impl Commands<'_> {
     /// Tried again while the leader doesn't take it: it may not know yet that who asks is a member.
-    async fn forward(&mut self, channel: &Channel, command: Command) -> Reply {
+    async fn forward(&mut self, link: &mut Link, command: Command) -> Reply {
         self.sequence += 1;
-        let Self { client, sequence } = *self;
-        let request = Request { client, sequence, answered: sequence, until: WINDOW };
+        let (client, sequence) = (self.client, self.sequence);
+        let until = self.applied.load(Ordering::Relaxed) + WINDOW;
+        let request = Request { client, sequence, answered: sequence, until };
         let (begun, command) = (Instant::now(), encode(request, command));
         loop {
-            match forward(channel, command.clone()).await {
+            match forward(link.leader(), command.clone()).await {
                 Ok(Ok(Answer { reply: Reply::Refused(why), .. }) | Err(why)) => panic!("a host is refused: {why}"),
-                Ok(Ok(Answer { reply, .. })) => return reply,
+                Ok(Ok(Answer { index, reply })) => {
+                    self.applied.fetch_max(index, Ordering::Relaxed);
+                    return reply;
+                }
                 Err(error) => assert!(begun.elapsed() < MAX_WAIT, "the leader takes nothing of a host: {error}"),
             }
             pause(POLL).await;
+            link.pass();
         }
     }
 }
@@ -166,7 +203,7 @@ async fn identity(member: &NodeIdentity, by: &Channel, key: &NodeKey, node: Node
     key.identify(member.cluster, member.epoch, node, issued).expect("it was issued for this node")
 }
 
-fn register(node: NodeId, address: blixard_core::types::Address) -> Command {
+fn register(node: NodeId, address: Address) -> Command {
     let worker = Offered {
         resources: Resources { cpus: 16, memory_mib: 65_536, disk_mib: 0 },
         system: "x86_64-linux".to_owned(),
