@@ -1,4 +1,4 @@
-"""A host loses its power: others run its automatic VMs in time, and its manual one once a person says that it is dead."""
+"""A host loses its power: others run its automatic VMs, and its manual one once a person says that it is dead."""
 
 hosts = [alpha, beta, gamma]
 instances = ["web-0", "web-1", "web-2"]
@@ -35,3 +35,12 @@ with subtest("the host comes back, and starts nothing that is not its own any mo
         wait_for_vm(hosts, instance)
     assert not any(is_active(lost, instance) for instance in where)
     assert kept == {instance: process(where[instance], instance) for instance in kept}
+
+with subtest("the host that leads loses its power: what it ran runs elsewhere, too, once another one leads"):
+    leads = named(hosts, wait_for_cluster(hosts)["leader"])
+    followers = [host for host in hosts if host is not leads]
+    ran = [instance for instance in instances if wait_for_vm(hosts, instance) is leads]
+    assert ran
+    leads.crash()
+    for instance in ran:
+        wait_for_vm(followers, instance)
