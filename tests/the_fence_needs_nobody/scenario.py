@@ -148,11 +148,18 @@ with subtest("a guest is asked to stop before its unit is stopped"):
     assert alpha.succeed("cat /var/lib/blixard/vms/web-1/last").strip() == "asked"
     alpha.succeed(f"systemctl start {auto('web-1')}")
 
-with subtest("a stop is confirmed once the unit is gone, and is for good"):
-    stopped = {"Stopped": {"instance": "web-1", "generation": 1}}
-    assert ask(stopped) == {"Refused": "Runs"}
+with subtest("what is to stop isn't started again, and its stop is confirmed once the unit is gone, and is for good"):
+    stop = {"Stop": {"instance": "web-1", "generation": 1}}
+    assert ask(stop) == {"Refused": "Runs"}
+    alpha.succeed(f"systemctl kill --signal=KILL {auto('web-1')}")
+    wait_for(
+        "web-1 to be refused",
+        lambda: alpha.get_unit_property(auto("web-1"), "ActiveState"),
+        lambda state: state == "failed",
+    )
+    alpha.succeed(f"journalctl --unit {auto('web-1')} | grep 'stopped for good' > /dev/null")
     alpha.succeed(f"systemctl stop {auto('web-1')}")
-    assert ask(stopped) == "Done"
+    assert ask(stop) == "Done"
     alpha.fail(f"systemctl start {auto('web-1')}")
     assert "IsStopped" in ask({"Allow": {"epoch": epoch, "instance": "web-1", "generation": 1}})["Refused"]
     instances.remove("web-1")
