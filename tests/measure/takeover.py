@@ -37,7 +37,7 @@ for number in range(1, LOSSES + 1):
     wait_for_health(alpha)
     lost = wait_for_vm(workers, "web-0")
     [other] = [worker for worker in workers if worker is not lost]
-    wait_until_armed(other)
+    other.wait_until_succeeds(f"{STATUS} | grep Armed", timeout=MAX_WAIT)
     takeover = Takeover("web-0")
     sent = wait_for_renewal(lost)
     takeover.start()
