@@ -9,13 +9,13 @@ use std::process::Command;
 use std::time::Instant;
 
 use blixard::agent::systemd;
+use blixard::boot_time;
 use blixard::config::Config;
 use blixard::units::{Units, ask_fence, vm_unit};
 use blixard_core::fence::{Reply, Request, Stage, Status};
 use blixard_core::reconcile::UnitChange;
-use blixard_core::types::{BootTime, Failover, Generation, LeaseTerms, NodeEpoch, RestartPolicy};
+use blixard_core::types::{Failover, Generation, LeaseTerms, NodeEpoch, RestartPolicy};
 use blixard_core::unit::VmUnit;
-use rustix::time::{ClockId, clock_gettime};
 
 const EPOCH: NodeEpoch = NodeEpoch(1);
 
@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     arm(&run_dir).await?;
     for _ in 0..times.parse()? {
         for side in ["agent", "systemctl"] {
-            tell(&run_dir, Request::Renewed { epoch: EPOCH, sent: now() }).await?;
+            tell(&run_dir, Request::Renewed { epoch: EPOCH, sent: boot_time::now() }).await?;
             // What was stopped never starts again under its generation.
             vm.generation = Generation(vm.generation.0 + 1);
             let begun = if side == "agent" {
@@ -80,11 +80,4 @@ async fn tell(run_dir: &Path, request: Request) -> Result<(), Box<dyn Error>> {
         Reply::Done => Ok(()),
         other => Err(format!("the fence refuses: {other:?}").into()),
     }
-}
-
-/// By the clock that the fence goes by.
-fn now() -> BootTime {
-    let now = clock_gettime(ClockId::Boottime);
-    let part = |part: i64| u64::try_from(part).unwrap_or(0);
-    BootTime(part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec))
 }

@@ -24,7 +24,7 @@ def began(instance):
 
 workers = [delta, epsilon]
 start_cluster()
-network.attach_rig(254)
+network.attach_rig()
 for server in servers:
     alpha.succeed(f"blixard node cordon {server.name}")
 for worker in workers:

@@ -13,7 +13,6 @@ import threading
 
 POWER = "loses its power"
 AGENT, FENCE = "blixard.service", "blixard-fence.service"
-RIG_NUMBER = 254  # whoever asks the VMs is in the hosts' network
 ROUND_TIMEOUT = 180
 WAIT, ELECTION, REST = 9, 1, 1.5  # seconds: of the profile `fast`; of a new leader; what a takeover takes beside these and a boot
 LONGEST = 12  # what loses nothing at once goes on for up to so many seconds, over leases and expiries
@@ -97,7 +96,7 @@ choices = random.Random(seed)
 measured, boots = [], []  # seconds
 
 with subtest("six hosts with a leader, an automatic VM on each, and a manual one"):
-    network.attach_rig(RIG_NUMBER)
+    network.attach_rig()
     start_all()
     wait_for_cluster(servers)
     declare_anew(alpha)

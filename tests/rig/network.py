@@ -11,6 +11,7 @@ from pathlib import Path
 
 BRIDGE = "lan"
 PREFIX = "192.168.1."
+RIG_NUMBER = 254
 DELAY = Path(__file__).resolve().parent / "delay.py"
 DELAYED = "~"  # behind a host's name: its port at the bridge while its frames are delayed
 
@@ -56,11 +57,11 @@ class Network:
             addr add {PREFIX}{number}/24 dev br0
         """)
 
-    def attach_rig(self, number: int) -> None:
-        """Give the rig itself an address on the network; no cut is between it and the hosts."""
+    def attach_rig(self) -> None:
+        """Give the rig itself an address on the network, for clients; no cut is between it and the hosts."""
         run("ip", "-batch", "-", text=f"""
-            link set {BRIDGE} address 02:00:00:00:01:{number:02x}
-            addr add {PREFIX}{number}/24 dev {BRIDGE}
+            link set {BRIDGE} address 02:00:00:00:01:{RIG_NUMBER:02x}
+            addr add {PREFIX}{RIG_NUMBER}/24 dev {BRIDGE}
         """)
 
     def unplug(self, host: str) -> None:

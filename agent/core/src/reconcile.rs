@@ -41,10 +41,10 @@ pub fn reconcile(node: NodeId, state: &State, observed: &Observed, attempts: &At
         let vm = observed.vms.get(id);
         let installed = vm.and_then(|vm| vm.installed.as_ref());
         let live = vm.is_some_and(|vm| vm.phase != UnitPhase::Inactive);
-        let same_runner = installed.is_some_and(|unit| unit.runner == placement.unit.runner);
-        let goes_on = same_runner && !vm.is_some_and(|vm| is_of_other_template(placement, vm));
+        let wanted = &placement.unit;
+        let goes_on = installed.is_some_and(|unit| (&unit.runner, unit.failover) == (&wanted.runner, wanted.failover));
         if live && goes_on {
-            if installed != Some(&placement.unit) {
+            if installed != Some(wanted) {
                 let change = UnitChange::UpdateVm(placement.unit.clone(), placement.epoch);
                 starts.push(UnitAction { change, reason: Reason::LimitsChanged });
             }

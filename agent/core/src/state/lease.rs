@@ -252,11 +252,11 @@ impl State {
         placement.unit.failover == Failover::Automatic && is_over
     }
 
-    /// An instance runs no more where it was placed.
-    pub(super) fn free(&mut self, id: &InstanceId, because: OfInstance) {
+    /// An instance runs no more where it was placed, which is told as this.
+    pub(super) fn free(&mut self, id: &InstanceId, what: OfInstance) {
         let instance = self.instances.get_mut(id).expect("what is placed is there");
         if let Some(placement) = instance.placement.take() {
-            self.happened_to(id, placement.node, because);
+            self.happened_to(id, placement.node, what);
         }
         self.dirty.instances.insert(id.clone());
         self.drop_if_removed(id);

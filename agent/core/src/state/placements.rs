@@ -141,7 +141,7 @@ impl State {
         self.drop_if_removed(id);
     }
 
-    /// What is placed of it is to stop, unless it is to already; that it has can be known at once, and by nobody later.
+    /// What is placed of it is to stop, unless it is to already. Of what has outlived its epoch it is known that it has.
     pub(super) fn begin_stop(&mut self, id: &InstanceId, because: StopBecause, at: Timestamp) {
         let placement = self.instances.get(id).and_then(|instance| instance.placement.as_ref());
         let Some(placement) = placement.filter(|placement| !placement.stopping) else { return };
