@@ -23,8 +23,14 @@ pub struct Facts {
     pub fenced: u64,
     pub confirmed: u64,
     pub frozen: u64,
-    /// How often a cluster began anew.
-    pub begun: u64,
+    /// How often a cluster began anew with what a server had, and with a backup.
+    pub recovered: u64,
+    pub restored: u64,
+    /// Hosts that have gone down in order, emptied before or with something still to stop.
+    pub emptied: u64,
+    pub stopped: u64,
+    /// Servers that have found that their disks lack what they acknowledged.
+    pub lost_logs: u64,
 }
 
 impl Facts {
@@ -34,8 +40,24 @@ impl Facts {
 
     /// What happened in another history, too.
     pub fn add(&mut self, other: &Self) {
-        let Self { seed: _, boots, starts, refused, resets, hung, stops, armed, fenced, confirmed, frozen, begun } =
-            other;
+        let Self {
+            seed: _,
+            boots,
+            starts,
+            refused,
+            resets,
+            hung,
+            stops,
+            armed,
+            fenced,
+            confirmed,
+            frozen,
+            recovered,
+            restored,
+            emptied,
+            stopped,
+            lost_logs,
+        } = other;
         self.boots += boots;
         self.starts += starts;
         self.refused += refused;
@@ -46,7 +68,11 @@ impl Facts {
         self.fenced += fenced;
         self.confirmed += confirmed;
         self.frozen += frozen;
-        self.begun += begun;
+        self.recovered += recovered;
+        self.restored += restored;
+        self.emptied += emptied;
+        self.stopped += stopped;
+        self.lost_logs += lost_logs;
     }
 
     /// An entry was applied for the first time.
@@ -57,6 +83,12 @@ impl Facts {
             self.confirmed += u64::from(matches!(command, Command::ConfirmDead { .. }));
             self.frozen += u64::from(matches!(command, Command::SetTakeover { is_frozen: true }));
         }
+    }
+
+    /// A host goes down in order, with so many units.
+    pub fn goes_down(&mut self, units: usize) {
+        self.emptied += u64::from(units == 0);
+        self.stopped += u64::from(units > 0);
     }
 
     pub fn no_instance_has_two_live_units(

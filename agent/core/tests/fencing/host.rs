@@ -48,6 +48,8 @@ pub struct Disk {
     pub beginning: Rc<Beginning>,
     /// What it had of that is put aside: it joins anew.
     pub rejoins: bool,
+    /// A server found its log to lack what it has acknowledged: no agent goes on from it.
+    pub is_forbidden: bool,
     pub log: Option<(RaftId, Log)>,
     /// The newest raft id that it was a server by.
     pub spent: RaftId,
@@ -56,7 +58,7 @@ pub struct Disk {
 impl Disk {
     /// Of a member that never was a server.
     pub fn of(beginning: &Rc<Beginning>) -> Self {
-        Self { beginning: beginning.clone(), rejoins: false, log: None, spent: RaftId::default() }
+        Self { beginning: beginning.clone(), rejoins: false, is_forbidden: false, log: None, spent: RaftId::default() }
     }
 }
 
@@ -114,6 +116,8 @@ pub struct Unit {
     pub generation: Generation,
     /// It was told to end, and systemd or the kernel sees to it that it does.
     pub is_killed: bool,
+    /// A person has said that it doesn't run, though it does.
+    pub is_denied: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -214,9 +218,9 @@ impl Host {
         !serves && self.disk.spent == RaftId::default()
     }
 
-    /// Whether it may be running: whatever its gate has let through and nobody has seen dead.
+    /// Whether it may be running: whatever its gate has let through and nobody has seen dead, or said to be.
     pub fn lives(&self, name: &UnitName) -> bool {
-        self.units.get(name).is_some_and(|unit| unit.phase != RunPhase::Gate)
+        self.units.get(name).is_some_and(|unit| unit.phase != RunPhase::Gate && !unit.is_denied)
     }
 
     /// Whether there is nothing in the slice that the fence kills.

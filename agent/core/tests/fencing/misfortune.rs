@@ -9,7 +9,7 @@ use blixard_core::types::{Availability, Failover, InstanceId, LeaseTerms, NodeId
 use super::cluster::{self, Declared};
 use super::host::{Host, UnitName};
 use super::mutations::Mutation;
-use super::world::{HostId, MILLISECOND, Network, SECOND, World};
+use super::world::{Backup, HostId, MILLISECOND, Network, SECOND, World};
 
 /// How long things go wrong.
 const TROUBLE: u64 = 70 * SECOND;
@@ -31,7 +31,7 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
     let mut world = World::new(seed, HOSTS, declared, mutation);
     world.run_for(6 * SECOND);
     world.network.latency = world.random.between(MILLISECOND, 100 * MILLISECOND);
-    let end = world.now + TROUBLE;
+    let (mut backups, end) = (Vec::new(), world.now + TROUBLE);
     while world.now < end {
         let pause = world.random.between(10 * MILLISECOND, 1200 * MILLISECOND);
         world.run_for(pause);
@@ -41,7 +41,7 @@ pub fn live(seed: u64, mutation: Mutation) -> World {
             _ => units(&mut world),
         }
         if begins_anew(seed) {
-            anew(&mut world);
+            anew(&mut world, &mut backups);
         }
         repair(&mut world);
     }
@@ -59,7 +59,7 @@ fn has_copies(seed: u64) -> bool {
 /// Whether persons let the cluster begin anew in a history. No node comes or goes in it: what a state of before doesn't know
 /// of, or takes for a member that is back, is nobody's to wait for.
 fn begins_anew(seed: u64) -> bool {
-    seed % 5 == 4 && !has_copies(seed)
+    seed % 5 >= 3 && !has_copies(seed)
 }
 
 /// Whether nodes are removed in a history.
@@ -111,7 +111,13 @@ fn trouble(world: &mut World) {
         74..80 if is_on => world.kill_fence(id),
         80..90 if is_on => {
             let boots = if world.random.percent(70) { time } else { 30 * SECOND };
-            world.power_off(id, Some(boots));
+            match world.random.below(8) {
+                0..4 => return world.power_off(id, Some(boots)),
+                // Nobody empties it.
+                4 | 5 => world.isolate(id),
+                _ => {}
+            }
+            world.reboot(id, boots);
         }
         90..92 if is_on => world.suspend(id, time),
         92..94 if is_on => world.host(id).systemd_paused_until = now + time,
@@ -238,22 +244,43 @@ fn declare(world: &mut World) {
     }
 }
 
-/// A server is taken for the only one left, or a host that was a member of before rejoins.
-fn anew(world: &mut World) {
+/// A server, of whichever epoch of the cluster, is taken for the only one left, or all is begun with a backup; or a host that was
+/// a member of before rejoins.
+fn anew(world: &mut World, backups: &mut Vec<Backup>) {
     let is_up = |host: &&Host| host.is_on && host.paused_until <= world.now;
     let is_server = |host: &&Host| host.agent.as_ref().is_some_and(|agent| agent.server.is_some());
-    let (members, others): (Vec<_>, Vec<_>) =
-        world.hosts.values().filter(is_up).partition(|host| world.is_member(host));
-    let servers: Vec<HostId> = members.into_iter().filter(is_server).map(|host| host.id).collect();
-    let others: Vec<HostId> = others.into_iter().filter(|host| !host.disk.rejoins).map(|host| host.id).collect();
-    if world.random.percent(3) {
-        if let Some(survivor) = world.random.one_of(&servers) {
-            world.recover(survivor);
+    let servers: Vec<HostId> = world.hosts.values().filter(is_up).filter(is_server).map(|host| host.id).collect();
+    let is_outside = |host: &&Host| !world.is_member(host) && !host.disk.rejoins;
+    let others: Vec<HostId> = world.hosts.values().filter(is_up).filter(is_outside).map(|host| host.id).collect();
+    if let Some(leader) = world.leader().filter(|_| world.random.percent(5)) {
+        backups.push(world.back_up(leader));
+    }
+    match world.random.below(100) {
+        0..3 => {
+            if let Some(survivor) = world.random.one_of(&servers) {
+                world.recover(survivor);
+            }
         }
-    } else if world.random.percent(25)
-        && let Some(other) = world.random.one_of(&others)
-    {
-        world.rejoin(other);
+        3..5 if !backups.is_empty() => {
+            let pick = usize::try_from(world.random.below(backups.len() as u64)).expect("it is one of them");
+            let (backup, id) = (&backups[pick], HostId(backups[pick].newcomer().0));
+            if world.hosts.contains_key(&id) {
+                world.retire(id);
+            }
+            world.restore(id, backup);
+        }
+        5..30 => {
+            if let Some(other) = world.random.one_of(&others) {
+                world.rejoin(other);
+            }
+        }
+        _ => {}
+    }
+    // Whoever isn't in it, nobody waits for.
+    let unknown = |host: &&Host| !world.truth.nodes().contains_key(&host.node);
+    let unknown: Vec<HostId> = world.hosts.values().filter(unknown).map(|host| host.id).collect();
+    for id in unknown {
+        world.retire(id);
     }
 }
 
@@ -265,7 +292,7 @@ fn join(world: &mut World, leader: HostId) {
     }
 }
 
-/// Hosts that were admitted are installed, and those that were removed switched off.
+/// Hosts that were admitted are installed, those that were removed switched off, and those that are off for good removed.
 pub fn repair(world: &mut World) {
     let truth = &world.truth;
     let known: BTreeMap<NodeId, HostId> =
@@ -277,6 +304,12 @@ pub fn repair(world: &mut World) {
         .filter(|host| truth.is_removed(host.node) && !host.is_retired && host.units.is_empty())
         .map(|host| host.id)
         .collect();
+    let awaited = truth.absent().keys().find(|node| known.get(node).is_some_and(|id| world.hosts[id].is_retired));
+    if let Some(leader) = world.leader()
+        && let Some(node) = awaited.copied()
+    {
+        world.propose(leader, Command::RemoveNode { node, dead: true, abandon_volumes: false });
+    }
     for node in admitted {
         world.admit(HostId(node.0), node);
     }

@@ -3,8 +3,9 @@
 use blixard_core::command::{Command, Entry, Reply};
 use blixard_core::driver::Position;
 use blixard_core::lease::keep::Step;
+use blixard_core::reconcile::{UnitAction, UnitChange};
 use blixard_core::state::{Cluster, Instance, Lease, State, Table};
-use blixard_core::types::{Failover, NodeId, Term};
+use blixard_core::types::{Availability, Failover, InstanceId, NodeId, Term};
 use blixard_core::unit::Observed;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -76,6 +77,12 @@ pub enum Mutation {
     ForgetsTheAbsent,
     /// A cluster that begins anew goes by the leases of before.
     ArmsNobodyAnew,
+    /// What a host runs that is to go down is free as soon as that is said.
+    FreesWhatIsToGoDown,
+    /// A server whose log lacks what it has acknowledged is started again from it.
+    ForgetsThatItsLogIsLost,
+    /// An agent lets what isn't placed on its node run on.
+    SparesStrays,
     /// An agent takes what runs as manual for what is placed as automatic, and the other way.
     TakesEitherTemplate,
 }
@@ -91,6 +98,15 @@ impl Mutation {
             Self::ForgetsTheAbsent => edited(&begun, Table::Cluster, |_, cluster: &mut Cluster| cluster.absent.clear()),
             _ => begun,
         }
+    }
+
+    /// What an agent does in the place of these changes to the units of its node.
+    pub fn actions(self, mut actions: Vec<UnitAction>, node: NodeId, state: &State) -> Vec<UnitAction> {
+        if self == Self::SparesStrays {
+            let is_placed = |id: &InstanceId| state.placed_on(node).any(|placed| placed == id);
+            actions.retain(|action| !matches!(&action.change, UnitChange::StopVm(id) if !is_placed(id)));
+        }
+        actions
     }
 
     /// What an agent does in the place of its next step towards a lease.
@@ -142,7 +158,11 @@ impl Mutation {
     fn entries(self, state: &State, term: Term, entry: Entry) -> Vec<Entry> {
         let mut entries = Vec::new();
         match (&entry.command, self) {
-            (Command::Arm { node, .. }, Self::FreesManualOnArm) => entries = free(*node, term, &entry),
+            (Command::Arm { node, .. }, Self::FreesManualOnArm)
+            | (
+                Command::SetAvailability { node, availability: Availability::Rebooting, .. },
+                Self::FreesWhatIsToGoDown,
+            ) => entries = free(*node, term, &entry),
             (Command::RegisterWorker { node, boot, .. }, Self::FreesAtBoot)
                 if state.nodes().get(node).is_some_and(|member| member.boot != Some(*boot)) =>
             {

@@ -12,6 +12,7 @@ use super::world::{HostId, MILLISECOND, SECOND, Time, World};
 
 mod anew;
 mod back;
+mod stale;
 
 /// The worker on which the instance is in the beginning, and another one, to which it goes.
 const HERE: HostId = HostId(4);

@@ -154,6 +154,10 @@ impl Server {
     }
 
     /// What its disk holds.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
     pub fn into_log(self) -> Log {
         self.log
     }

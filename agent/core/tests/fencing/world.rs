@@ -10,7 +10,7 @@ use blixard_core::types::{ClusterEpoch, Failover, Hash, InstanceId, NodeId, Raft
 
 use super::cluster::{self, Declared};
 use super::facts::Facts;
-use super::host::{Agent, Clock, Disk, Host, UnitName};
+use super::host::{Agent, Disk, Host, UnitName};
 use super::mutations::Mutation;
 use super::random::Random;
 use super::server::{Beginning, Log, Server};
@@ -18,8 +18,10 @@ use super::server::{Beginning, Log, Server};
 mod agent;
 mod anew;
 mod network;
+mod power;
 mod units;
 
+pub use anew::Backup;
 pub use network::Network;
 use network::Sent;
 
@@ -93,6 +95,10 @@ enum Event {
     StartFence,
     StartAgent,
     Boot,
+    /// What a host does that is to go down waits until it is empty.
+    Empties(power::Emptying),
+    /// A host goes down once nothing runs on it.
+    GoesDown,
 }
 
 /// Who waits for a fence's answer.
@@ -126,9 +132,13 @@ impl Event {
             | Self::Answered { asker: Asker::Agent { .. } | Asker::Job { .. }, .. } => Actor::Agent,
             Self::Asked { .. } | Self::FenceWakes { .. } => Actor::Fence,
             Self::DeviceBites | Self::Boot => Actor::Hardware,
-            Self::FenceHangs { .. } | Self::FenceIsLost | Self::Start { .. } | Self::StartFence | Self::StartAgent => {
-                Actor::Systemd
-            }
+            Self::FenceHangs { .. }
+            | Self::FenceIsLost
+            | Self::Start { .. }
+            | Self::StartFence
+            | Self::StartAgent
+            | Self::Empties(_)
+            | Self::GoesDown => Actor::Systemd,
             _ => Actor::Host,
         }
     }
@@ -220,68 +230,11 @@ impl World {
         self.hosts.get_mut(&id).expect("it was installed")
     }
 
-    fn boot(&mut self, id: HostId) {
-        let (now, rate) = (self.now, self.random.between(995_000, 1_005_000));
-        let host = self.host(id);
-        if host.is_on || host.is_retired {
-            return;
-        }
-        host.is_on = true;
-        host.clock = Clock::new(now, rate);
-        self.facts.boots += 1;
-        let (fence, agent) = (self.random.below(SECOND), self.random.below(SECOND));
-        self.after(fence, id, Event::StartFence);
-        self.after(agent, id, Event::StartAgent);
-    }
-
-    /// Everything on it is gone, but for the disk; it is booted after a while, if at all.
-    pub fn power_off(&mut self, id: HostId, boots_after: Option<Time>) {
-        self.note(|| format!("{id:?} is off"));
-        self.crash_agent(id, None);
-        let host = self.host(id);
-        host.is_on = false;
-        host.goes_down = None;
-        host.fence = None;
-        host.installed.clear();
-        host.units.clear();
-        host.device = super::host::Device::default();
-        (host.paused_until, host.agent_paused_until) = (0, 0);
-        (host.systemd_paused_until, host.stuck_until) = (0, 0);
-        if let Some(time) = boots_after {
-            self.after(time, id, Event::Boot);
-        }
-    }
-
-    /// A host sleeps: its fence ends before, so that nothing runs when it wakes that its clock has left behind.
-    pub fn suspend(&mut self, id: HostId, time: Time) {
-        let (now, mutation) = (self.now, self.mutation);
-        let host = self.host(id);
-        host.device = super::host::Device::default();
-        if mutation != Mutation::SleepsAsItIs {
-            host.units.retain(|(_, failover), _| *failover == Failover::Manual);
-            host.fence = None;
-        }
-        host.paused_until = host.paused_until.max(now + time);
-        self.after(0, id, Event::StartFence);
-    }
-
-    /// Everything that it lacks is started.
-    pub fn wake(&mut self, id: HostId) {
-        for event in [Event::Boot, Event::StartFence, Event::StartAgent] {
-            self.after(0, id, event);
-        }
-    }
-
     pub fn pause_fence(&mut self, id: HostId, time: Time) {
         let now = self.now;
         if let Some(process) = &mut self.host(id).fence {
             process.paused_until = now + time;
         }
-    }
-
-    pub fn retire(&mut self, id: HostId) {
-        self.power_off(id, None);
-        self.host(id).is_retired = true;
     }
 
     /// Its agent ends at once, and starts again after a while, if at all.
@@ -298,7 +251,7 @@ impl World {
     fn start_agent(&mut self, id: HostId) {
         let boot = self.number();
         let host = self.host(id);
-        if !host.is_on || host.goes_down.is_some() || host.agent.is_some() {
+        if !host.is_on || host.goes_down.is_some() || host.agent.is_some() || host.disk.is_forbidden {
             return;
         }
         host.agent = Some(Agent::new(boot));
@@ -392,6 +345,8 @@ impl World {
         }
         match event {
             Event::Boot => self.boot(id),
+            Event::Empties(emptying) => self.empties(id, emptying),
+            Event::GoesDown => self.go_down(id),
             Event::StartAgent => self.start_agent(id),
             Event::Tick { .. } | Event::Look { .. } | Event::Deliver(_) | Event::Work { .. } => {
                 self.agent_event(id, event);

@@ -77,14 +77,14 @@ fn who_comes_back_arms_anew_whatever_it_was_armed_with() {
         let long = LeaseTerms::new(30_000, 1_000, 3_000, 36_000).expect("they fit");
         cordon(&mut world, THERE);
         declare_lease(&mut world, long);
-        let before = world.back_up();
+        let before = world.back_up(world.leader().expect("somebody leads"));
         declare_lease(&mut world, LeaseTerms::FAST);
         let epoch = world.truth.nodes()[&NodeId(HERE.0)].lease.epoch.next();
         world.kill_fence(HERE);
         let is_armed = |world: &World| world.truth.nodes()[&NodeId(HERE.0)].lease.epoch == epoch;
         world.until("arming", is_armed);
         world.until("start", World::is_settled);
-        let after = world.back_up();
+        let after = world.back_up(world.leader().expect("somebody leads"));
 
         // What followed the first backup is another history: in it the host arms for longer, by an epoch of the same number.
         world.restore(HostId(108), &before);

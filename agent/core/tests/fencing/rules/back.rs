@@ -71,6 +71,38 @@ fn the_fence_of_a_host_that_goes_down_sees_to_it_that_nothing_runs() {
 }
 
 #[test]
+fn what_a_host_runs_that_is_to_go_down_has_stopped_there_before_it_starts_elsewhere() {
+    let history = |seed, mutation| {
+        for failover in [Failover::Automatic, Failover::Manual] {
+            let mut world = running(seed, failover, mutation);
+            world.reboot(HERE, 20 * SECOND);
+            takes_over(&mut world);
+            world.until("end", |world| !world.hosts[&HERE].is_on);
+            assert_eq!(world.facts.emptied, 1, "it waited until it was empty");
+        }
+    };
+    is_kept(history, Mutation::FreesWhatIsToGoDown, &[TWICE]);
+}
+
+#[test]
+fn a_host_that_goes_down_without_a_quorum_stops_at_once_what_is_its_own_still_when_it_is_back() {
+    let history = |seed, mutation| {
+        let mut world = running(seed, Failover::Manual, mutation);
+        world.isolate(HERE);
+        world.reboot(HERE, 10 * SECOND);
+        world.until("end", |world| !world.hosts[&HERE].is_on);
+        assert_eq!(world.facts.stopped, 1);
+        // It knows of no other place.
+        world.until("boot", |world| world.hosts[&HERE].is_on);
+        world.run_for(5 * SECOND);
+        assert_eq!(world.alive(&web()), []);
+        world.network.cut.clear();
+        world.until("start", |world| world.alive(&web()) == [HERE]);
+    };
+    is_kept(history, Mutation::FreesAtBoot, &[TWICE, "no start"]);
+}
+
+#[test]
 fn a_host_that_boots_while_it_is_said_to_be_dead_is_not_or_starts_nothing() {
     let history = |seed, mutation| {
         let mut world = running(seed, Failover::Manual, mutation);

@@ -189,7 +189,7 @@ impl World {
         let under_way = agent.jobs.keys().map(InstanceId::to_string).collect();
         let attempts = Attempts { under_way, ..Attempts::default() };
         let (_, state) = agent.known();
-        let actions = reconcile::reconcile(node, state, &observed, &attempts);
+        let actions = mutation.actions(reconcile::reconcile(node, state, &observed, &attempts), node, state);
         let returns = reconcile::returns(node, state, &actions);
         let (vms, tasks) = reconcile::report(node, state, &observed, &attempts);
         let reports = (returns || !vms.is_empty()) && agent.proposes_at <= at;

@@ -19,6 +19,13 @@ pub struct Backup {
     position: Position,
 }
 
+impl Backup {
+    /// The node that a host becomes which begins with it.
+    pub fn newcomer(&self) -> NodeId {
+        NodeId(self.state.newest_node().0 + 1)
+    }
+}
+
 impl World {
     /// A host that was admitted begins.
     pub fn admit(&mut self, id: HostId, node: NodeId) {
@@ -26,8 +33,8 @@ impl World {
         self.install(id, node, disk);
     }
 
-    pub fn back_up(&mut self) -> Backup {
-        let leader = self.leader().expect("somebody leads");
+    /// All that the leader has applied.
+    pub fn back_up(&mut self, leader: HostId) -> Backup {
         let server = self.server(leader).expect("it leads");
         Backup { state: server.state.clone(), position: server.applied }
     }
@@ -47,10 +54,10 @@ impl World {
 
     /// A host that was no member begins with a backup.
     pub fn restore(&mut self, id: HostId, backup: &Backup) {
-        let number = backup.state.newest_node().0 + 1;
-        let host = cluster::host(number, NodeRole::Server);
+        let node = backup.newcomer();
+        let host = cluster::host(node.0, NodeRole::Server);
         let recovered = Recovered { base: backup.position, ..Recovered::default() };
-        self.admit(id, NodeId(number));
+        self.admit(id, node);
         let beginner = Beginner::Newcomer { host: &host, replaces: false };
         self.begin_epoch(id, (Renewal::Restored, beginner), &recovered, backup.state.clone());
     }
@@ -69,7 +76,10 @@ impl World {
         self.truth_at = start.base.index;
         self.truth = state.clone();
         self.beginning = Rc::new(Beginning { start, state });
-        self.facts.begun += 1;
+        match how {
+            Renewal::Recovered => self.facts.recovered += 1,
+            Renewal::Restored => self.facts.restored += 1,
+        }
         self.note(|| format!("{id:?} begins the cluster anew"));
         let log = Some((raft, Log::blank(&self.beginning)));
         self.host(id).disk = Disk { log, spent: raft, ..Disk::of(&self.beginning) };
@@ -90,7 +100,7 @@ impl World {
     pub fn rejoin(&mut self, id: HostId) {
         self.crash_agent(id, None);
         let disk = &mut self.host(id).disk;
-        (disk.log, disk.spent, disk.rejoins) = (None, RaftId::default(), true);
+        (disk.log, disk.spent, disk.rejoins, disk.is_forbidden) = (None, RaftId::default(), true, false);
         self.after(0, id, Event::StartAgent);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::command::{Command, NewNode};
-use blixard_core::driver::Message as RaftMessage;
+use blixard_core::driver::{Message as RaftMessage, RefusedMessage};
 use blixard_core::state::Assignment;
 use blixard_core::types::{ClusterEpoch, NodeEpoch, NodeId, RaftId};
 
@@ -166,9 +166,10 @@ impl World {
                 if self.server(id).is_some_and(|server| server.state.is_dismissed(member, raft)) {
                     return self.send(id, from, Message::Dismissed(raft));
                 }
-                if let Some(server) = self.server(id).filter(|server| server.id.0 == message.to) {
-                    // What is late is refused.
-                    let _ = server.driver.step(message);
+                if let Some(server) = self.server(id).filter(|server| server.id.0 == message.to)
+                    && let Err(RefusedMessage::LostLog(_)) = server.driver.step(message)
+                {
+                    return self.lost_its_log(id);
                 }
             }
             Message::Beat { request, node, epoch } => {

@@ -8,7 +8,7 @@ use crate::host::{Device, FenceProcess, RunPhase, Unit, UnitName};
 use crate::mutations::Mutation;
 
 /// How long systemd takes to kill what depends on a fence that has died, and a fence what is in its slice.
-const BOUND_KILL: Time = 600 * MILLISECOND;
+pub(super) const BOUND_KILL: Time = 600 * MILLISECOND;
 const GROUP_KILL: Time = 200 * MILLISECOND;
 /// How long systemd waits for a sign of life of a fence that was never armed.
 const UNARMED: Time = 10 * SECOND;
@@ -85,39 +85,9 @@ impl World {
         self.after(again, id, Event::StartFence);
     }
 
-    /// A host goes down in order, and is booted after a while: its agent ends, and systemd stops the units, and last
-    /// the fence, which ends once nothing of them runs.
-    pub fn shut_down(&mut self, id: HostId, boots_after: Time) {
-        self.note(|| format!("{id:?} goes down"));
-        self.crash_agent(id, None);
-        self.host(id).goes_down = Some(boots_after);
-        let names: Vec<UnitName> = self.hosts[&id].units.keys().cloned().collect();
-        for name in names {
-            match name.1 {
-                Failover::Automatic => self.kill_unit(id, &name, BOUND_KILL),
-                Failover::Manual => self.stop_unit(id, &name),
-            }
-        }
-        if self.mutation == Mutation::EndsBeforeItIsEmpty {
-            self.end_fence(id);
-        } else {
-            self.ask(id, Asker::Nobody, Request::End);
-        }
-        self.go_down(id);
-    }
-
-    fn end_fence(&mut self, id: HostId) {
+    pub(super) fn end_fence(&mut self, id: HostId) {
         let host = self.host(id);
         (host.fence, host.device) = (None, Device::default());
-        self.go_down(id);
-    }
-
-    /// It is off once nothing runs.
-    fn go_down(&mut self, id: HostId) {
-        let host = &self.hosts[&id];
-        if let Some(boots_after) = host.goes_down.filter(|_| host.units.is_empty() && host.fence.is_none()) {
-            self.power_off(id, Some(boots_after));
-        }
     }
 
     fn fence_is_asked(&mut self, id: HostId, life: u64, asker: Asker, request: Request) {
@@ -193,7 +163,7 @@ impl World {
         }
     }
 
-    fn kill_unit(&mut self, id: HostId, name: &UnitName, within: Time) {
+    pub(super) fn kill_unit(&mut self, id: HostId, name: &UnitName, within: Time) {
         let (soon, now) = (self.random.between(MILLISECOND, within), self.now);
         let host = self.host(id);
         let stuck = host.stuck_until.saturating_sub(now);
@@ -227,6 +197,12 @@ impl World {
         self.after(0, id, Event::Start { name: (instance, failover) });
     }
 
+    /// A person says of a host that nothing manual runs there, which isn't so: from now on that is that person's to answer for.
+    pub fn deny(&mut self, id: HostId) {
+        let units = self.host(id).units.iter_mut().filter(|((_, failover), _)| *failover == Failover::Manual);
+        units.for_each(|(_, unit)| unit.is_denied = true);
+    }
+
     fn unit(&self, id: HostId, name: &UnitName, run: u64) -> Option<&Unit> {
         self.hosts[&id].units.get(name).filter(|unit| unit.run == run)
     }
@@ -238,7 +214,8 @@ impl World {
             return;
         }
         let generation = host.installed.get(&name.0).map(|unit| unit.generation).unwrap_or_default();
-        host.units.insert(name.clone(), Unit { run, phase: RunPhase::Gate, generation, is_killed: false });
+        host.units
+            .insert(name.clone(), Unit { run, phase: RunPhase::Gate, generation, is_killed: false, is_denied: false });
         let most = if self.random.percent(5) { 1500 * MILLISECOND } else { 30 * MILLISECOND };
         let soon = self.random.below(most);
         self.after(soon, id, Event::GateReads { name, run });
@@ -302,6 +279,5 @@ impl World {
         }
         host.units.remove(name);
         self.note(|| format!("{id:?} runs {} ({}) no more", name.0, name.1));
-        self.go_down(id);
     }
 }
