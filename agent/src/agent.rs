@@ -40,7 +40,7 @@ mod servers;
 mod watchdog;
 
 use data::Data;
-use machine::MachineError;
+use machine::{Forbidden, MachineError};
 use role::Host;
 
 /// The exit status of an agent that can't go on from its disk: `EX_IOERR` of `sysexits.h`.
@@ -286,9 +286,15 @@ where
     let watchdog = watchdog::start();
     let mut host = Host { config, traits, secrets, stage, api: service, connect, units: None, watchdog };
     let mut result = host.run(data, told).await;
-    if matches!(result, Err(AgentError::Node(NodeError::Superseded { .. }))) {
+    let forbidden = match &result {
         // Started again, it would supersede the other in turn.
-        result = machine::forbid(&raft_dir).map_err(AgentError::Machine).and(result);
+        Err(AgentError::Node(NodeError::Superseded { .. })) => Some(Forbidden::Copied),
+        // Started again, it would vote before a leader tells it once more of what it lacks.
+        Err(AgentError::Node(NodeError::LostLog(_))) => Some(Forbidden::Outdated),
+        _ => None,
+    };
+    if let Some(why) = forbidden {
+        result = machine::forbid(&raft_dir, why).map_err(AgentError::Machine).and(result);
     }
     let _ = stop_api.send(());
     drop(host);

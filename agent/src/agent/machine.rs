@@ -3,13 +3,26 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use blixard_core::ANEW;
+
 use super::data;
 use crate::probe::MachineId;
 
 /// In the data's directory: the machine that the data was made on, as one line.
 const FILE: &str = "machine";
 /// What it says instead where the other members have heard two agents of this host at once.
-const NONE: &str = "none, as there is a copy";
+const COPIED: &str = "none, as there is a copy";
+/// What it says instead where a leader has this server's word for more than is here.
+const OUTDATED: &str = "none, as its log is lost";
+
+/// Why no start goes on from a host's data, before a person has done something about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forbidden {
+    /// Another agent speaks for this host: a person is to choose one of the two.
+    Copied,
+    /// It lacks what this server has acknowledged: where no leader is there to say so, it would promise something else.
+    Outdated,
+}
 
 /// Why a host's data isn't used.
 #[derive(Debug, thiserror::Error)]
@@ -25,13 +38,18 @@ pub enum MachineError {
          as a new node; at the other, remove {file}, and it goes on as it was"
     )]
     Copied { dir: PathBuf, file: PathBuf },
+    #[error(
+        "the data in {dir} is older than what this server has acknowledged: its disk was replaced, or put back to an earlier \
+         time; {ANEW}"
+    )]
+    Outdated { dir: PathBuf },
     #[error("cannot read {path}, which says on which machine the data beside it was made: see that its disk works")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {path}: see that its disk works and has room")]
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Refuses data that was made on another machine, or is known to be in two places; what says nothing of that, says from
+/// Refuses data that was made on another machine, or is forbidden; what says nothing of that, says from
 /// now on that it was made here. A machine that doesn't tell which one it is may be any.
 ///
 /// # Errors
@@ -44,7 +62,8 @@ pub fn check(dir: &Path, machine: Option<&MachineId>) -> Result<(), MachineError
         Err(source) => return Err(MachineError::Read { path: file, source }),
     };
     match (kept, machine) {
-        (Some(kept), _) if kept == NONE => Err(MachineError::Copied { dir: dir.to_owned(), file }),
+        (Some(kept), _) if kept == COPIED => Err(MachineError::Copied { dir: dir.to_owned(), file }),
+        (Some(kept), _) if kept == OUTDATED => Err(MachineError::Outdated { dir: dir.to_owned() }),
         (Some(made_on), Some(this)) if made_on != this.as_str() => {
             Err(MachineError::Elsewhere { dir: dir.to_owned(), file, made_on, this: this.clone() })
         }
@@ -53,12 +72,18 @@ pub fn check(dir: &Path, machine: Option<&MachineId>) -> Result<(), MachineError
     }
 }
 
-/// Another agent speaks for this host: no start goes on from this data before a person has chosen one of the two.
+/// Has every later start from this data be refused.
 ///
 /// # Errors
 /// When the disk fails.
-pub fn forbid(dir: &Path) -> Result<(), MachineError> {
-    write(dir, NONE)
+pub fn forbid(dir: &Path, why: Forbidden) -> Result<(), MachineError> {
+    write(
+        dir,
+        match why {
+            Forbidden::Copied => COPIED,
+            Forbidden::Outdated => OUTDATED,
+        },
+    )
 }
 
 fn write(dir: &Path, line: &str) -> Result<(), MachineError> {
@@ -106,12 +131,25 @@ mod tests {
         for own in [None, Some(machine('7'))] {
             let dir = tempfile::tempdir().unwrap();
             check(dir.path(), own.as_ref()).unwrap();
-            forbid(dir.path()).unwrap();
+            forbid(dir.path(), Forbidden::Copied).unwrap();
             let refused = check(dir.path(), own.as_ref()).unwrap_err().to_string();
             let file = dir.path().join(FILE);
             assert!(refused.contains(&format!("remove {}", file.display())), "{refused}");
             std::fs::remove_file(file).unwrap();
             check(dir.path(), own.as_ref()).unwrap();
+        }
+    }
+
+    #[test]
+    fn data_that_lacks_what_was_acknowledged_is_never_used_again() {
+        for own in [None, Some(machine('7'))] {
+            let dir = tempfile::tempdir().unwrap();
+            check(dir.path(), own.as_ref()).unwrap();
+            forbid(dir.path(), Forbidden::Outdated).unwrap();
+            for _ in 0..2 {
+                let refused = check(dir.path(), own.as_ref()).unwrap_err().to_string();
+                assert!(refused.contains("earlier time") && refused.contains("blixard node replace"), "{refused}");
+            }
         }
     }
 }
