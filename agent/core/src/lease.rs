@@ -13,5 +13,5 @@ mod grants;
 pub mod keep;
 mod liveness;
 
-pub use grants::{Denial, Grants, takeover};
+pub use grants::{Denial, Grants};
 pub use liveness::Liveness;

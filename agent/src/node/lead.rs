@@ -89,7 +89,6 @@ impl Node {
                 tracing::info!(?decision, "a worker's status changes");
                 self.decide(decision);
             }
-            self.brake();
             self.change_servers();
             let level = self.known.look().state.next_level();
             if let Some(level) = level {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use blixard_core::lease;
 use blixard_core::types::{NodeEpoch, NodeId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -45,21 +44,13 @@ impl Handle {
 }
 
 impl Node {
-    /// What is automatic on a node whose lease is over is to start elsewhere.
+    /// What is automatic on a node whose lease is over is to start elsewhere; unless many are silent at once: then it is
+    /// likelier that the network is lost, and takeover waits.
     pub(super) fn end_leases(&mut self) {
-        let over = self.grants.expired(&self.known.look().state, boot_time::now());
-        for decision in over {
-            tracing::warn!(?decision, "a node's lease is over");
-            self.decide(decision);
-        }
-    }
-
-    /// Takeover waits while many are silent at once: then it is likelier that the network is lost.
-    pub(super) fn brake(&mut self) {
         let is_silent = |node| node != self.own && self.liveness.is_silent_for(node, self.ticks, SILENT_TICKS);
-        let decision = lease::takeover(&self.known.look().state, is_silent);
-        if let Some(decision) = decision {
-            tracing::warn!(?decision, "takeover is frozen, or goes on");
+        let decisions = self.grants.decide(&self.known.look().state, is_silent, boot_time::now());
+        for decision in decisions {
+            tracing::warn!(?decision, "leases are over, or takeover is frozen or goes on");
             self.decide(decision);
         }
     }

@@ -12,7 +12,7 @@ use crate::command::Command;
 use crate::state::{Arming, State, Takeover};
 use crate::types::{BootTime, NodeEpoch, NodeId};
 
-/// How long a node that has armed may wait until its lease is counted, and a decision until it is made again.
+/// How long a node that has armed may wait until its lease is counted, and a decision until it is made, or made again.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What a leader has granted in its term.
@@ -21,7 +21,7 @@ pub struct Grants {
     known: BTreeMap<NodeId, Grant>,
     /// When this leader began to lead.
     since: BootTime,
-    /// Until then nobody's lease ends; later grants only put that off.
+    /// When it looks again: until then nobody's lease ends, and later grants only put that off.
     look_at: BootTime,
 }
 
@@ -76,15 +76,37 @@ impl Grants {
         Ok(())
     }
 
-    /// The decisions to end the epochs of those that have been granted nothing for as long as their fences may take. Each is
-    /// marked, and decided again until it is carried out; none while takeover is frozen.
-    pub fn expired(&mut self, state: &State, now: BootTime) -> Vec<Command> {
+    /// What is to be decided about leases now: to freeze takeover or to let it go on; and, where that stays as it is, to end
+    /// the epochs of those that have been granted nothing for as long as their fences may take.
+    ///
+    /// `is_silent` says who doesn't answer. Who was granted nothing for as long as a lease lasts is silent, too, whatever else
+    /// is known of it: that is less than any wait, so no epoch ends that the brake hasn't weighed.
+    pub fn decide(&mut self, state: &State, is_silent: impl Fn(NodeId) -> bool, now: BootTime) -> Vec<Command> {
+        if now < self.look_at {
+            return Vec::new();
+        }
+        match takeover(state, |node| is_silent(node) || self.is_over(state, node, now)) {
+            Some(brake) => vec![brake],
+            None => self.expired(state, now),
+        }
+    }
+
+    /// Whether a node's lease has ended, by this clock and as far as this leader knows.
+    fn is_over(&self, state: &State, node: NodeId, now: BootTime) -> bool {
+        let lease = state.nodes().get(&node).map(|member| member.lease);
+        let (Some(lease), Some(grant)) = (lease, self.known.get(&node)) else { return false };
+        let is_over = |arming: &Arming| now >= grant.at.after(arming.terms.lease());
+        grant.epoch == lease.epoch && lease.unended().is_some_and(is_over)
+    }
+
+    /// Each is marked, and decided again until it is carried out; none while takeover is frozen.
+    fn expired(&mut self, state: &State, now: BootTime) -> Vec<Command> {
         let mut decisions = Vec::new();
-        if now < self.look_at || matches!(state.takeover(), Takeover::Frozen { .. }) {
+        self.look_at = now.after(LOOK);
+        if matches!(state.takeover(), Takeover::Frozen { .. }) {
             return decisions;
         }
         self.known.retain(|node, _| state.nodes().contains_key(node));
-        self.look_at = now.after(LOOK);
         for (node, epoch, arming) in unended(state) {
             let fresh = Grant { epoch, at: now, marked: false };
             let grant = self.known.entry(node).or_insert(fresh);
@@ -139,8 +161,7 @@ impl Grants {
 
 /// The decision to freeze takeover, or to let it go on: frozen while more than a third of the nodes that answer or have a
 /// lease don't answer. Then it is likelier the network that is lost than all of them.
-#[must_use]
-pub fn takeover(state: &State, is_silent: impl Fn(NodeId) -> bool) -> Option<Command> {
+fn takeover(state: &State, is_silent: impl Fn(NodeId) -> bool) -> Option<Command> {
     let silent = unended(state).filter(|(node, ..)| is_silent(*node)).count();
     let workers = state.nodes().iter().filter(|(_, member)| member.worker.is_some());
     let answering = workers.filter(|(node, _)| !is_silent(**node)).count();
@@ -159,8 +180,10 @@ fn unended(state: &State) -> impl Iterator<Item = (NodeId, NodeEpoch, &Arming)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Origin;
+    use crate::manifest::Manifest;
     use crate::state::tests::{Fixture, NEXT_BOOT};
-    use crate::types::{Hash, Nonce};
+    use crate::types::{Hash, LeaseTerms, Nonce};
 
     fn at(seconds: u64) -> BootTime {
         BootTime(seconds * 1_000_000_000)
@@ -348,6 +371,42 @@ mod tests {
     }
 
     #[test]
+    fn no_epoch_ends_that_the_brake_has_not_weighed_however_short_leases_are() {
+        let shortest = LeaseTerms::new(1003, 1, 2000, 3024).expect("they fit");
+        for terms in [shortest, LeaseTerms::FAST, LeaseTerms::DEFAULT, LeaseTerms::RELAXED] {
+            let (mut fixture, mut grants) = armed_nodes(6);
+            let mut declared = Manifest::new(BTreeMap::new()).unwrap();
+            declared.cluster.lease = terms;
+            fixture.say(Command::OfferManifest { manifest: declared, from: Origin::Person("a person".to_owned()) });
+            (1..=6).for_each(|node| _ = fixture.arm(node));
+            let mut now = at(10);
+            let decided = loop {
+                for node in 4..=6 {
+                    grants.grant(&fixture.state, NodeId(node), NodeEpoch(2), now).unwrap();
+                }
+                // Whoever listens has heard everybody just now.
+                let decided = grants.decide(&fixture.state, |_| false, now);
+                if !decided.is_empty() {
+                    break decided;
+                }
+                now = now.after(Duration::from_millis(10));
+            };
+            assert_eq!(decided, [Command::SetTakeover { is_frozen: true }], "{terms}");
+            assert!(now < at(10).after(terms.wait()), "{terms}");
+            fixture.decide(decided[0].clone());
+            for node in 1..=3 {
+                assert_eq!(
+                    grants.grant(&fixture.state, NodeId(node), NodeEpoch(2), now),
+                    Ok(()),
+                    "who returns goes on"
+                );
+            }
+            let later = now.after(LOOK);
+            assert_eq!(grants.decide(&fixture.state, |_| false, later), [Command::SetTakeover { is_frozen: false }]);
+        }
+    }
+
+    #[test]
     fn who_has_no_lease_counts_for_the_brake_while_it_answers() {
         let mut fixture = Fixture::of_nodes(4);
         for node in 3..=4 {
@@ -363,7 +422,7 @@ mod tests {
         grants.expired(&fixture.state, at(10));
         let looks = |grants: &Grants| grants.look_at;
         assert_eq!(looks(&grants), at(11));
-        grants.expired(&fixture.state, BootTime(10_500_000_000));
+        grants.decide(&fixture.state, |_| false, BootTime(10_500_000_000));
         assert_eq!(looks(&grants), at(11), "it is too early");
         grants.expired(&fixture.state, BootTime(9_500_000_000 + WAIT * 1_000_000_000));
         assert_eq!(looks(&grants), at(10 + WAIT), "earlier than a second later");

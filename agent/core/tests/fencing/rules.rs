@@ -3,7 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use blixard_core::command::Command;
-use blixard_core::types::{Availability, Failover, InstanceId, NodeEpoch, NodeId};
+use blixard_core::state::Takeover;
+use blixard_core::types::{Availability, Failover, InstanceId, LeaseTerms, NodeEpoch, NodeId};
 
 use super::cluster::Declared;
 use super::host::UnitName;
@@ -284,8 +285,17 @@ fn a_copy_of_a_disk_on_another_machine_waits_until_the_first_one_is_fenced() {
 fn what_a_leader_has_decided_dies_with_its_term() {
     let history = |seed, mutation| {
         let mut world = running(seed, Failover::Automatic, mutation);
-        let (first, now) = (world.leader().expect("somebody leads"), world.now);
+        let (first, [other, _]) = (world.leader().expect("somebody leads"), followers(&world));
+        open(&mut world, other);
+        // Else it would wait, as it has renewed nobody's lease for long.
+        (5..=7).for_each(|host| world.isolate(HostId(host)));
+        world.until("brake", |world| matches!(world.truth.takeover(), Takeover::Frozen { .. }));
+        say(&mut world, Command::ResumeTakeover);
+        // What it does first, once it goes on, is chance.
+        world.run_for(20 * MILLISECOND * (seed % 5));
+        let now = world.now;
         world.host(first).agent_paused_until = now + 12 * SECOND;
+        world.network.cut.clear();
         world.run_for(20 * SECOND);
         assert_eq!(world.alive(&web()), [HERE], "it is to run on");
     };
@@ -438,6 +448,25 @@ fn a_host_that_sleeps_has_stopped_before_what_its_fence_could_not_stop_in_time()
         assert_eq!(world.alive(&web()), [THERE]);
     };
     is_kept(history, Mutation::SleepsAsItIs, &[TWICE]);
+}
+
+#[test]
+fn takeover_waits_where_many_fall_silent_at_once_however_short_leases_are() {
+    for seed in 0..SEEDS {
+        let mut world = running(seed, Failover::Automatic, Mutation::None);
+        world.declared.lease = LeaseTerms::new(1003, 1, 2000, 3024).expect("they fit");
+        let declared = world.declared.command();
+        say(&mut world, declared);
+        (1..=7).for_each(|host| world.kill_fence(HostId(host)));
+        world.run_for(3 * SECOND);
+        world.until("leases", World::all_are_armed);
+        let (fenced, frozen) = (world.facts.fenced, world.facts.frozen);
+        (4..=6).for_each(|host| world.isolate(HostId(host)));
+        world.run_for(20 * SECOND);
+        assert_eq!((world.facts.fenced, world.facts.frozen), (fenced, frozen + 1), "seed {seed}");
+        world.network.cut.clear();
+        world.until("return", |world| world.truth.takeover() == Takeover::Free && world.all_are_armed());
+    }
 }
 
 #[test]

@@ -7,19 +7,19 @@ use blixard_core::command::{Command, Entry};
 use blixard_core::driver::{
     Committed, Content, Driver, LogStore, MembershipChange, Message, Position, ReadId, Recovered, Role, Settings, Write,
 };
-use blixard_core::lease::{Grants, Liveness, takeover};
+use blixard_core::lease::{Grants, Liveness};
 use blixard_core::membership::{self, Step};
 use blixard_core::schedule::schedule;
-use blixard_core::state::State;
+use blixard_core::state::{Arming, State};
 use blixard_core::types::{BootTime, ClusterEpoch, NodeEpoch, NodeId, RaftId, Term, Timestamp};
 use raft::eraftpb::{Entry as RaftEntry, HardState};
 
 use super::mutations::Mutation;
-use super::world::HostId;
+use super::world::{HostId, TICK};
 
-/// How often a leader looks, and for how long somebody has to be silent, in ticks of 20 ms.
+/// How often a leader looks, and for how long somebody has to be silent, in ticks: for longer than the shortest lease waits.
 const LOOK_TICKS: u64 = 5;
-const SILENT_TICKS: u64 = 150;
+const SILENT_TICKS: u64 = 200;
 
 /// What an epoch of a cluster begins with: where its log starts, by whom, and the state as of then.
 pub struct Beginning {
@@ -197,7 +197,6 @@ impl Server {
         }
         let Self { state, liveness, ticks, node, driver, .. } = self;
         let mut decisions = liveness.decide(state, *node, *ticks, SILENT_TICKS);
-        let is_silent = |node| liveness.is_silent_for(node, *ticks, SILENT_TICKS);
         let (status, own) = (driver.status(), self.id);
         match membership::next_step(state, own, &status, |_| false) {
             // Refused while another change is under way: it is tried again.
@@ -207,26 +206,34 @@ impl Server {
             None => {}
         }
         decisions.extend(membership::gone(state, &status.membership).map(|node| Command::ForgetNode { node }));
-        match takeover(state, is_silent) {
-            Some(brake) => decisions.push(brake),
-            None => decisions.append(&mut self.expired(now)),
-        }
+        decisions.append(&mut self.over(now));
         decisions.extend(schedule(&self.state));
         for decision in decisions {
             self.decide(decision, now);
         }
     }
 
-    fn expired(&mut self, now: BootTime) -> Vec<Command> {
-        let terms = self.state.settings().lease;
-        let now = match self.mutation {
-            Mutation::WaitsForTheLeaseOnly => now.after(terms.wait().saturating_sub(terms.lease())),
-            _ => now,
-        };
-        let mut decisions = self.grants.expired(&self.state, now);
-        if self.mutation == Mutation::SparesWhoHasBooted {
-            let is_armed = |node: &NodeId| self.state.nodes()[node].lease.arming().is_some();
-            decisions.retain(|decision| !matches!(decision, Command::Fence { node, .. } if !is_armed(node)));
+    /// What it decides about leases.
+    fn over(&mut self, now: BootTime) -> Vec<Command> {
+        let Self { state, liveness, ticks, grants, .. } = self;
+        let mut decisions = grants.decide(state, |node| liveness.is_silent_for(node, *ticks, SILENT_TICKS), now);
+        match self.mutation {
+            Mutation::WaitsForTheLeaseOnly => {
+                let unended = state
+                    .nodes()
+                    .iter()
+                    .filter_map(|(id, member)| Some((*id, member.lease.epoch, member.lease.unended()?)));
+                let is_over = |(node, _, arming): &(NodeId, NodeEpoch, &Arming)| {
+                    let lease = u64::try_from(arming.terms.lease().as_micros()).expect("it is short");
+                    liveness.is_silent_for(*node, *ticks, lease / TICK)
+                };
+                decisions.extend(unended.filter(is_over).map(|(node, epoch, _)| Command::Fence { node, epoch }));
+            }
+            Mutation::SparesWhoHasBooted => {
+                let is_armed = |node: &NodeId| state.nodes()[node].lease.arming().is_some();
+                decisions.retain(|decision| !matches!(decision, Command::Fence { node, .. } if !is_armed(node)));
+            }
+            _ => {}
         }
         decisions
     }
@@ -235,6 +242,10 @@ impl Server {
         if self.mutation == Mutation::ForwardsDecisions && matches!(command, Command::Fence { .. }) {
             self.forwards.push(command.clone());
         }
+        self.append(command, now);
+    }
+
+    fn append(&mut self, command: Command, now: BootTime) {
         let decided_in = Some(Term(self.driver.term()));
         let entry = Entry { at: Timestamp(now.0 / 1_000_000), decided_in, request: None, command };
         if let Ok(position) = self.driver.propose(entry.encode()) {
@@ -247,8 +258,7 @@ impl Server {
         self.begin_to_lead(now);
         if command.is_decision() {
             // With the mutation only: decisions are never forwarded.
-            self.decide(command, now);
-            return;
+            return self.append(command, now);
         }
         let is_waived = match command {
             Command::Arm { .. } => matches!(self.mutation, Mutation::LetsClonesArm | Mutation::TakesAnyArming),

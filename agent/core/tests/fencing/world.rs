@@ -29,7 +29,7 @@ use network::Sent;
 pub type Time = u64;
 pub const MILLISECOND: Time = 1_000;
 pub const SECOND: Time = 1_000 * MILLISECOND;
-const TICK: Time = 20 * MILLISECOND;
+pub const TICK: Time = 20 * MILLISECOND;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct HostId(pub u64);

@@ -1,7 +1,5 @@
 //! After a cluster has begun anew: what its members of before run is theirs until each of them is back, or dead.
 
-use blixard_core::types::LeaseTerms;
-
 use super::*;
 
 /// A server that nobody hears: the others go on without it, and a person takes them for lost.
