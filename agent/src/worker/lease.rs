@@ -22,8 +22,6 @@ use crate::units::ask_fence;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How often a fence is looked at that can't be armed, or isn't there.
 const LOOK: Duration = Duration::from_secs(2);
-/// What has to be left of a lease for a start.
-const MARGIN: Duration = Duration::from_secs(2);
 
 /// What is known of this host's fence.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +42,7 @@ pub async fn keep(
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Held> {
     let run_dir = run_dir.to_owned();
-    let known = status(&run_dir).await.map_or_else(|error| none(&error), |status| held(&status));
+    let known = status(&run_dir).await.map_or_else(|error| none(&error), |status| held(&status, boot_time::now()));
     let (held, holds) = watch::channel(known);
     tasks.spawn(Keeper { handle, run_dir, machine, is_registered, held }.run());
     holds
@@ -86,7 +84,7 @@ impl Keeper {
                 return Err(error);
             }
         };
-        self.hold(held(&status));
+        self.hold(held(&status, boot_time::now()));
         if let Stage::Unable(unable) = status.stage {
             return Err(StepError::Unable(unable));
         }
@@ -101,12 +99,17 @@ impl Keeper {
             Step::Wait => Ok(PAUSE),
             Step::Arm { .. } if !*self.is_registered.borrow() => Ok(PAUSE),
             Step::Arm { expected, nonce } => {
+                let mut changes = self.handle.changes();
+                changes.mark_unchanged();
                 let arm = Command::Arm { node: own, expected, nonce, machine: self.machine };
                 let answer = self.handle.propose(arm).await;
-                match answer.map_err(|error| StepError::Arm(crate::error_chain(&error)))?.reply {
-                    Reply::Refused(why) => Err(StepError::Arm(why)),
-                    _ => Ok(Duration::ZERO),
+                let reply = answer.map_err(|error| StepError::Arm(crate::error_chain(&error)))?.reply;
+                if let Reply::Refused(why) = reply {
+                    return Err(StepError::Arm(why));
                 }
+                // What is done may be answered before this node is told of it.
+                let _ = tokio::time::timeout(PAUSE, changes.changed()).await;
+                Ok(Duration::ZERO)
             }
             Step::TellFence { nonce, epoch, terms } => {
                 self.tell(Request::Arm { nonce, epoch, terms }).await?;
@@ -185,10 +188,10 @@ async fn status(run_dir: &Path) -> Result<Status, StepError> {
     }
 }
 
-fn held(status: &Status) -> Held {
-    let lives = |deadline: &BootTime| boot_time::now().after(MARGIN) < *deadline;
+/// A lease is held while it lasts for as long still as until its next renewal, which is due well before that.
+fn held(status: &Status, now: BootTime) -> Held {
     let epoch = match &status.stage {
-        Stage::Armed { epoch, deadline: Some(deadline), .. } if lives(deadline) => Some(*epoch),
+        Stage::Armed { epoch, terms, deadline: Some(deadline) } if now.after(terms.renew()) < *deadline => Some(*epoch),
         _ => None,
     };
     let no_fence = if let Stage::Unable(unable) = &status.stage { Some(unable.to_string()) } else { None };
@@ -202,4 +205,30 @@ fn none(error: &StepError) -> Held {
         error => crate::error_chain(error),
     };
     Held { no_fence: Some(why), epoch: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_that_is_renewed_in_time_is_held_however_short_it_is() {
+        let shortest = LeaseTerms::new(1003, 1, 2000, 3024).expect("they fit");
+        let longest_renewal = LeaseTerms::new(4000, 1000, 2000, 7000).expect("they fit");
+        for terms in [shortest, longest_renewal, LeaseTerms::FAST, LeaseTerms::DEFAULT, LeaseTerms::RELAXED] {
+            let sent = BootTime(9_000_000_000);
+            let armed = |deadline| Stage::Armed { epoch: NodeEpoch(3), terms, deadline };
+            let epoch = |deadline, now| held(&Status { stage: armed(deadline), allowed: BTreeMap::new() }, now).epoch;
+            let (deadline, late) = (sent.after(terms.lease()), terms.lease().saturating_sub(terms.renew()));
+            assert_eq!(
+                epoch(Some(deadline), sent.after(terms.renew() * 2)),
+                Some(NodeEpoch(3)),
+                "{terms}: one was late"
+            );
+            assert_eq!(epoch(Some(deadline), sent.after(late)), None, "{terms}: it is about to end");
+            assert_eq!(epoch(None, sent), None, "{terms}: it was never renewed");
+        }
+    }
 }

@@ -130,13 +130,16 @@ impl Grants {
     /// The caller has applied an entry of its own term, or it may not know what epoch that is.
     pub fn objection(&mut self, state: &State, command: &Command, now: BootTime) -> Option<String> {
         let (node, shown) = match *command {
-            Command::Arm { node, expected, machine, .. } => (node, Some((expected, machine))),
+            Command::Arm { node, expected, nonce, machine } => (node, Some((expected, nonce, machine))),
             Command::ConfirmDead { node, .. } | Command::RemoveNode { node, dead: true, .. } => (node, None),
             _ => return None,
         };
         let member = state.nodes().get(&node)?;
         let (name, epoch, arming) = (&member.name, member.lease.epoch, member.lease.unended()?);
-        if let Some((expected, machine)) = shown {
+        if let Some((expected, nonce, machine)) = shown {
+            if member.lease.is_armed_by(expected, nonce) {
+                return None;
+            }
             if expected != epoch {
                 return Some(format!("{name} is at epoch {epoch}, so arming it after {expected} is stale"));
             }
@@ -195,7 +198,8 @@ mod tests {
     /// Node 1 arms again, on this machine.
     fn arm(expected: u64, machine: Option<&str>) -> Command {
         let machine = machine.map(|machine| Hash::of(machine.as_bytes()));
-        Command::Arm { node: NodeId(1), expected: NodeEpoch(expected), nonce: Nonce([9; 16]), machine }
+        let (node, nonce) = (NodeId(1), Nonce(u128::from(expected).to_be_bytes()));
+        Command::Arm { node, expected: NodeEpoch(expected), nonce, machine }
     }
 
     fn fence(node: u64, epoch: u64) -> Command {
@@ -404,6 +408,16 @@ mod tests {
             let later = now.after(LOOK);
             assert_eq!(grants.decide(&fixture.state, |_| false, later), [Command::SetTakeover { is_frozen: false }]);
         }
+    }
+
+    #[test]
+    fn an_arming_that_comes_again_is_not_objected_to() {
+        let (mut fixture, mut grants) = armed_nodes(2);
+        fixture.say(arm(1, None));
+        assert_eq!(grants.objection(&fixture.state, &arm(1, None), at(11)), None, "it was carried out");
+        assert_eq!(grants.grant(&fixture.state, NodeId(1), NodeEpoch(2), at(11)), Ok(()), "and it marks nobody");
+        fixture.arm(1);
+        assert!(grants.objection(&fixture.state, &arm(1, None), at(11)).is_some_and(|why| why.contains("stale")));
     }
 
     #[test]

@@ -93,6 +93,11 @@ impl Lease {
         }
     }
 
+    /// Whether an arming is the one that its epoch began with: it comes again where its answer was lost.
+    pub fn is_armed_by(&self, expected: NodeEpoch, nonce: Nonce) -> bool {
+        expected.next() == self.epoch && self.arming().is_some_and(|arming| arming.nonce == nonce)
+    }
+
     /// What its epoch began with, unless nothing automatic of that runs any more.
     pub const fn unended(&self) -> Option<&Arming> {
         match &self.standing {
@@ -135,6 +140,9 @@ impl State {
         let terms = self.settings().lease;
         let member = self.nodes.get_mut(&node).ok_or_else(|| not_a_member(node))?;
         let epoch = member.lease.epoch;
+        if member.lease.is_armed_by(expected, nonce) {
+            return Ok(Reply::Done);
+        }
         if expected != epoch {
             return refuse(format!("{} is at epoch {epoch}, so arming it after {expected} is stale", member.name));
         }

@@ -62,6 +62,17 @@ fn an_epoch_ends_once_and_no_other_is_ended_by_what_was_decided_of_it() {
 }
 
 #[test]
+fn an_arming_that_comes_again_changes_nothing_and_is_done() {
+    let mut fixture = running(&[("a", vm("a", 1))]);
+    let lease = fixture.state.nodes()[&NodeId(1)].lease;
+    let again = |nonce| Command::Arm { node: NodeId(1), expected: NodeEpoch(0), nonce, machine: None };
+    let before = fixture.state.nodes().clone();
+    assert_eq!((fixture.say(again(lease.arming().unwrap().nonce)), lease.epoch), (Reply::Done, NodeEpoch(1)));
+    assert_eq!((fixture.state.nodes(), fixture.node_of("a-0").is_some()), (&before, true));
+    is_refused(&fixture.say(again(Nonce([1; 16]))), &["stale"]);
+}
+
+#[test]
 fn a_node_that_arms_anew_runs_nothing_automatic_of_before_and_all_that_is_manual() {
     let mut fixture = running(&[("a", vm("a", 1)), ("b", manual("b"))]);
     let stale = Command::Arm { node: NodeId(1), expected: NodeEpoch(1), nonce: Nonce([1; 16]), machine: None };
