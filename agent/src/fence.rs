@@ -35,7 +35,7 @@ use rustix::time::{
 use crate::boot_time::now;
 use process::Process;
 use slice::Slice;
-pub use slice::control_groups;
+pub use slice::{control_groups, is_empty};
 pub use socket::{AskError, ask};
 use socket::{Client, Heard, Listener, MAX_CLIENTS};
 use systemd::Systemd;

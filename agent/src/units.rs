@@ -330,7 +330,7 @@ impl<N: NixStore> Systemd<N> {
             path => path?,
         };
         let state = self.bus.property(&path, UNIT_INTERFACE, "ActiveState").await?;
-        Ok(observe::phase(<&str>::try_from(&*state).unwrap_or_default(), ""))
+        observe::phase_of(&self.bus, &path, <&str>::try_from(&*state).unwrap_or_default(), "").await
     }
 }
 

@@ -95,7 +95,8 @@ impl fmt::Display for Slice {
     }
 }
 
-fn is_empty(group: &Path) -> bool {
+/// Whether nothing runs in a control group, nor in those below it. What can't be read isn't empty.
+pub fn is_empty(group: &Path) -> bool {
     match fs::read_to_string(group.join("cgroup.events")) {
         Ok(events) => events.lines().any(|event| event == "populated 0"),
         Err(error) => error.kind() == io::ErrorKind::NotFound && !group.exists(),

@@ -12,8 +12,9 @@ use futures_util::future::try_join_all;
 use serde::de::DeserializeOwned;
 use zbus::OwnedObjectPath;
 
-use super::bus::Bus;
+use super::bus::{Bus, BusError};
 use super::{AUTO_PREFIX, TASK_PREFIX, UnitsError, VM_PREFIX};
+use crate::fence::{self, control_groups};
 use crate::gate::files::{self, Installed, InstalledTask, RunDir};
 use crate::nix::NixStore;
 
@@ -32,8 +33,10 @@ pub async fn observe(bus: &Bus, run_dir: &RunDir, nix: &impl NixStore) -> Result
         .map_err(|source| UnitsError::List { source })?;
     let mut observed = Observed::default();
     let mut vms = Vec::new();
-    for (name, _, _, active, _, _, object, _, job, _) in rows {
-        let phase = phase(&active, &job);
+    // All at once: one after another, the hundreds of a large host would wait for each other.
+    let phases = rows.iter().map(|(_, _, _, active, _, _, object, _, job, _)| phase_of(bus, object, active, job));
+    let phases = try_join_all(phases).await.map_err(|source| UnitsError::List { source })?;
+    for ((name, _, _, _, _, _, object, ..), phase) in rows.into_iter().zip(phases) {
         let of_vm = [VM_PREFIX, AUTO_PREFIX].into_iter().find_map(|prefix| instance_of::<InstanceId>(&name, prefix));
         if let Some(instance) = of_vm {
             vms.push((instance, phase, object));
@@ -43,7 +46,6 @@ pub async fn observe(bus: &Bus, run_dir: &RunDir, nix: &impl NixStore) -> Result
             tracing::debug!(unit = name, "a unit of a name that the gate refuses");
         }
     }
-    // All at once: one after another, the hundreds of a large host would wait for each other.
     let restarts = try_join_all(vms.iter().map(|(_, _, object)| restarts(bus, object))).await?;
     for ((instance, phase, _), restarts) in vms.into_iter().zip(restarts) {
         // Of the two units of an instance one is left from before, if there are both.
@@ -74,11 +76,32 @@ pub async fn observe(bus: &Bus, run_dir: &RunDir, nix: &impl NixStore) -> Result
     Ok(observed)
 }
 
-/// A unit's phase, from its active state and the type of the job that waits for it.
+/// A unit's phase: it is inactive once systemd says so, and nothing is left in its control group. What a SIGKILL doesn't end,
+/// as it waits for a disk, runs on in a unit that systemd has given up.
+pub async fn phase_of(bus: &Bus, unit: &OwnedObjectPath, active: &str, job: &str) -> Result<UnitPhase, BusError> {
+    let phase = phase(active, job);
+    if phase != UnitPhase::Inactive {
+        return Ok(phase);
+    }
+    match bus.property(unit, SERVICE_INTERFACE, "ControlGroup").await {
+        Ok(group) => Ok(emptied(&control_groups(), <&str>::try_from(&*group).unwrap_or_default())),
+        // Unloaded since: systemd keeps what isn't empty.
+        Err(error) if error.is_no_such_unit() => Ok(UnitPhase::Inactive),
+        Err(error) => Err(error),
+    }
+}
+
+/// The phase of a unit that systemd calls inactive. It names the unit's control group for as long as there is one.
+fn emptied(control_groups: &Path, group: &str) -> UnitPhase {
+    let is_empty = group.is_empty() || fence::is_empty(&control_groups.join(group.trim_start_matches('/')));
+    if is_empty { UnitPhase::Inactive } else { UnitPhase::Stopping }
+}
+
+/// The phase that systemd says, from the active state and the type of the job that waits for the unit.
 ///
 /// `activating` is also what a unit is between two automatic starts. A state of a newer systemd may be one in which
 /// something runs, so it counts as stopping.
-pub fn phase(active: &str, job: &str) -> UnitPhase {
+fn phase(active: &str, job: &str) -> UnitPhase {
     match active {
         "active" | "reloading" | "refreshing" => UnitPhase::Running,
         "activating" => UnitPhase::Starting,
@@ -147,6 +170,21 @@ mod tests {
         assert_eq!(phase("inactive", ""), UnitPhase::Inactive);
         assert_eq!(phase("failed", ""), UnitPhase::Inactive);
         assert_eq!(phase("inactive", "stop"), UnitPhase::Inactive);
+    }
+
+    #[test]
+    fn a_unit_that_systemd_has_given_up_stops_until_its_control_group_is_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let group = "/blixard.slice/blixard-vms.slice/blixard-vm@web-0.service";
+        let dir = root.path().join(&group[1..]);
+        let phase = |group| emptied(root.path(), group);
+        assert_eq!((phase(""), phase(group)), (UnitPhase::Inactive, UnitPhase::Inactive), "it was removed");
+        fs::create_dir_all(&dir).unwrap();
+        assert_eq!(phase(group), UnitPhase::Stopping, "what can't be read isn't empty");
+        for (populated, expected) in [("1", UnitPhase::Stopping), ("0", UnitPhase::Inactive)] {
+            fs::write(dir.join("cgroup.events"), format!("populated {populated}\nfrozen 0\n")).unwrap();
+            assert_eq!(phase(group), expected, "populated {populated}");
+        }
     }
 
     #[test]
