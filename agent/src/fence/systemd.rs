@@ -17,6 +17,8 @@ pub struct Systemd {
     socket: Option<(UnixDatagram, OsString)>,
     journal: Box<dyn Write>,
     next_sign: BootTime,
+    /// After how long without a sign of life it is to count as dead, once it was said.
+    watchdog: Option<Duration>,
     status: String,
     complaint: String,
 }
@@ -34,7 +36,14 @@ impl Systemd {
             socket.set_nonblocking(true).ok()?;
             Some((socket, path))
         });
-        Self { socket, journal, next_sign: BootTime(0), status: String::new(), complaint: String::new() }
+        Self {
+            socket,
+            journal,
+            next_sign: BootTime(0),
+            watchdog: None,
+            status: String::new(),
+            complaint: String::new(),
+        }
     }
 
     /// It has started: nothing runs.
@@ -43,9 +52,9 @@ impl Systemd {
     }
 
     /// From now on it counts as dead after this time without a sign of life.
-    pub fn set_watchdog(&self, timeout: Duration) {
-        let micros = u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX);
-        self.tell(&[NotifyState::WatchdogUsec(micros), NotifyState::Watchdog]);
+    pub fn set_watchdog(&mut self, timeout: Duration) {
+        self.watchdog = Some(timeout);
+        self.sign();
     }
 
     /// A sign of life, and how far it is.
@@ -57,8 +66,16 @@ impl Systemd {
         }
         if self.next_sign <= now {
             self.next_sign = now.after(MIN_PERIOD);
-            self.tell(&[NotifyState::Watchdog]);
+            self.sign();
         }
+    }
+
+    /// With the time until the next, each time: any of them may be lost.
+    fn sign(&self) {
+        let micros = |timeout: Duration| u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX);
+        let timeout = self.watchdog.map(|timeout| NotifyState::WatchdogUsec(micros(timeout)));
+        let states: Vec<_> = timeout.into_iter().chain([NotifyState::Watchdog]).collect();
+        self.tell(&states);
     }
 
     /// Something is wrong; said once, not at each turn.

@@ -272,6 +272,9 @@ fn both_watchdogs_count_by_the_terms() {
     assert_eq!(host.arm(0, nonce), Reply::Done);
     assert_eq!(host.watchdog.0.lock().unwrap().timeout, Some(2));
     assert!(host.told().contains("WATCHDOG_USEC=1000000\n"));
+    // PID 1 may not have taken it.
+    host.process.turn(at(1_000));
+    assert!(host.told().contains("WATCHDOG_USEC=1000000\nWATCHDOG=1"), "it is said with each sign of life");
 }
 
 #[test]
