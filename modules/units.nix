@@ -154,6 +154,8 @@ in
         Restart = "always";
         RestartSec = "1s";
         TimeoutStopSec = "30s";
+        # The agent ends nix-store itself: of one that is told to stop it would think that there is no such path, and stop the VM.
+        KillMode = "mixed";
         OOMScoreAdjust = -900;
         # A connection or two for every host of the cluster.
         LimitNOFILE = 65536;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -20,11 +21,18 @@ const MAX_COMPLAINT: usize = 1000;
 ///
 /// A root's name is an instance's; it keeps one path and all that this refers to.
 pub trait NixStore: Send + Sync + 'static {
-    /// Have a path valid in the store, from a substituter if need be, and kept by this root from the same moment.
+    /// Have a path valid in the store, from a substituter if need be. If a root has been added for it before, it stays, also if
+    /// a collector is at work that had read the roots by then.
     ///
     /// # Errors
-    /// [`NixError::Start`], [`NixError::Realise`], [`NixError::TimedOut`]; a root of this name is then as it was.
-    fn realise(&self, path: &StorePath, root: &str) -> impl Future<Output = Result<(), NixError>> + Send;
+    /// [`NixError::Start`], [`NixError::Realise`], [`NixError::TimedOut`].
+    fn realise(&self, path: &StorePath) -> impl Future<Output = Result<(), NixError>> + Send;
+
+    /// Have a root keep a path from the next collection on, in the place of what it kept before.
+    ///
+    /// # Errors
+    /// [`NixError::AddRoot`].
+    fn add_root(&self, root: &str, path: &StorePath) -> impl Future<Output = Result<(), NixError>> + Send;
 
     /// Let a root's path go; that there is no such root is fine.
     ///
@@ -51,8 +59,8 @@ pub enum NixError {
     Realise { path: StorePath, complaint: String },
     #[error("cannot realise {path}: not done within {seconds} s; is its substituter reachable?")]
     TimedOut { path: StorePath, seconds: u64 },
-    #[error("cannot make the directory of roots {}: may this process write there?", path.display())]
-    MakeRoots { path: PathBuf, source: io::Error },
+    #[error("cannot add the root {}: may this process write there?", path.display())]
+    AddRoot { path: PathBuf, source: io::Error },
     #[error("cannot remove the root {}", path.display())]
     RemoveRoot { path: PathBuf, source: io::Error },
     #[error("cannot list the roots in {}", path.display())]
@@ -75,10 +83,9 @@ impl NixCommand {
 }
 
 impl NixStore for NixCommand {
-    async fn realise(&self, path: &StorePath, root: &str) -> Result<(), NixError> {
-        fs::create_dir_all(&self.roots).map_err(|source| NixError::MakeRoots { path: self.roots.clone(), source })?;
+    async fn realise(&self, path: &StorePath) -> Result<(), NixError> {
         let mut command = Command::new(&self.program);
-        command.args(["--realise", path.as_str(), "--add-root"]).arg(self.roots.join(root));
+        command.args(["--realise", path.as_str()]);
         command.stdin(Stdio::null()).kill_on_drop(true);
         // Nothing of root's own profile matters here, and what it complains of ends up in a status line.
         command.env("HOME", "/nonexistent").env("NO_COLOR", "1").env("TERM", "dumb");
@@ -92,6 +99,11 @@ impl NixStore for NixCommand {
         Err(NixError::Realise { path: path.clone(), complaint: complaint(&output) })
     }
 
+    async fn add_root(&self, root: &str, path: &StorePath) -> Result<(), NixError> {
+        let root = self.roots.join(root);
+        link(Path::new(path.as_str()), &root).map_err(|source| NixError::AddRoot { path: root, source })
+    }
+
     async fn remove_root(&self, root: &str) -> Result<(), NixError> {
         let path = self.roots.join(root);
         match fs::remove_file(&path) {
@@ -102,6 +114,26 @@ impl NixStore for NixCommand {
 
     async fn roots(&self) -> Result<Vec<String>, NixError> {
         list(&self.roots).map_err(|source| NixError::ListRoots { path: self.roots.clone(), source })
+    }
+}
+
+/// Whether a path is whole, so far as can be seen without asking the store, which dates what it has completed to the first second
+/// of 1970; what is written to it or removed from it changes that.
+pub fn is_complete(path: &Path) -> bool {
+    const COMPLETE: i64 = 1;
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.mtime() == COMPLETE)
+}
+
+/// Have a root be a link to that path: what `--add-root` does, without a program to be started, and without another link in
+/// `gcroots/auto` that stays. While one takes the other's place there is none; what it kept is given up by then.
+fn link(path: &Path, root: &Path) -> io::Result<()> {
+    if fs::read_link(root).is_ok_and(|kept| kept == path) {
+        return Ok(());
+    }
+    fs::create_dir_all(root.parent().unwrap_or(Path::new("/")))?;
+    match fs::remove_file(root) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => symlink(path, root),
     }
 }
 
@@ -144,15 +176,77 @@ mod tests {
         NixCommand { program, roots: dir.join("roots"), max_wait: Duration::from_secs(60) }
     }
 
+    fn kept_by(store: &NixCommand, root: &str) -> PathBuf {
+        fs::read_link(store.roots.join(root)).unwrap()
+    }
+
     #[tokio::test]
-    async fn a_realised_path_has_a_root_until_it_is_removed() {
+    async fn a_path_has_a_root_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), r#"[ "$1 $3" = "--realise --add-root" ] && ln -s "$2" "$4""#);
+        let store = store(dir.path(), "exit 1");
         assert_eq!(store.roots().await.unwrap(), [""; 0]);
-        store.realise(&runner(), "web-0").await.unwrap();
+        store.add_root("web-0", &runner()).await.unwrap();
         assert_eq!(store.roots().await.unwrap(), ["web-0"]);
+        assert_eq!(kept_by(&store, "web-0"), Path::new(runner().as_str()));
         store.remove_root("web-0").await.unwrap();
         store.remove_root("web-0").await.unwrap();
+        assert_eq!(store.roots().await.unwrap(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_root_keeps_what_it_was_added_for_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "exit 1");
+        let before = format!("{}-before", runner()).parse().unwrap();
+        store.add_root("web-0", &before).await.unwrap();
+        store.add_root("db-0", &before).await.unwrap();
+        store.add_root("web-0", &runner()).await.unwrap();
+        assert_eq!(kept_by(&store, "web-0"), Path::new(runner().as_str()));
+        assert_eq!(kept_by(&store, "db-0"), Path::new(before.as_str()));
+        assert_eq!(store.roots().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_as_wanted_is_never_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "exit 1");
+        store.add_root("web-0", &runner()).await.unwrap();
+        let number = |path: PathBuf| fs::symlink_metadata(path).unwrap().ino();
+        // So that another one can't get its number.
+        fs::hard_link(store.roots.join("web-0"), dir.path().join("first")).unwrap();
+        store.add_root("web-0", &runner()).await.unwrap();
+        assert_eq!(number(store.roots.join("web-0")), number(dir.path().join("first")));
+    }
+
+    #[tokio::test]
+    async fn a_root_that_cannot_be_added_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "exit 1");
+        fs::write(&store.roots, "").unwrap();
+        let error = store.add_root("web-0", &runner()).await.unwrap_err().to_string();
+        assert!(error.contains("roots/web-0"), "{error}");
+    }
+
+    #[test]
+    fn what_is_being_written_or_removed_is_not_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_complete(&dir.path().join("nothing")));
+        let path = dir.path().join("runner");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), "").unwrap();
+        assert!(!is_complete(&path));
+        let completed = std::time::UNIX_EPOCH + Duration::from_secs(1);
+        fs::File::open(&path).unwrap().set_modified(completed).unwrap();
+        assert!(is_complete(&path));
+        fs::remove_file(path.join("file")).unwrap();
+        assert!(!is_complete(&path));
+    }
+
+    #[tokio::test]
+    async fn a_path_is_realised_and_no_root_is_made_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), &format!(r#"[ "$*" = "--realise {}" ]"#, runner()));
+        store.realise(&runner()).await.unwrap();
         assert_eq!(store.roots().await.unwrap(), [""; 0]);
     }
 
@@ -160,7 +254,7 @@ mod tests {
     async fn a_path_that_cannot_be_had_is_named_with_the_end_of_the_complaint() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), "seq 10000 >&2; echo the last word >&2; exit 1");
-        let error = store.realise(&runner(), "web-0").await.unwrap_err().to_string();
+        let error = store.realise(&runner()).await.unwrap_err().to_string();
         assert!(error.contains(runner().as_str()) && error.contains("the last word"), "{error}");
         assert!(error.len() < 2 * MAX_COMPLAINT, "{}", error.len());
     }
@@ -170,7 +264,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = store(dir.path(), "exec tail -f /dev/null");
         store.max_wait = Duration::from_millis(10);
-        let error = store.realise(&runner(), "web-0").await.unwrap_err();
+        let error = store.realise(&runner()).await.unwrap_err();
         assert!(matches!(error, NixError::TimedOut { .. }), "{error}");
     }
 
@@ -179,7 +273,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = NixCommand::new(dir.path().join("roots"), Duration::from_secs(60));
         store.program = dir.path().join("nowhere");
-        let error = store.realise(&runner(), "web-0").await.unwrap_err();
+        let error = store.realise(&runner()).await.unwrap_err();
         assert!(error.to_string().contains("PATH"), "{error}");
     }
 }

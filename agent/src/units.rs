@@ -21,9 +21,9 @@ use zbus::{OwnedObjectPath, Variant};
 
 use crate::fence;
 use crate::gate::files::{self, Account, FileError, Installed, InstalledTask, RunDir};
-use crate::nix::{NixError, NixStore};
-use bus::Bus;
+use crate::nix::{self, NixError, NixStore};
 pub use bus::BusError;
+use bus::{Bus, Job};
 
 const UNIT_INTERFACE: &str = "org.freedesktop.systemd1.Unit";
 /// How long a task that has ended may take to be tidied up after before its record is looked for.
@@ -138,25 +138,42 @@ impl<N: NixStore> Systemd<N> {
     }
 
     async fn realise(&self, vm: &VmUnit) -> Result<(), UnitsError> {
-        let root = vm.instance.to_string();
-        let realised = self.nix.realise(&vm.runner, &root).await;
-        realised.map_err(|source| UnitsError::Realise { instance: vm.instance.clone(), source })?;
+        let realised = self.nix.realise(&vm.runner).await;
+        realised.map_err(|source| UnitsError::Realise { instance: vm.instance.clone(), source })
+    }
+
+    async fn root(&self, vm: &VmUnit) -> Result<(), UnitsError> {
         if !Path::new(vm.runner.as_str()).join("bin/microvm-run").exists() {
             return Err(UnitsError::NotARunner { instance: vm.instance.clone(), runner: vm.runner.clone() });
         }
-        Ok(())
+        let added = self.nix.add_root(&vm.instance.to_string(), &vm.runner).await;
+        added.map_err(|source| UnitsError::Roots { source })
     }
 
     async fn start_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
+        self.prepare(vm).await?;
+        // Again, as stopping an earlier run has removed it.
+        self.root(vm).await?;
         let unit = vm_unit(&vm.instance, vm.failover);
-        // Again, and at once: stopping an earlier run has removed the root.
-        self.realise(vm).await?;
         let exit = self.run_dir.vm_exit(&vm.instance);
         if files::read::<ExitRecord>(&exit).map_or(true, |last| last.is_some_and(|l| l.generation != vm.generation)) {
             files::remove(&exit).map_err(files_of(&unit))?;
         }
         self.update_vm(vm, epoch).await?;
-        self.start(unit).await
+        let job = self.begin_start(&unit).await?;
+        // Whether a collector that had read the roots before takes the runner away, only the store can say. Hardly ever does
+        // one, and to ask takes as long as to start. If this agent ends before it is told, the VM runs on, and its next start
+        // has the runner again.
+        let (started, realised) = tokio::join!(started(unit, job), self.realise(vm));
+        if realised.is_err() {
+            // Not for good: the fence isn't told, or it would let this generation never start again.
+            match vm.failover {
+                Failover::Manual => self.stop_manual(&vm.instance).await?,
+                Failover::Automatic => self.stop_automatic(&vm.instance, None).await?,
+            }
+            self.remove_root(&vm.instance).await?;
+        }
+        realised.and(started)
     }
 
     async fn update_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
@@ -191,6 +208,10 @@ impl<N: NixStore> Systemd<N> {
             }
         }
         // Last, so that the instance is still seen if this agent ends before.
+        self.remove_root(instance).await
+    }
+
+    async fn remove_root(&self, instance: &InstanceId) -> Result<(), UnitsError> {
         self.nix.remove_root(&instance.to_string()).await.map_err(|source| UnitsError::Roots { source })
     }
 
@@ -246,7 +267,8 @@ impl<N: NixStore> Systemd<N> {
         };
         files::write(&self.run_dir.task(task.task), &installed).map_err(files_of(&unit))?;
         self.set_limits(unit.clone(), task.cpus, task.memory_max_mib).await?;
-        let started = self.start(unit.clone()).await;
+        let job = self.begin_start(&unit).await?;
+        let started = started(unit.clone(), job).await;
         if matches!(started, Err(UnitsError::Started { .. })) {
             // One that has ended before systemd called it started has run all the same, as its record then says.
             self.settle(&unit).await.map_err(|source| UnitsError::Start { unit, source })?;
@@ -281,13 +303,10 @@ impl<N: NixStore> Systemd<N> {
         set.map_err(|source| UnitsError::SetLimits { unit, source })
     }
 
-    async fn start(&self, unit: String) -> Result<(), UnitsError> {
+    async fn begin_start(&self, unit: &str) -> Result<Job, UnitsError> {
         // "fail": a stop that is under way isn't turned round.
-        match self.bus.job("StartUnit", &(&*unit, "fail")).await {
-            Ok(result) if result == "done" => Ok(()),
-            Ok(result) => Err(UnitsError::Started { unit, result }),
-            Err(source) => Err(UnitsError::Start { unit, source }),
-        }
+        let job = self.bus.begin_job("StartUnit", &(unit, "fail")).await;
+        job.map_err(|source| UnitsError::Start { unit: unit.to_owned(), source })
     }
 
     /// Stop a unit and take away what it would need to be started again; before that the fence, where `stop` is for it, sees
@@ -341,7 +360,11 @@ impl<N: NixStore> Units for Systemd<N> {
 
     async fn prepare(&self, vm: &VmUnit) -> Result<(), UnitsError> {
         // What is there is checked when it is started.
-        if Path::new(vm.runner.as_str()).exists() { Ok(()) } else { self.realise(vm).await }
+        if nix::is_complete(Path::new(vm.runner.as_str())) {
+            return Ok(());
+        }
+        self.realise(vm).await?;
+        self.root(vm).await
     }
 
     async fn perform(&self, change: &UnitChange) -> Result<(), UnitsError> {
@@ -358,6 +381,15 @@ impl<N: NixStore> Units for Systemd<N> {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.bus.changes()
+    }
+}
+
+/// Once the job that starts a unit is over.
+async fn started(unit: String, job: Job) -> Result<(), UnitsError> {
+    match job.end().await {
+        Ok(result) if result == "done" => Ok(()),
+        Ok(result) => Err(UnitsError::Started { unit, result }),
+        Err(source) => Err(UnitsError::Start { unit, source }),
     }
 }
 

@@ -127,28 +127,30 @@ impl Bus {
         self.call(unit.as_str(), PROPERTIES, "Get", &(interface, property)).await
     }
 
-    /// A method of the manager that makes a job, and how that job ended: `done`, `failed`, `canceled` ….
+    /// A method of the manager that makes a job, and how that job ended.
     ///
     /// # Errors
-    /// [`BusError::Gone`], [`BusError::Call`]; [`BusError::UnseenJob`] when the job may still run.
+    /// As [`Bus::begin_job`] and [`Job::end`].
     pub async fn job<B: Serialize + DynamicType + Sync>(
         &self,
         method: &'static str,
         body: &B,
     ) -> Result<String, BusError> {
+        self.begin_job(method, body).await?.end().await
+    }
+
+    /// A method of the manager that makes a job.
+    ///
+    /// # Errors
+    /// [`BusError::Gone`], [`BusError::Call`].
+    pub async fn begin_job<B: Serialize + DynamicType + Sync>(
+        &self,
+        method: &'static str,
+        body: &B,
+    ) -> Result<Job, BusError> {
         // Before the call, since the job may be over before its answer is read.
-        let mut news = self.jobs.subscribe();
-        let job: OwnedObjectPath = self.manager(method, body).await?;
-        let end = async {
-            loop {
-                match news.recv().await {
-                    Ok(JobNews::Ended { job: ended, result }) if ended == job => return Ok(result),
-                    Ok(JobNews::Ended { .. }) => {}
-                    Ok(JobNews::Lost) | Err(_) => return Err(BusError::UnseenJob),
-                }
-            }
-        };
-        tokio::time::timeout(MAX_JOB, end).await.unwrap_or(Err(BusError::UnseenJob))
+        let news = self.jobs.subscribe();
+        Ok(Job { path: self.manager(method, body).await?, news })
     }
 
     async fn call<B, R>(
@@ -168,6 +170,32 @@ impl Bus {
         answer
             .and_then(|answer| answer.body().deserialize())
             .map_err(|source| BusError::Call { method, source: Box::new(source) })
+    }
+}
+
+/// A job of systemd's.
+#[derive(Debug)]
+pub struct Job {
+    path: OwnedObjectPath,
+    news: broadcast::Receiver<JobNews>,
+}
+
+impl Job {
+    /// How it ended: `done`, `failed`, `canceled` ….
+    ///
+    /// # Errors
+    /// [`BusError::UnseenJob`] when it may still run.
+    pub async fn end(mut self) -> Result<String, BusError> {
+        let end = async {
+            loop {
+                match self.news.recv().await {
+                    Ok(JobNews::Ended { job, result }) if job == self.path => return Ok(result),
+                    Ok(JobNews::Ended { .. }) => {}
+                    Ok(JobNews::Lost) | Err(_) => return Err(BusError::UnseenJob),
+                }
+            }
+        };
+        tokio::time::timeout(MAX_JOB, end).await.unwrap_or(Err(BusError::UnseenJob))
     }
 }
 
