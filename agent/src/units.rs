@@ -159,8 +159,8 @@ impl<N: NixStore> Systemd<N> {
         if files::read::<ExitRecord>(&exit).map_or(true, |last| last.is_some_and(|l| l.generation != vm.generation)) {
             files::remove(&exit).map_err(files_of(&unit))?;
         }
-        self.update_vm(vm, epoch).await?;
-        let job = self.begin_start(&unit).await?;
+        self.install_vm(vm, epoch).await?;
+        let job = self.begin_start(&unit, vm.cpus, vm.memory_max_mib).await?;
         // Whether a collector that had read the roots before takes the runner away, only the store can say. Hardly ever does
         // one, and to ask takes as long as to start. If this agent ends before it is told, the VM runs on, and its next start
         // has the runner again.
@@ -177,6 +177,11 @@ impl<N: NixStore> Systemd<N> {
     }
 
     async fn update_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
+        self.install_vm(vm, epoch).await?;
+        self.set_limits(&vm_unit(&vm.instance, vm.failover), vm.cpus, vm.memory_max_mib).await
+    }
+
+    async fn install_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
         let unit = vm_unit(&vm.instance, vm.failover);
         if vm.failover == Failover::Automatic {
             let (instance, generation) = (vm.instance.clone(), vm.generation);
@@ -189,8 +194,7 @@ impl<N: NixStore> Systemd<N> {
             bridge: self.settings.bridge.clone(),
             work_dir: self.settings.data_dir.join("vms").join(vm.instance.to_string()),
         };
-        files::write(&self.run_dir.vm(&vm.instance), &installed).map_err(files_of(&unit))?;
-        self.set_limits(unit, vm.cpus, vm.memory_max_mib).await
+        files::write(&self.run_dir.vm(&vm.instance), &installed).map_err(files_of(&unit))
     }
 
     async fn stop_vm(&self, instance: &InstanceId) -> Result<(), UnitsError> {
@@ -266,8 +270,7 @@ impl<N: NixStore> Systemd<N> {
             work_dir: self.settings.data_dir.join("tasks").join(task.task.to_string()),
         };
         files::write(&self.run_dir.task(task.task), &installed).map_err(files_of(&unit))?;
-        self.set_limits(unit.clone(), task.cpus, task.memory_max_mib).await?;
-        let job = self.begin_start(&unit).await?;
+        let job = self.begin_start(&unit, task.cpus, task.memory_max_mib).await?;
         let started = started(unit.clone(), job).await;
         if matches!(started, Err(UnitsError::Started { .. })) {
             // One that has ended before systemd called it started has run all the same, as its record then says.
@@ -294,19 +297,31 @@ impl<N: NixStore> Systemd<N> {
     }
 
     /// Before the unit is loaded, too: systemd keeps them in `/run` and they hold from the first instruction.
-    async fn set_limits(&self, unit: String, cpus: u32, memory_max_mib: u64) -> Result<(), UnitsError> {
+    async fn set_limits(&self, unit: &str, cpus: u32, memory_max_mib: u64) -> Result<(), UnitsError> {
         let properties = [
             ("MemoryMax", Variant::from(memory_max_mib.saturating_mul(1 << 20))),
             ("CPUQuotaPerSecUSec", Variant::from(u64::from(cpus) * 1_000_000)),
         ];
-        let set = self.bus.manager("SetUnitProperties", &(&*unit, true, &properties[..])).await;
-        set.map_err(|source| UnitsError::SetLimits { unit, source })
+        let set = self.bus.manager("SetUnitProperties", &(unit, true, &properties[..])).await;
+        set.map_err(|source| UnitsError::SetLimits { unit: unit.to_owned(), source })
     }
 
-    async fn begin_start(&self, unit: &str) -> Result<Job, UnitsError> {
-        // "fail": a stop that is under way isn't turned round.
-        let job = self.bus.begin_job("StartUnit", &(unit, "fail")).await;
-        job.map_err(|source| UnitsError::Start { unit: unit.to_owned(), source })
+    /// With these limits. Systemd forgets a unit that nobody uses after each call, with its control groups, and takes as long to
+    /// load it again as for the start itself; so it is used until it has a job.
+    async fn begin_start(&self, unit: &str, cpus: u32, memory_max_mib: u64) -> Result<Job, UnitsError> {
+        let failed = |source| UnitsError::Start { unit: unit.to_owned(), source };
+        let used = async {
+            let used = self.bus.manager::<_, ()>("RefUnit", &(unit,)).await;
+            used.map_err(|source| UnitsError::SetLimits { unit: unit.to_owned(), source })
+        };
+        let begun = match tokio::try_join!(used, self.set_limits(unit, cpus, memory_max_mib)) {
+            // "fail": a stop that is under way isn't turned round.
+            Ok(_) => self.bus.begin_job("StartUnit", &(unit, "fail")).await.map_err(failed),
+            Err(error) => Err(error),
+        };
+        // Where the bus has gone, it isn't used any more either.
+        let _ = self.bus.manager::<_, ()>("UnrefUnit", &(unit,)).await;
+        begun
     }
 
     /// Stop a unit and take away what it would need to be started again; before that the fence, where `stop` is for it, sees
