@@ -16,6 +16,7 @@ use blixard_core::state::State;
 use blixard_core::types::{ClientId, Level, NodeId, RaftId, Term};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::boot_time;
 use crate::log::Log;
@@ -36,14 +37,17 @@ mod leaderless;
 mod leases;
 mod pulse;
 mod reads;
+mod relay;
 mod snapshot;
 
 pub use apply::NodeError;
 pub use follow::follow;
 use followers::Followers;
+use handle::Serving;
 pub use handle::{Handle, PATIENCE, ProposeError};
 use input::{Attempt, Input, Introduced, Proposal, Waiting};
 pub use known::Standing;
+use leases::Renewed;
 pub use pulse::now;
 
 /// How often raft's clock ticks.
@@ -106,14 +110,18 @@ pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let standing = Standing::of(parts.common.node, raft, &parts.driver);
     let known = known::Shared::new(std::mem::take(&mut parts.state), standing);
     let followers = Followers::default();
-    let handle = Handle::new(&parts.common, inbox.clone(), known.clone(), &news, Some(followers.clone()));
+    let (relay, passing) = relay::queue();
+    let serving = Serving { followers: followers.clone(), relay };
+    let handle = Handle::new(&parts.common, inbox.clone(), known.clone(), &news, Some(serving));
+    let mut tasks = JoinSet::new();
     let doubting = handle.clone();
-    let doubting = tokio::spawn(async move { doubting.doubt(raft).await });
+    tasks.spawn(async move { doubting.doubt(raft).await });
+    tasks.spawn(relay::run(handle.clone(), passing));
     let node = Node::new(parts, inbox, handle.clone(), known.clone(), news, followers);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         let result = node.run(inputs).await;
-        doubting.abort();
+        drop(tasks);
         known.change().has_ended = true;
         // Nobody waits for the end of a node whose agent is gone.
         let _ = end.send(result);
@@ -193,8 +201,10 @@ struct News {
     /// Grows with every change of what is placed on this node.
     assignment: watch::Sender<u64>,
     leader: watch::Sender<Option<RaftId>>,
-    /// Whether one who leads has answered, each time that another node was asked to renew this one's lease.
-    answers: watch::Sender<bool>,
+    /// The server that this node follows, if it is none itself.
+    followed: watch::Sender<Option<NodeId>>,
+    /// What came of each renewal of this node's lease, if it is no server.
+    renewed: watch::Sender<Renewed>,
 }
 
 impl Node {
@@ -291,11 +301,10 @@ impl Node {
             Input::Dismissed => self.dismissed = true,
             // Whoever asked may have gone.
             Input::Transfer { to, answer } => _ = answer.send(self.transfer(to)),
-            Input::Heard(node) => self.liveness.heard(node, self.ticks),
             Input::Propose(proposal) => self.propose(*proposal),
             Input::Barrier(waiting) => self.reads.barrier(waiting),
-            Input::Renew(renewal) if self.leads() => self.reads.renewal(renewal),
-            Input::Renew(renewal) => renewal.waiting.fail(Attempt::NotLeader(self.driver.soft().leader)),
+            Input::Heartbeats(heartbeats) if self.leads() => self.reads.heartbeats(heartbeats),
+            Input::Heartbeats(beats) => beats.waiting.fail(Attempt::NotLeader(self.driver.soft().leader)),
             Input::Checkpoint(answer) => self.await_checkpoint(answer),
             // Whoever asked may have gone.
             Input::Respond(answer) => _ = answer.send(()),
@@ -358,7 +367,7 @@ impl Node {
     fn tick(&mut self) {
         self.ticks += 1;
         self.driver.tick();
-        self.reads.tick();
+        self.reads.tick(self.ticks);
         self.expire(Instant::now());
         self.expire_offers();
         self.checkpoint_if_due();

@@ -16,6 +16,7 @@ mod directory;
 mod door;
 mod follow;
 mod gate;
+mod heartbeat;
 mod incarnations;
 mod join;
 mod link;
@@ -37,8 +38,8 @@ use std::time::Duration;
 
 use blixard_core::driver::Position;
 use blixard_core::types::{
-    Address, ClusterEpoch, ClusterId, Hash, Level, NodeEpoch, NodeId, NodeName, NodeRole, PublicKey, RaftId, SecretId,
-    Server, Timestamp, TokenId,
+    Address, ClusterEpoch, ClusterId, Hash, Level, NodeId, NodeName, NodeRole, PublicKey, RaftId, SecretId, Server,
+    Timestamp, TokenId,
 };
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -52,8 +53,9 @@ use crate::identity::{
 pub use bootstrap::{Decision, TwoClusters, decide};
 pub use connect::ConnectError;
 pub use directory::{Directory, Member};
-pub use follow::{Assignments, Beat, FollowError, LeaseError, Told};
+pub use follow::{Assignments, Beat, FollowError, Told};
 pub use gate::Refused;
+pub use heartbeat::{Denials, Heartbeat, LeaseError};
 pub use join::{Answer, AskError, Asking, JoinError, Joined, ask_all, join, join_declared};
 pub use passing::{ApiRequest, ApiResponse, NOT_HERE, PassError, WholeRequest};
 pub use redeem::redeem;
@@ -68,8 +70,12 @@ pub const MAX_COMMAND: usize = 5 << 20;
 pub const MAX_MESSAGE: usize = 6 << 20;
 /// Largest frame of messages, or forwarded command with its envelope, that is decoded.
 const MAX_FRAME: usize = 8 << 20;
-/// How long a connection may say nothing before it is asked whether it lives, and how long it has to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+/// How long a connection may say nothing, while its client has a call on it, before that asks whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+/// How long it may before the server asks: of each host there may be one that is hardly used.
+const IDLE_KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long an answer to that may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The protocol, as compiled from `proto/peer.proto`.
 #[allow(clippy::all, clippy::pedantic, reason = "generated code")]
@@ -102,10 +108,12 @@ pub trait Inbound: Send + Sync + 'static {
     ///
     /// A refusal's text is for the journal of `from`.
     async fn follow(&self, from: NodeId) -> Result<Told, Refusal>;
-    /// A member that is no server says that it is there.
+    /// A member that is no server says that it is there; the leader hears of it.
     fn beat(&self, from: NodeId) -> Beat;
-    /// Renews the lease of a node, if this one leads.
-    async fn renew_lease(&self, of: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError>;
+    /// A member says that it is there, and has its lease renewed; the node that leads. Only a server answers.
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<NodeId, LeaseError>;
+    /// Takes what others have said to another server, if this one leads.
+    async fn heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<Denials, LeaseError>;
     /// What this node's own API answers; asked by another member on behalf of whoever asks there.
     async fn api(&self, question: ApiRequest) -> ApiResponse;
     /// Whether this node is in a cluster; it is told to whoever asks, secret or not.
@@ -240,6 +248,7 @@ pub enum TransportError {
 /// The listener, and the links to all members. Dropping it ends all of its tasks.
 pub struct Transport {
     shared: Arc<Shared>,
+    renewals: heartbeat::Renewals,
     address: SocketAddr,
 }
 
@@ -348,7 +357,7 @@ impl Transport {
         });
         shared.tasks.spawn(listener::run(listener, shared.clone()));
         shared.tasks.spawn(link::follow_directory(shared.clone()));
-        Ok(Self { shared, address })
+        Ok(Self { shared, renewals: heartbeat::Renewals::default(), address })
     }
 
     /// Where it listens; tells the port if port 0 was asked for.
@@ -446,14 +455,6 @@ impl Transport {
     /// `Unreachable`, `Refused`, each within a second.
     pub async fn beat(&self, to: NodeId) -> Result<Beat, FollowError> {
         follow::call_beat(self.shared.links.channel(to), to).await
-    }
-
-    /// Has `to` renew this node's lease.
-    ///
-    /// # Errors
-    /// Within a second.
-    pub async fn renew_lease(&self, to: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
-        follow::call_lease(self.shared.links.channel(to), to, epoch).await
     }
 
     /// What the first of the configured servers says to a beat that answers, whoever is at its address.

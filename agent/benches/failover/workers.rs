@@ -12,8 +12,10 @@ use blixard_core::types::{
     Address, ClientId, Hash, Hypervisor, Labels, Level, NodeEpoch, NodeId, NodeRole, Nonce, Resources,
 };
 use futures_util::{StreamExt as _, stream};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
@@ -28,6 +30,12 @@ use crate::servers::Servers;
 
 /// So many join at a time.
 const JOINING: usize = 16;
+/// As hosts do: how long an answer may take, and how often a server may know of no leader until another is asked.
+const MAX_ANSWER: Duration = Duration::from_secs(1);
+const MAX_MISSES: usize = 4;
+
+/// A stream of renewals by one server.
+type Renewals = (mpsc::Sender<LeaseRequest>, Streaming<LeaseReply>);
 
 /// What came of the renewals so far.
 #[derive(Default, Debug)]
@@ -42,28 +50,27 @@ pub struct Workers {
     _running: JoinSet<()>,
 }
 
-/// The connections of one member to the servers, of which one leads.
+/// The connections of one member to the servers, each made when it is first used.
 #[derive(Clone)]
 struct Link {
     servers: Vec<Channel>,
-    leader: usize,
+    at: usize,
 }
 
 impl Link {
-    fn leader(&self) -> &Channel {
-        &self.servers[self.leader]
+    fn asked(&self) -> &Channel {
+        &self.servers[self.at]
     }
 
-    /// That one doesn't lead: perhaps the next does.
+    /// That one was no help: perhaps the next is.
     fn pass(&mut self) {
-        self.leader = (self.leader + 1) % self.servers.len();
+        self.at = (self.at + 1) % self.servers.len();
     }
 }
 
 struct Worker {
+    /// To the server that tells it what to do, or whichever is asked next.
     link: Link,
-    /// A connection of its own to the server that tells it what to do.
-    followed: Channel,
     epoch: NodeEpoch,
 }
 
@@ -72,13 +79,13 @@ impl Workers {
     pub async fn start(servers: &Servers, count: u32, period: Duration) -> Self {
         let tls = credentials(&servers.identity);
         let own = servers.members.iter().map(|member| connect(member.address, tls.clone())).collect();
-        let own = Link { servers: own, leader: servers.leader().await };
+        let own = Link { servers: own, at: servers.leader().await };
         let (calls, applied, mut running) = (Arc::new(Calls::default()), AtomicU64::new(0), JoinSet::new());
         let joining = stream::iter(0..count).map(|number| Worker::join(servers, own.clone(), &applied, number));
         let mut joining = joining.buffer_unordered(JOINING);
         let mut followed = Vec::new();
         while let Some(worker) = joining.next().await {
-            followed.push(worker.followed.clone());
+            followed.push(worker.link.asked().clone());
             running.spawn(worker.renew(calls.clone(), period));
         }
         let mut following = stream::iter(followed).map(follow).buffer_unordered(JOINING);
@@ -106,34 +113,63 @@ impl Worker {
         let Reply::Admitted { node, .. } = commands.forward(&mut by, Command::Admit(new)).await else {
             panic!("host {number} is not admitted");
         };
-        let tls = credentials(&identity(&servers.identity, by.leader(), &key, node, request).await);
+        let tls = credentials(&identity(&servers.identity, by.asked(), &key, node, request).await);
         let channel = |member: &Member| connect_from(address(number), member.address, tls.clone());
-        let mut link = Link { servers: servers.members.iter().map(channel).collect(), leader: by.leader };
+        let mut link = Link { servers: servers.members.iter().map(channel).collect(), at: by.at };
         commands.forward(&mut link, register(node, reached)).await;
         let nonce = Nonce(random());
         commands.forward(&mut link, Command::Arm { node, expected: NodeEpoch(0), nonce, machine: None }).await;
-        let followed = usize::try_from(node.0).expect("it is small") % servers.members.len();
-        Self { link, followed: channel(&servers.members[followed]), epoch: NodeEpoch(1) }
+        link.at = usize::try_from(node.0).expect("it is small") % servers.members.len();
+        Self { link, epoch: NodeEpoch(1) }
     }
 
-    /// As often as that, nothing else tells the leader that it is there.
+    /// As often as that, nothing else says that it is there.
     async fn renew(mut self, calls: Arc<Calls>, period: Duration) {
         let mut due = interval(period);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut renewals, mut misses) = (None, 0);
         loop {
             due.tick().await;
-            let request = LeaseRequest { epoch: self.epoch.0 };
-            let reply: Result<LeaseReply, _> = call(self.link.leader(), "/blixard.peer.v1.Peer/Lease", request).await;
-            let count = match reply.map(|reply| reply.result) {
-                Ok(Some(lease_reply::Result::Granted(_))) => &calls.granted,
-                other => {
-                    eprintln!("a lease is not renewed: {other:?}");
-                    self.link.pass();
-                    &calls.failed
+            let asked = tokio::time::timeout(MAX_ANSWER, self.ask(renewals.take())).await;
+            let (count, after) = match asked {
+                Ok(Ok((kept, lease_reply::Result::Granted(_)))) => {
+                    renewals = Some(kept);
+                    (&calls.granted, 0)
                 }
+                Ok(Ok((kept, _))) => {
+                    renewals = Some(kept);
+                    (&calls.failed, misses + 1)
+                }
+                Ok(Err(_)) | Err(_) => (&calls.failed, MAX_MISSES),
             };
             count.fetch_add(1, Ordering::Relaxed);
+            misses = after % MAX_MISSES;
+            if after == MAX_MISSES {
+                self.link.pass();
+            }
         }
+    }
+
+    /// Has its lease renewed once, over the stream of the last time if there is one.
+    async fn ask(&self, last: Option<Renewals>) -> Result<(Renewals, lease_reply::Result), String> {
+        let (requests, mut replies) = match last {
+            Some(last) => last,
+            None => self.begin_to_renew().await?,
+        };
+        let request = LeaseRequest { epoch: self.epoch.0 };
+        requests.send(request).await.map_err(|error| error.to_string())?;
+        let reply = replies.message().await.map_err(|status| status.to_string())?;
+        let result = reply.and_then(|reply| reply.result).ok_or("no answer")?;
+        Ok(((requests, replies), result))
+    }
+
+    async fn begin_to_renew(&self) -> Result<Renewals, String> {
+        let mut client = ready(self.link.asked()).await?;
+        let (requests, to_send) = mpsc::channel(1);
+        let path = PathAndQuery::from_static("/blixard.peer.v1.Peer/Lease");
+        let request = tonic::Request::new(ReceiverStream::new(to_send));
+        let replies = client.streaming(request, path, tonic_prost::ProstCodec::default()).await;
+        Ok((requests, replies.map_err(|status| status.to_string())?.into_inner()))
     }
 }
 
@@ -178,7 +214,7 @@ impl Commands<'_> {
         let request = Request { client, sequence, answered: sequence, until };
         let (begun, command) = (Instant::now(), encode(request, command));
         loop {
-            match forward(link.leader(), command.clone()).await {
+            match forward(link.asked(), command.clone()).await {
                 Ok(Ok(Answer { reply: Reply::Refused(why), .. }) | Err(why)) => panic!("a host is refused: {why}"),
                 Ok(Ok(Answer { index, reply })) => {
                     self.applied.fetch_max(index, Ordering::Relaxed);

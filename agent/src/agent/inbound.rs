@@ -5,15 +5,15 @@ use std::sync::{Arc, OnceLock};
 use blixard_core::command::{Command, Entry, NewNode, Reply};
 use blixard_core::driver::{Message, Position};
 use blixard_core::state::Cluster;
-use blixard_core::types::{ClusterId, Hash, NodeEpoch, NodeId, RaftId, SecretId};
+use blixard_core::types::{ClusterId, Hash, NodeId, RaftId, SecretId};
 use tokio::time::Instant;
 
 use crate::api;
 use crate::identity::{Authority, Clock, ClusterSecret, Issued, Secrets};
 use crate::node::{Handle, directory_of, now};
 use crate::transport::{
-    Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Directory, ForwardError, Inbound, LeaseError,
-    Member, Refusal, SnapshotRows, Standing, Told,
+    Admission, ApiRequest, ApiResponse, Beat, Candidate, Credential, Denials, Directory, ForwardError, Heartbeat,
+    Inbound, LeaseError, Member, Refusal, SnapshotRows, Standing, Told,
 };
 
 /// The node behind the transport, once there is one.
@@ -185,11 +185,14 @@ impl Inbound for Inward {
         }
     }
 
-    async fn renew_lease(&self, of: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
-        match self.node.get() {
-            Some((handle, _)) => handle.renew_lease_of(of, epoch).await,
-            None => Err(LeaseError::NoLeader),
-        }
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<NodeId, LeaseError> {
+        let (handle, _) = self.node.get().ok_or(LeaseError::NoLeader)?;
+        handle.relay(heartbeat).await
+    }
+
+    async fn heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<Denials, LeaseError> {
+        let (handle, _) = self.node.get().ok_or(LeaseError::NoLeader)?;
+        handle.take_heartbeats(heartbeats).await
     }
 
     async fn api(&self, question: ApiRequest) -> ApiResponse {

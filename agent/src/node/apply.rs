@@ -339,7 +339,7 @@ impl Node {
         for read in self.reads.served(self.applied).collect::<Vec<_>>() {
             match read {
                 Read::Barrier(waiting) => waiting.answer(()),
-                Read::Renewal(renewal) => self.grant(renewal),
+                Read::Heartbeats(heartbeats) => self.grant(heartbeats),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The loop of a node that is no server. It holds no log: a server tells it what it has to do, and it tells the leader
+//! The loop of a node that is no server. It holds no log: a server tells it what it has to do, and it tells that server
 //! that it is there.
 //!
 //! ```text
@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::input;
 use super::known::{self, Standing};
-use super::{Attempt, Common, End, Ended, Handle, INBOX, Input, News, NodeError, Waiting, directory_of};
+use super::{Attempt, Common, End, Ended, Handle, INBOX, Input, News, NodeError, Renewed, Waiting, directory_of};
 use crate::transport::{Assignments, Beat, Directory, FollowError, Transport};
 
 /// How long the leader hears nothing of this node before it is told that it is there; a worker that isn't heard for three
@@ -80,10 +80,14 @@ impl Follower {
         for turn in 0.. {
             if let Some(server) = self.server(turn) {
                 let reason = match self.transport.follow(server).await {
-                    Ok(mut assignments) => match self.listen(server, &mut assignments).await? {
-                        Listened::End(end) => return Ok(end),
-                        Listened::Broken(reason) => reason,
-                    },
+                    Ok(mut assignments) => {
+                        let listened = self.listen(server, &mut assignments).await?;
+                        self.news.followed.send_replace(None);
+                        match listened {
+                            Listened::End(end) => return Ok(end),
+                            Listened::Broken(reason) => reason,
+                        }
+                    }
                     Err(error) => crate::error_chain(&error),
                 };
                 tracing::debug!(peer = %server, reason, "another server is asked what there is to do");
@@ -114,6 +118,7 @@ impl Follower {
             };
             if is_first {
                 tracing::info!(peer = %server, applied, "this node follows a server");
+                self.news.followed.send_replace(Some(server));
                 is_first = false;
             }
             if state.is_removed(self.own) {
@@ -148,18 +153,18 @@ impl Follower {
         servers.get(at.checked_rem(servers.len())?).copied()
     }
 
-    /// Tells the leader that this node is there, and whoever is no leader only asks who is.
+    /// Says that this node is there to the server that it follows, or, where that one knows of no leader, to one after the
+    /// other, and hears who leads.
     async fn beat(&self) {
-        let (mut turn, mut unanswered) = (0, 0);
+        let (mut turn, mut unanswered, mut is_heard) = (0, 0, true);
         loop {
-            let leader = *self.news.leader.borrow();
-            let leader = leader.and_then(|raft| self.directory.borrow().node_of(raft));
-            let to = leader.or_else(|| self.server(turn));
+            let followed = *self.news.followed.borrow();
+            let to = followed.filter(|_| is_heard).or_else(|| self.server(turn));
             let mut answer = match to {
                 Some(to) => self.transport.beat(to).await.ok(),
                 None => None,
             };
-            let is_heard = answer.as_ref().is_some_and(|beat| to.is_some() && beat.leader == to);
+            is_heard = answer.as_ref().is_some_and(|beat| beat.leader.is_some());
             unanswered = if answer.is_some() { 0 } else { unanswered + 1 };
             if unanswered >= UNANSWERED {
                 unanswered = 0;
@@ -168,7 +173,7 @@ impl Follower {
             self.note(answer);
             turn = turn.wrapping_add(usize::from(!is_heard));
             if is_heard {
-                rest(self.news.answers.subscribe(), BEAT).await;
+                rest(self.news.renewed.subscribe(), BEAT, |leader| self.meet_leader(leader)).await;
             } else {
                 tokio::time::sleep(PAUSE).await;
             }
@@ -181,6 +186,10 @@ impl Follower {
         if applied > self.known.look().standing.applied && servers.servers().next().is_some() {
             self.meet(&servers);
         }
+        self.meet_leader(leader);
+    }
+
+    fn meet_leader(&self, leader: Option<NodeId>) {
         self.set_leader(leader.and_then(|node| self.directory.borrow().get(node)?.raft));
     }
 
@@ -247,10 +256,16 @@ impl Follower {
     }
 }
 
-/// Returns once the leader has heard nothing of this node for so long. It has whenever it answers who asks it to renew a
-/// lease; where nobody does that leads, it is time to look who does.
-async fn rest(mut answers: watch::Receiver<bool>, time: Duration) {
-    while matches!(tokio::time::timeout(time, answers.changed()).await, Ok(Ok(()))) && *answers.borrow_and_update() {}
+/// Returns once the leader has heard nothing of this node for so long. It has whenever it renews this node's lease; where
+/// nobody does, it is time to look who leads.
+async fn rest(mut renewed: watch::Receiver<Renewed>, time: Duration, meet_leader: impl Fn(Option<NodeId>)) {
+    while let Ok(Ok(())) = tokio::time::timeout(time, renewed.changed()).await {
+        let Renewed { leader, .. } = *renewed.borrow_and_update();
+        if leader.is_none() {
+            return;
+        }
+        meet_leader(leader);
+    }
 }
 
 /// How listening to a server has ended.
@@ -288,16 +303,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_asks_the_leader_for_its_lease_need_not_say_that_it_is_there_and_who_finds_none_looks_for_it() {
-        let answers = watch::Sender::new(false);
-        let mut resting = Box::pin(rest(answers.subscribe(), Duration::from_secs(3600)));
-        let mut rests = || (&mut resting).now_or_never().is_none();
-        assert!(rests());
-        answers.send_replace(true);
-        assert!(rests(), "the leader has answered");
-        answers.send_replace(false);
-        assert!(!rests(), "nobody has answered that leads");
-        rest(answers.subscribe(), Duration::from_millis(1)).await;
+    async fn whose_lease_is_renewed_need_not_say_that_it_is_there_and_who_hears_of_no_leader_looks_for_it() {
+        let (renewed, leaders) = (watch::Sender::new(Renewed::default()), watch::Sender::new(None));
+        let meet = |leader| _ = leaders.send_replace(leader);
+        let mut resting = Box::pin(rest(renewed.subscribe(), Duration::from_secs(3600), meet));
+        let mut rests = |leader| {
+            renewed.send_replace(Renewed { leader, ..Renewed::default() });
+            (&mut resting).now_or_never().is_none()
+        };
+        for leader in [1, 2].map(|leader| Some(NodeId(leader))) {
+            assert!(rests(leader) && *leaders.borrow() == leader, "the leader has renewed it");
+        }
+        assert!(!rests(None), "nobody has that leads");
+        rest(renewed.subscribe(), Duration::from_millis(1), meet).await;
     }
 
     #[tokio::test]

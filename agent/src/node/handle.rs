@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 use super::followers::{LEADERLESS, is_leaderless};
 use super::known::{Shared, Standing};
+use super::leases::Renewed;
+use super::relay::Passing;
 use super::snapshot::Serve;
 use super::{Attempt, BY_NO_ENTRY, Common, Followers, Input, Introduced, News, Proposal, Waiting};
 use crate::transport::{
@@ -71,13 +73,21 @@ pub struct Handle {
     revisions: watch::Receiver<u64>,
     assignments: watch::Receiver<u64>,
     pub(super) leaders: watch::Receiver<Option<RaftId>>,
-    pub(super) answers: watch::Sender<bool>,
+    pub(super) followed: watch::Receiver<Option<NodeId>>,
+    pub(super) renewed: watch::Sender<Renewed>,
     pub(super) transport: Arc<Transport>,
     pub(super) directory: watch::Receiver<Arc<Directory>>,
     client: Arc<Client>,
     applied: Arc<AtomicU64>,
     /// Nothing on a node that is no server.
-    followers: Option<Followers>,
+    pub(super) serving: Option<Serving>,
+}
+
+/// What a server does for the nodes that follow it.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub followers: Followers,
+    pub relay: Sender<Passing>,
 }
 
 impl Handle {
@@ -86,18 +96,19 @@ impl Handle {
         inbox: Sender<Input>,
         known: Shared,
         news: &News,
-        followers: Option<Followers>,
+        serving: Option<Serving>,
     ) -> Self {
         Self {
             node: common.node,
             understands: common.understands,
-            followers,
+            serving,
             inbox,
             known,
             revisions: news.revision.subscribe(),
             assignments: news.assignment.subscribe(),
             leaders: news.leader.subscribe(),
-            answers: news.answers.clone(),
+            followed: news.followed.subscribe(),
+            renewed: news.renewed.clone(),
             transport: common.transport.clone(),
             directory: common.directory.subscribe(),
             client: Arc::new(Client { id: common.client, open: Mutex::default(), answered: Notify::new() }),
@@ -325,9 +336,9 @@ impl Handle {
     /// # Errors
     /// `NotConfirmed`, `NoServer`.
     pub async fn assignments_of(&self, node: NodeId) -> Result<Told, ProposeError> {
-        let followers = self.followers.as_ref().ok_or(ProposeError::NoServer)?;
+        let serving = self.serving.as_ref().ok_or(ProposeError::NoServer)?;
         // Before it is looked at: nothing is missed.
-        let changes = followers.watch(node);
+        let changes = serving.followers.watch(node);
         self.barrier().await?;
         let (handle, last) = (self.clone(), None);
         Ok(stream::unfold((handle, changes, last), move |(handle, mut changes, last)| async move {
@@ -349,8 +360,7 @@ impl Handle {
 
     /// A member that is no server says that it is there; who leads, and which servers there are.
     pub fn heard(&self, node: NodeId) -> Beat {
-        // It is said again.
-        let _ = self.inbox.try_send(Input::Heard(node));
+        self.relay_presence(node);
         let leader = *self.leaders.borrow();
         let directory = self.directory.borrow();
         let applied = self.known.look().standing.applied;

@@ -9,7 +9,7 @@ use blixard_core::types::{NodeId, RaftId};
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::reads::Renewal;
+use super::reads::Heartbeats;
 use super::{disk, snapshot};
 use crate::store::Reader;
 use crate::transport::Member;
@@ -32,12 +32,10 @@ pub(super) enum Input {
     Superseded {
         by: NodeId,
     },
-    /// A member that is no server says that it is there.
-    Heard(NodeId),
     Propose(Box<Proposal>),
     Barrier(Waiting<()>),
-    /// A node wants its lease renewed.
-    Renew(Renewal),
+    /// Nodes are there, and want their leases renewed.
+    Heartbeats(Heartbeats),
     /// Give a checkpoint that has everything applied so far.
     Checkpoint(oneshot::Sender<Arc<Reader>>),
     /// Says that the loop takes what comes in.

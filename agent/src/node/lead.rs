@@ -11,8 +11,11 @@ use tokio::sync::oneshot;
 use super::{Node, SILENT_TICKS, TICK, Waiting};
 use crate::boot_time;
 
-/// How often the leader looks who has fallen silent.
-const LIVENESS_TICKS: u64 = 10;
+/// How often the leader looks who has fallen silent, which takes the longer the more nodes there are.
+const LISTEN_TICKS: u64 = 50;
+
+/// How often it looks which servers there are to be.
+const LOOK_TICKS: u64 = 10;
 
 /// How long the founder of a cluster waits for the other configured servers before it places anything.
 const FOUNDING_TICKS: u64 = 1000;
@@ -52,6 +55,8 @@ pub(super) struct Lead {
     /// Decisions that aren't applied yet: the next ones have to see what they did.
     undecided: Vec<oneshot::Receiver<Result<Answer, super::Attempt>>>,
     /// When the leader looks next who has fallen silent or come, in ticks.
+    listen_at: u64,
+    /// When it looks next which servers there are to be, in ticks.
     pub look_at: u64,
     /// When the states are to be compared next, in ticks.
     check_at: u64,
@@ -60,7 +65,7 @@ pub(super) struct Lead {
 impl Lead {
     /// What the leader before didn't get to is to be looked at.
     pub fn new(check_at: u64) -> Self {
-        Self { dirty: true, handing_over: false, undecided: Vec::new(), look_at: 0, check_at }
+        Self { dirty: true, handing_over: false, undecided: Vec::new(), listen_at: 0, look_at: 0, check_at }
     }
 }
 
@@ -82,13 +87,16 @@ impl Node {
             return;
         }
         self.end_leases();
-        if self.ticks >= self.lead.look_at {
-            self.lead.look_at = self.ticks + LIVENESS_TICKS;
+        if self.ticks >= self.lead.listen_at {
+            self.lead.listen_at = self.ticks + LISTEN_TICKS;
             let decisions = self.liveness.decide(&self.known.look().state, self.own, self.ticks, SILENT_TICKS);
             for decision in decisions {
                 tracing::info!(?decision, "a worker's status changes");
                 self.decide(decision);
             }
+        }
+        if self.ticks >= self.lead.look_at {
+            self.lead.look_at = self.ticks + LOOK_TICKS;
             self.change_servers();
             let level = self.known.look().state.next_level();
             if let Some(level) = level {

@@ -6,38 +6,76 @@ use blixard_core::types::{NodeEpoch, NodeId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::reads::Renewal;
+use super::reads::Heartbeats;
 use super::{Attempt, Handle, Input, Node, SILENT_TICKS, Waiting};
 use crate::boot_time;
-use crate::transport::LeaseError;
+use crate::transport::{Denials, Heartbeat, LeaseError};
 
-/// How long a renewal waits for a quorum.
+/// How long heartbeats wait for a quorum.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// So often a server that this node reaches may know of nobody who leads, as while one is elected, until another is asked.
+const MAX_MISSES: usize = 4;
+
+/// What came of the renewals of this node's lease.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Renewed {
+    /// The node that leads, if it has renewed it just now.
+    pub leader: Option<NodeId>,
+    /// How much speaks for asking another server.
+    pub misses: usize,
+}
+
+impl Renewed {
+    /// Whom to ask next of those that are, in this order.
+    fn whom(self, order: &[NodeId]) -> Option<NodeId> {
+        order.get((self.misses / MAX_MISSES).checked_rem(order.len())?).copied()
+    }
+
+    fn after(self, renewed: &Result<NodeId, LeaseError>) -> Self {
+        let misses = match renewed {
+            Ok(leader) => return Self { leader: Some(*leader), misses: 0 },
+            Err(LeaseError::Denied(_)) => 0,
+            Err(LeaseError::NoLeader) => self.misses + 1,
+            Err(LeaseError::Unreachable { .. }) => self.misses + MAX_MISSES,
+        };
+        Self { leader: None, misses }
+    }
+}
 
 impl Handle {
     /// Has the leader renew this node's lease: the time counts from before this call.
     ///
     /// # Errors
-    /// Within a second or two.
+    /// Within a few seconds.
     pub async fn renew_lease(&self, epoch: NodeEpoch) -> Result<(), LeaseError> {
-        if self.leads() {
-            return self.renew_lease_of(self.node(), epoch).await;
+        if self.serving.is_some() {
+            return self.relay(Heartbeat { node: self.node(), epoch: Some(epoch) }).await.map(drop);
         }
-        let leader = *self.leaders.borrow();
-        let to = leader.and_then(|raft| self.directory.borrow().node_of(raft)).ok_or(LeaseError::NoLeader)?;
-        let renewed = self.transport.renew_lease(to, epoch).await;
-        self.answers.send_replace(matches!(renewed, Ok(()) | Err(LeaseError::Denied(_))));
-        renewed
+        let last = *self.renewed.borrow();
+        let by = last.whom(&self.renewers()).ok_or(LeaseError::NoLeader)?;
+        let renewed = self.transport.renew_lease(by, epoch).await;
+        self.renewed.send_replace(last.after(&renewed));
+        renewed.map(drop)
     }
 
-    /// Renews a node's lease, if this one leads.
-    pub(crate) async fn renew_lease_of(&self, node: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
+    /// The server that this node follows, and then the others: that one may be cut off from the leader, or from this node.
+    fn renewers(&self) -> Vec<NodeId> {
+        let followed = *self.followed.borrow();
+        let others = self.servers().into_iter().filter(|server| Some(*server) != followed);
+        followed.into_iter().chain(others).collect()
+    }
+
+    /// Takes what others have said to this node or to another server, if this one leads.
+    ///
+    /// # Errors
+    /// `NoLeader`: it doesn't, or no quorum confirms it within a second.
+    pub async fn take_heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<Denials, LeaseError> {
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { deadline: (Instant::now() + PATIENCE).into_std(), answer };
-        let renewal = Renewal { node, epoch, waiting };
-        self.send(Input::Renew(renewal)).map_err(|_| LeaseError::NoLeader)?;
+        let heartbeats = Heartbeats { heartbeats, waiting };
+        self.send(Input::Heartbeats(heartbeats)).map_err(|_| LeaseError::NoLeader)?;
         match answered.await {
-            Ok(Ok(granted)) => granted.map_err(|denial| LeaseError::Denied(denial.to_string())),
+            Ok(Ok(denials)) => Ok(denials),
             _ => Err(LeaseError::NoLeader),
         }
     }
@@ -55,13 +93,39 @@ impl Node {
         }
     }
 
-    /// A quorum has confirmed that this node led when it was asked.
-    pub(super) fn grant(&mut self, Renewal { node, epoch, waiting }: Renewal) {
+    /// A quorum has confirmed that this node led when they were passed to it.
+    pub(super) fn grant(&mut self, Heartbeats { heartbeats, waiting }: Heartbeats) {
         if !self.may_decide() {
             return waiting.fail(Attempt::NotLeader(self.driver.soft().leader));
         }
-        self.liveness.heard(node, self.ticks);
-        let granted = self.grants.grant(&self.known.look().state, node, epoch, boot_time::now());
-        waiting.answer(granted);
+        let (known, now) = (self.known.look(), boot_time::now());
+        let denial = |Heartbeat { node, epoch }| {
+            self.liveness.heard(node, self.ticks);
+            let denial = self.grants.grant(&known.state, node, epoch?, now).err()?;
+            Some(denial.to_string())
+        };
+        waiting.answer(heartbeats.into_iter().map(denial).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_server_is_asked_once_one_cannot_be_reached_or_has_known_of_no_leader_for_long() {
+        let answer = |word| match word {
+            'g' => Ok(NodeId(9)),
+            'd' => Err(LeaseError::Denied(String::new())),
+            'n' => Err(LeaseError::NoLeader),
+            _ => Err(LeaseError::Unreachable { to: NodeId(1), reason: String::new() }),
+        };
+        let after = |words: &str| words.chars().map(answer).fold(Renewed::default(), |last, of| last.after(&of));
+        let asked = [("", 1), ("u", 2), ("uu", 3), ("uuu", 1), ("nnn", 1), ("nnnn", 2), ("nnnng", 1), ("ud", 1)];
+        for (words, server) in asked {
+            assert_eq!(after(words).whom(&[1, 2, 3].map(NodeId)), Some(NodeId(server)), "after {words:?}");
+        }
+        assert_eq!((after("ug").leader, after("gn").leader), (Some(NodeId(9)), None));
+        assert_eq!(after("").whom(&[]), None);
     }
 }

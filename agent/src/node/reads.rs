@@ -1,47 +1,48 @@
-//! Reads that wait for a quorum to confirm who leads, and for the state to be as far; renewals of leases are such reads.
+//! Reads that wait for a quorum to confirm who leads, and for the state to be as far; heartbeats are such reads.
 //!
 //! ```text
-//!   barrier ──▶ unasked ── one read index at a time ──▶ asked ── confirmed at an index ──▶ unserved ── applied ──▶ served
-//!   renewal ──▶ next tick ──┘
+//!   barrier ──────────────────▶ unasked ── one read index at a time ──▶ asked ── confirmed at an index ──▶ unserved
+//!   heartbeats ── every 20 ms ─────┘                                        unserved ── applied ──▶ served
 //! ```
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use blixard_core::driver::ReadId;
-use blixard_core::lease::Denial;
-use blixard_core::types::{NodeEpoch, NodeId};
 
 use super::{Attempt, Waiting};
+use crate::transport::{Denials, Heartbeat};
 
+/// Heartbeats wait until a multiple of so many ticks: each round costs a leader what ten hosts do. It is in the time until
+/// a lost host's instances start elsewhere.
+const HEARTBEAT_TICKS: u64 = 2;
 /// Ticks after which a read index that isn't confirmed is asked for again.
 const LOST_TICKS: u64 = 20;
 
 /// Who waits for what was asked before it to be applied here.
 pub(super) enum Read {
     Barrier(Waiting<()>),
-    Renewal(Renewal),
+    Heartbeats(Heartbeats),
 }
 
-/// A node wants its lease renewed, which only a leader does that a quorum has confirmed since.
-pub(super) struct Renewal {
-    pub node: NodeId,
-    pub epoch: NodeEpoch,
-    pub waiting: Waiting<Result<(), Denial>>,
+/// Nodes are there, and have their leases renewed, which only a leader does that a quorum has confirmed since.
+pub(super) struct Heartbeats {
+    pub heartbeats: Vec<Heartbeat>,
+    pub waiting: Waiting<Denials>,
 }
 
 impl Read {
     fn deadline(&self) -> Instant {
         match self {
             Self::Barrier(waiting) => waiting.deadline,
-            Self::Renewal(renewal) => renewal.waiting.deadline,
+            Self::Heartbeats(heartbeats) => heartbeats.waiting.deadline,
         }
     }
 
     fn fail(self, attempt: Attempt) {
         match self {
             Self::Barrier(waiting) => waiting.fail(attempt),
-            Self::Renewal(renewal) => renewal.waiting.fail(attempt),
+            Self::Heartbeats(heartbeats) => heartbeats.waiting.fail(attempt),
         }
     }
 }
@@ -55,8 +56,8 @@ pub(super) struct Reads {
     unasked: Vec<Read>,
     /// They wait for an index to be applied.
     unserved: BTreeMap<u64, Vec<Read>>,
-    /// They wait for the next tick, so that one round serves many.
-    renewals: Vec<Read>,
+    /// They wait for others, so that one round serves many.
+    heartbeats: Vec<Read>,
 }
 
 impl Reads {
@@ -64,12 +65,14 @@ impl Reads {
         self.unasked.push(Read::Barrier(waiting));
     }
 
-    pub fn renewal(&mut self, renewal: Renewal) {
-        self.renewals.push(Read::Renewal(renewal));
+    pub fn heartbeats(&mut self, heartbeats: Heartbeats) {
+        self.heartbeats.push(Read::Heartbeats(heartbeats));
     }
 
-    pub fn tick(&mut self) {
-        self.unasked.append(&mut self.renewals);
+    pub fn tick(&mut self, now_tick: u64) {
+        if now_tick.is_multiple_of(HEARTBEAT_TICKS) {
+            self.unasked.append(&mut self.heartbeats);
+        }
     }
 
     /// Asks for a read index for all that wait for one, unless one is under way.
@@ -106,7 +109,7 @@ impl Reads {
     /// Those that wait for too long hear so.
     pub fn expire(&mut self, now: Instant) {
         let asked = self.asked.as_mut().map(|(_, _, waiting)| waiting);
-        let queues = self.unserved.values_mut().chain(asked).chain([&mut self.unasked, &mut self.renewals]);
+        let queues = self.unserved.values_mut().chain(asked).chain([&mut self.unasked, &mut self.heartbeats]);
         for queue in queues {
             queue.extract_if(.., |read| read.deadline() <= now).for_each(|read| read.fail(Attempt::Unknown));
         }
@@ -116,19 +119,20 @@ impl Reads {
 
 #[cfg(test)]
 mod tests {
+    use blixard_core::types::NodeId;
     use tokio::sync::oneshot;
 
     use super::*;
 
-    fn renewal(node: u64) -> Renewal {
+    fn heartbeats(node: u64) -> Heartbeats {
         let waiting = Waiting { deadline: Instant::now(), answer: oneshot::channel().0 };
-        Renewal { node: NodeId(node), epoch: NodeEpoch(1), waiting }
+        Heartbeats { heartbeats: vec![Heartbeat { node: NodeId(node), epoch: None }], waiting }
     }
 
-    /// Whose renewals are served when all is applied.
+    /// Whose heartbeats are served when all is applied.
     fn served(reads: &mut Reads) -> Vec<u64> {
         let node = |read| match read {
-            Read::Renewal(renewal) => renewal.node.0,
+            Read::Heartbeats(heartbeats) => heartbeats.heartbeats[0].node.0,
             Read::Barrier(_) => 0,
         };
         reads.served(u64::MAX - 1).map(node).collect()
@@ -146,14 +150,15 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_is_served_by_a_round_that_began_after_it_came_and_by_no_earlier_one() {
+    fn heartbeats_are_served_by_a_round_that_began_after_they_came_and_by_no_earlier_one() {
         let (mut reads, mut driver) = (Reads::default(), 0);
-        reads.renewal(renewal(1));
-        assert!(ask(&mut reads, 0, &mut driver).is_none(), "it waits for others until the next tick");
-        reads.tick();
+        reads.heartbeats(heartbeats(1));
+        reads.tick(1);
+        assert!(ask(&mut reads, 1, &mut driver).is_none(), "they wait for others");
+        reads.tick(2);
         let first = ask(&mut reads, 1, &mut driver).expect("a round");
-        reads.renewal(renewal(2));
-        reads.tick();
+        reads.heartbeats(heartbeats(2));
+        reads.tick(2);
         assert!(ask(&mut reads, 2, &mut driver).is_none(), "one round at a time");
         reads.confirmed(first, 9);
         assert_eq!(served(&mut reads), [1]);
@@ -167,8 +172,8 @@ mod tests {
     #[test]
     fn a_round_that_got_lost_is_begun_anew_for_all_that_wait() {
         let (mut reads, mut driver) = (Reads::default(), 0);
-        reads.renewal(renewal(1));
-        reads.tick();
+        reads.heartbeats(heartbeats(1));
+        reads.tick(2);
         let lost = ask(&mut reads, 0, &mut driver).expect("a round");
         assert!(ask(&mut reads, LOST_TICKS - 1, &mut driver).is_none());
         let next = ask(&mut reads, LOST_TICKS, &mut driver).expect("another round");

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{KEEPALIVE, Tasks};
+use super::{KEEPALIVE, KEEPALIVE_TIMEOUT, Tasks};
 use crate::identity::{PeerError, TlsError, refusal};
 
 /// How long finding the host, TCP's handshake and TLS's may take together.
@@ -66,9 +66,8 @@ where
 {
     Endpoint::from_static("http://blixard")
         .executor(tasks)
-        .http2_keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1)
-        .keep_alive_while_idle(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .http2_max_header_list_size(16 * 1024)

@@ -1,9 +1,9 @@
-//! A member follows what it has to do, says that it is there, and has its lease renewed.
+//! A member follows what it has to do, and says that it is there.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::types::{Address, InvalidValue, NodeEpoch, NodeId};
+use blixard_core::types::{Address, InvalidValue, NodeId};
 use futures_util::stream::BoxStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -13,9 +13,7 @@ use super::join::Connection;
 use super::link::describe;
 use super::proto::follow_reply::Told as Reply;
 use super::proto::peer_client::PeerClient;
-use super::proto::{
-    BeatReply, BeatRequest, FollowReply, FollowRequest, Granted, LeaseReply, LeaseRequest, NotLeader, lease_reply,
-};
+use super::proto::{BeatReply, BeatRequest, FollowReply, FollowRequest};
 use super::{Directory, MAX_FRAME, Member, Tasks};
 use crate::identity::{Clock, Expected, NodeIdentity, member_client};
 
@@ -43,17 +41,6 @@ pub enum FollowError {
     Refused { to: NodeId, reason: String },
     #[error("node {to} says that this node was removed from the cluster")]
     Removed { to: NodeId },
-}
-
-/// Why a lease isn't renewed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LeaseError {
-    #[error("nobody is known to lead")]
-    NoLeader,
-    #[error("cannot reach node {to}, which leads: {reason}")]
-    Unreachable { to: NodeId, reason: String },
-    #[error("the leader doesn't renew it: {0}")]
-    Denied(String),
 }
 
 /// What a member has to do, as one server tells it.
@@ -108,31 +95,6 @@ pub(super) async fn beat_at(address: &Address, identity: &NodeIdentity, clock: C
     };
     let reply = tokio::time::timeout(BEAT_TIMEOUT, call).await.ok()??;
     Beat::try_from(reply.into_inner()).ok()
-}
-
-pub(super) async fn call_lease(channel: Option<Channel>, to: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
-    let unreachable = |reason: String| LeaseError::Unreachable { to, reason };
-    let mut client = client(channel, to).map_err(|error| unreachable(error.to_string()))?;
-    let call = tokio::time::timeout(BEAT_TIMEOUT, client.lease(LeaseRequest { epoch: epoch.0 })).await;
-    let reply = call.map_err(|_| unreachable("no answer in time".to_owned()))?;
-    match reply.map_err(|status| unreachable(describe(&status)))?.into_inner().result {
-        Some(lease_reply::Result::Granted(_)) => Ok(()),
-        Some(lease_reply::Result::Denied(why)) => Err(LeaseError::Denied(why)),
-        Some(lease_reply::Result::NotLeader(_)) | None => Err(LeaseError::NoLeader),
-    }
-}
-
-impl From<Result<(), LeaseError>> for LeaseReply {
-    fn from(renewed: Result<(), LeaseError>) -> Self {
-        let result = match renewed {
-            Ok(()) => lease_reply::Result::Granted(Granted {}),
-            Err(LeaseError::Denied(why)) => lease_reply::Result::Denied(why),
-            Err(LeaseError::NoLeader | LeaseError::Unreachable { .. }) => {
-                lease_reply::Result::NotLeader(NotLeader::default())
-            }
-        };
-        Self { result: Some(result) }
-    }
 }
 
 impl TryFrom<BeatReply> for Beat {

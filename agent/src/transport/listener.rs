@@ -23,7 +23,7 @@ use super::peer::{PeerService, no_certificate};
 use super::proto::join_server::JoinServer;
 use super::proto::peer_server::PeerServer;
 use super::strangers::Place;
-use super::{KEEPALIVE, MAX_FRAME, Shared, Side};
+use super::{IDLE_KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_FRAME, Shared, Side};
 use crate::identity::peer_of;
 
 /// How long a TLS handshake may take.
@@ -198,8 +198,8 @@ impl Port {
             .max_local_error_reset_streams(MAX_PENDING_RESETS)
             .initial_stream_window_size(window)
             .initial_connection_window_size(window)
-            .keep_alive_interval(KEEPALIVE.0)
-            .keep_alive_timeout(KEEPALIVE.1)
+            .keep_alive_interval(IDLE_KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .serve_connection(stream, service)
             .await
     }

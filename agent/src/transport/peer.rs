@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::driver::Position;
-use blixard_core::types::{ClusterId, NodeEpoch, NodeId, RaftId};
+use blixard_core::types::{ClusterId, NodeId, RaftId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::connect;
+use super::heartbeat::{LeaseReplies, renew_leases};
 use super::incarnations::{Hello, Verdict};
 use super::link::describe;
 use super::listener::Caller;
@@ -22,8 +23,8 @@ use super::proto::forward_reply::Result as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::peer_server::Peer;
 use super::proto::{
-    BeatReply, BeatRequest, FollowReply, FollowRequest, ForwardReply, ForwardRequest, LeaseReply, LeaseRequest,
-    NotLeader, RaftEnd, RaftFrame, SnapshotChunk, SnapshotRequest, Unknown,
+    BeatReply, BeatRequest, FollowReply, FollowRequest, ForwardReply, ForwardRequest, HeartbeatsReply,
+    HeartbeatsRequest, LeaseRequest, NotLeader, RaftEnd, RaftFrame, SnapshotChunk, SnapshotRequest, Unknown,
 };
 use super::{ForwardError, MAX_COMMAND, MAX_FRAME, Member, Refused, Shared, directory, gate, proto, snapshot};
 
@@ -32,7 +33,7 @@ const MAX_FORWARD: Duration = Duration::from_secs(120);
 
 /// The server side.
 pub struct PeerService {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl PeerService {
@@ -41,7 +42,7 @@ impl PeerService {
     }
 
     /// The member that calls, this node, and their cluster.
-    fn authenticate<T>(&self, request: &Request<T>) -> Result<(NodeId, NodeId, ClusterId), Status> {
+    pub(super) fn authenticate<T>(&self, request: &Request<T>) -> Result<(NodeId, NodeId, ClusterId), Status> {
         let caller = request.extensions().get::<Caller>().expect("the listener adds it to each request");
         let identity = self.shared.identity.borrow().clone();
         match (caller.peer, identity) {
@@ -188,13 +189,15 @@ impl Peer for PeerService {
         Ok(Response::new(self.shared.inbound.beat(peer).into()))
     }
 
-    async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseReply>, Status> {
+    type LeaseStream = LeaseReplies;
+
+    async fn lease(&self, request: Request<Streaming<LeaseRequest>>) -> Result<Response<Self::LeaseStream>, Status> {
         let (peer, ..) = self.authenticate(&request)?;
-        if self.shared.directory.borrow().is_removed(peer) {
-            return Err(status_of(&Refused::Removed { peer }));
-        }
-        let epoch = NodeEpoch(request.into_inner().epoch);
-        Ok(Response::new(self.shared.inbound.renew_lease(peer, epoch).await.into()))
+        Ok(Response::new(renew_leases(self.shared.clone(), peer, request.into_inner())))
+    }
+
+    async fn heartbeats(&self, request: Request<HeartbeatsRequest>) -> Result<Response<HeartbeatsReply>, Status> {
+        self.take_heartbeats(request).await
     }
 
     type SnapshotStream = ReceiverStream<Result<SnapshotChunk, Status>>;

@@ -16,8 +16,8 @@ const MAX_STRANGERS: (usize, usize) = (64, 16);
 const MAX_CONNECTIONS: u32 = 1200;
 /// Most tries to join a minute that come to nothing: of all, and of one address. Who waits for a person tries less often.
 const MAX_TRIES: (u32, u32) = (200, 20);
-/// Most addresses that are told apart; the others are taken for one.
-const MAX_ADDRESSES: usize = 4096;
+/// Most addresses that are told apart, by far more than a cluster has nodes; the others are taken for one.
+const MAX_ADDRESSES: usize = 16_384;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Why a stranger is turned away.
@@ -281,11 +281,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_remembered_of_addresses_is_bounded() {
         let (strangers, now) = (Arc::new(Strangers::default()), Instant::now());
-        for number in 0..10_000 {
+        for number in 0..17_000 {
             drop(strangers.connect(address(number), now));
         }
         assert_eq!(strangers.taken().each.len(), MAX_ADDRESSES + 1, "and those that are taken for one");
-        assert!(strangers.connect(address(20_000), now + MINUTE).is_ok());
+        assert!(strangers.connect(address(30_000), now + MINUTE).is_ok());
         assert_eq!(strangers.taken().each.len(), 1, "those of whom nothing counts any more are forgotten");
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blixard_core::driver::wire;
-use blixard_core::types::NodeId;
+use blixard_core::types::{NodeEpoch, NodeId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
@@ -240,10 +240,26 @@ async fn a_lease_is_renewed_for_who_asks_or_it_hears_why_not() {
     let cluster = Cluster::pair().await;
     let asking = &cluster.nodes[1].transport;
     let renew = async |to, epoch| asking.renew_lease(node(to), NodeEpoch(epoch)).await;
-    assert_eq!(renew(0, 2).await, Ok(()));
+    assert_eq!(renew(0, 2).await, Ok(NodeId(9)));
     assert_eq!(renew(0, 1).await, Err(LeaseError::NoLeader));
     assert_eq!(renew(0, 0).await, Err(LeaseError::Denied("node 2 has no lease".to_owned())));
     assert!(matches!(renew(5, 2).await, Err(LeaseError::Unreachable { .. })));
+}
+
+#[tokio::test]
+async fn what_many_say_to_one_server_is_passed_on_to_another_and_by_nobody_else() {
+    let cluster = Cluster::pair().await;
+    let passing = &cluster.nodes[1].transport;
+    let heartbeats = [None, Some(NodeEpoch(3))].map(|epoch| Heartbeat { node: node(7), epoch });
+    let denials = passing.pass_heartbeats(node(0), &heartbeats).await.unwrap();
+    assert_eq!(denials, [None, Some("8 at 3".to_owned())]);
+    assert_eq!(passing.pass_heartbeats(node(0), &[]).await, Err(LeaseError::NoLeader));
+    let mut directory = cluster.directory();
+    let follower = Member { raft: None, ..directory.get(node(1)).unwrap().clone() };
+    directory = Directory::of([(node(0), directory.get(node(0)).unwrap().clone()), (node(1), follower)]);
+    cluster.nodes[0].directory.send_replace(Arc::new(directory));
+    let refused = passing.pass_heartbeats(node(0), &heartbeats).await.unwrap_err();
+    assert!(refused.to_string().contains("node 2 is no server"), "{refused}");
 }
 
 #[tokio::test]

@@ -169,12 +169,16 @@ impl Inbound for Recorder {
     fn beat(&self, from: NodeId) -> Beat {
         Beat { leader: Some(from), servers: self.servers.lock().unwrap().clone(), applied: 7 }
     }
-    async fn renew_lease(&self, of: NodeId, epoch: NodeEpoch) -> Result<(), LeaseError> {
-        match epoch.0 {
-            0 => Err(LeaseError::Denied(format!("node {of} has no lease"))),
-            1 => Err(LeaseError::NoLeader),
-            _ => Ok(()),
+    async fn heartbeat(&self, Heartbeat { node, epoch }: Heartbeat) -> Result<NodeId, LeaseError> {
+        match epoch.expect("a lease is to be renewed") {
+            NodeEpoch(0) => Err(LeaseError::Denied(format!("node {node} has no lease"))),
+            NodeEpoch(1) => Err(LeaseError::NoLeader),
+            _ => Ok(NodeId(9)),
         }
+    }
+    async fn heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<Denials, LeaseError> {
+        let denial = |Heartbeat { node, epoch }: Heartbeat| epoch.map(|epoch| format!("{node} at {epoch}"));
+        if heartbeats.is_empty() { Err(LeaseError::NoLeader) } else { Ok(heartbeats.into_iter().map(denial).collect()) }
     }
     async fn api(&self, question: ApiRequest) -> ApiResponse {
         self.questions.fetch_add(1, Ordering::Relaxed);
