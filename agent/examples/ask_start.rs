@@ -15,12 +15,18 @@ use blixard::api::proto::api_client::ApiClient;
 use blixard::cli;
 use blixard::units::vm_unit;
 use blixard_core::types::{Failover, InstanceId};
+use futures_util::StreamExt;
 use rustix::time::{ClockId, clock_gettime};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
+use zbus::message::Type;
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
 
 const SOCKET: &str = "/run/blixard/api.sock";
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const PATH: &str = "/org/freedesktop/systemd1";
+const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -42,11 +48,15 @@ async fn main() -> Done {
     };
     let instance: InstanceId = instance.parse()?;
     let unit = vm_unit(&instance, Failover::Manual);
+    let bus = Connection::system().await?;
+    bus.call_method(Some(SYSTEMD), PATH, Some(INTERFACE), "Subscribe", &()).await?;
     for _ in 0..times.parse()? {
         asked.stop(&instance, &unit).await?;
+        let mut jobs = ended_jobs(&bus, &unit).await?;
         let begun = clock_gettime(ClockId::Monotonic);
         let begun = begun.tv_sec * 1_000_000 + begun.tv_nsec / 1000;
         asked.start(&instance, &unit).await?;
+        await_start(&mut jobs).await?;
         println!("{:.3}", f64::from(i32::try_from(active_since(&unit)? - begun)?) / 1e3);
     }
     Ok(())
@@ -63,26 +73,48 @@ impl Asked {
         }
     }
 
+    /// Until nothing is left of it that the next start would wait for.
     async fn stop(&mut self, instance: &InstanceId, unit: &str) -> Done {
         match self {
-            Self::Blixard(client) => set_running(client, instance, false).await,
+            Self::Blixard(client) => {
+                // Before the cluster has heard of the last start, what it says is of the stop before that.
+                await_state(client, instance, "running").await?;
+                set_running(client, instance, false).await?;
+                await_state(client, instance, "stopped").await
+            }
             Self::Etcd(_) => systemctl("stop", unit),
         }
     }
 }
 
-/// Until it does, or doesn't.
 async fn set_running(client: &mut ApiClient<Channel>, instance: &InstanceId, running: bool) -> Done {
-    let name = instance.vm.to_string();
-    client.set_vm_running(proto::SetVmRunningRequest { name, running }).await?;
-    let (name, wanted) = (instance.to_string(), if running { "running" } else { "stopped" });
+    client.set_vm_running(proto::SetVmRunningRequest { name: instance.vm.to_string(), running }).await?;
+    Ok(())
+}
+
+async fn await_state(client: &mut ApiClient<Channel>, instance: &InstanceId, state: &str) -> Done {
+    let name = instance.to_string();
     let mut statuses = client.watch_status(proto::StatusRequest::default()).await?.into_inner();
     while let Some(status) = statuses.message().await? {
-        if status.instances.iter().any(|seen| seen.name == name && seen.state == wanted) {
+        if status.instances.iter().any(|seen| seen.name == name && seen.state == state) {
             return Ok(());
         }
     }
     Err("the agent has ended".into())
+}
+
+/// The unit's jobs that end from now on. On both sides it is systemd that tells: a stream of statuses would keep the agent busy
+/// while the unit starts.
+async fn ended_jobs(bus: &Connection, unit: &str) -> Done<MessageStream> {
+    let rule = MatchRule::builder().msg_type(Type::Signal).sender(SYSTEMD).path(PATH).interface(INTERFACE);
+    let rule = rule.member("JobRemoved").arg(2, unit).build()?.into_owned();
+    Ok(MessageStream::for_match_rule(rule, bus, None).await?)
+}
+
+async fn await_start(jobs: &mut MessageStream) -> Done {
+    let ended = jobs.next().await.ok_or("the system bus has gone away")??;
+    let (_, _, unit, result): (u32, OwnedObjectPath, String, String) = ended.body().deserialize()?;
+    if result == "done" { Ok(()) } else { Err(format!("{unit} does not start: {result}").into()) }
 }
 
 async fn put(channel: &Channel, key: &str) -> Done {
