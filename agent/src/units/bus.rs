@@ -12,8 +12,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::AbortHandle;
 use zbus::connection::Builder;
+use zbus::match_rule::Builder as MatchRuleBuilder;
 use zbus::message::Type;
 use zbus::{Connection, DynamicType, MatchRule, Message, MessageStream, OwnedObjectPath};
+
+use super::UNIT_INTERFACE;
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
@@ -204,13 +207,21 @@ type Signals = Select<MessageStream, MessageStream>;
 /// A connection whose signals are subscribed to before anything is asked.
 async fn open() -> zbus::Result<(Connection, Signals)> {
     let connection = Builder::system().method_timeout(MAX_ANSWER).build().await?;
-    let rule = || MatchRule::builder().msg_type(Type::Signal).sender(SYSTEMD);
-    let manager = rule().path(PATH).interface(MANAGER).build()?;
-    let properties = rule().path_namespace(UNITS).interface(PROPERTIES).member("PropertiesChanged").build()?;
+    let manager = signals().path(PATH).interface(MANAGER).build()?;
     let manager = MessageStream::for_match_rule(manager, &connection, Some(MAX_SIGNALS)).await?;
-    let properties = MessageStream::for_match_rule(properties, &connection, Some(MAX_SIGNALS)).await?;
+    let properties = MessageStream::for_match_rule(unit_changes()?, &connection, Some(MAX_SIGNALS)).await?;
     connection.call_method(Some(SYSTEMD), PATH, Some(MANAGER), "Subscribe", &()).await?;
     Ok((connection, select(manager, properties)))
+}
+
+fn signals() -> MatchRuleBuilder<'static> {
+    MatchRule::builder().msg_type(Type::Signal).sender(SYSTEMD)
+}
+
+/// Each change of a unit, once: systemd tells of it by a signal for the unit's type, and then, always, by one for the unit.
+fn unit_changes() -> zbus::Result<MatchRule<'static>> {
+    let changes = signals().path_namespace(UNITS).interface(PROPERTIES).member("PropertiesChanged");
+    changes.arg(0, UNIT_INTERFACE).build()
 }
 
 /// The task that owns the connection.
@@ -297,11 +308,23 @@ fn unescape(element: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
+    use zbus::Variant;
 
     #[test]
     fn a_units_name_is_read_from_its_objects_path() {
         assert_eq!(unescape("blixard_2dvm_40web_2d0_2eservice"), "blixard-vm@web-0.service");
         assert_eq!(unescape("dbus_2eservice"), "dbus.service");
         assert_eq!(unescape("_"), "");
+    }
+
+    #[test]
+    fn a_units_change_is_heard_once() {
+        let is_heard = |interface| {
+            let signal = Message::signal(format!("{UNITS}/web"), PROPERTIES, "PropertiesChanged");
+            let signal = signal.build(&(interface, HashMap::<&str, Variant<'_>>::new(), [""; 0])).unwrap();
+            unit_changes().unwrap().matches(&signal).unwrap()
+        };
+        assert!(!is_heard("org.freedesktop.systemd1.Service") && is_heard(UNIT_INTERFACE));
     }
 }
