@@ -47,7 +47,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
             vm.generation = Generation(vm.generation.0 + 1);
             let begun = if side == "agent" {
                 let begun = Instant::now();
-                units.prepare(&vm).await?;
                 units.perform(&UnitChange::StartVm(vm.clone(), EPOCH)).await?;
                 begun
             } else {

@@ -43,6 +43,9 @@ pub trait Units: Send + Sync + 'static {
     /// Systemd or a directory can't be read. One file that can't be understood counts as missing, and is logged.
     fn observe(&self) -> impl Future<Output = Result<Observed, UnitsError>> + Send;
 
+    /// Whether a VM's runner is in the store, so far as can be seen at once.
+    fn is_prepared(&self, unit: &VmUnit) -> bool;
+
     /// Bring a VM's runner into the store and root it. May take as long as a download; dropping the future gives it up.
     ///
     /// # Errors
@@ -151,7 +154,9 @@ impl<N: NixStore> Systemd<N> {
     }
 
     async fn start_vm(&self, vm: &VmUnit, epoch: NodeEpoch) -> Result<(), UnitsError> {
-        self.prepare(vm).await?;
+        if !self.is_prepared(vm) {
+            self.prepare(vm).await?;
+        }
         // Again, as stopping an earlier run has removed it.
         self.root(vm).await?;
         let unit = vm_unit(&vm.instance, vm.failover);
@@ -373,11 +378,12 @@ impl<N: NixStore> Units for Systemd<N> {
         observe::observe(&self.bus, &self.run_dir, &self.nix).await
     }
 
-    async fn prepare(&self, vm: &VmUnit) -> Result<(), UnitsError> {
+    fn is_prepared(&self, vm: &VmUnit) -> bool {
         // What is there is checked when it is started.
-        if nix::is_complete(Path::new(vm.runner.as_str())) {
-            return Ok(());
-        }
+        nix::is_complete(Path::new(vm.runner.as_str()))
+    }
+
+    async fn prepare(&self, vm: &VmUnit) -> Result<(), UnitsError> {
         self.realise(vm).await?;
         self.root(vm).await
     }

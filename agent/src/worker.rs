@@ -131,7 +131,7 @@ impl<U: Units> Worker<U> {
         });
         // The agent is about to end.
         let Ok((actions, (vms, tasks), returns)) = read else { return };
-        for attempt in self.attempts.choose(actions) {
+        for attempt in self.attempts.choose(actions, |unit| self.units.is_prepared(unit)) {
             let (units, permits) = (Arc::clone(&self.units), Arc::clone(permits));
             changing.spawn(async move { attempt.make(units.as_ref(), &permits).await });
         }

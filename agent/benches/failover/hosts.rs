@@ -157,6 +157,10 @@ impl Units for NotedUnits {
         Ok(self.observed.lock().expect("nothing panics while it holds this lock").clone())
     }
 
+    fn is_prepared(&self, _unit: &VmUnit) -> bool {
+        true
+    }
+
     async fn prepare(&self, _unit: &VmUnit) -> Result<(), UnitsError> {
         Ok(())
     }

@@ -18,7 +18,7 @@ const RETRY: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Attempts {
     under_way: BTreeMap<String, UnderWay>,
-    /// Runners that were found to be in the store, and whose.
+    /// Runners that were brought into the store, and whose.
     prepared: BTreeMap<String, StorePath>,
     failed: BTreeMap<String, Failure>,
     /// Tasks that were reported as running, and so may be started.
@@ -84,7 +84,7 @@ impl Attempts {
     /// What is to be tried now: nothing of what is under way or failed just now.
     ///
     /// A start waits until its runner is in the store, and nothing is stopped for it before.
-    pub fn choose(&mut self, actions: Vec<UnitAction>) -> Vec<Attempt> {
+    pub fn choose(&mut self, actions: Vec<UnitAction>, is_prepared: impl Fn(&VmUnit) -> bool) -> Vec<Attempt> {
         let mut grouped: BTreeMap<String, Vec<UnitAction>> = BTreeMap::new();
         for action in actions {
             grouped.entry(name_of(&action.change)).or_default().push(action);
@@ -100,17 +100,24 @@ impl Attempts {
             }
         });
         let now = Instant::now();
-        grouped.into_iter().filter_map(|(name, actions)| self.begin(name, actions, now)).collect()
+        grouped.into_iter().filter_map(|(name, actions)| self.begin(name, actions, &is_prepared, now)).collect()
     }
 
-    fn begin(&mut self, name: String, actions: Vec<UnitAction>, now: Instant) -> Option<Attempt> {
+    fn begin(
+        &mut self,
+        name: String,
+        actions: Vec<UnitAction>,
+        is_prepared: impl Fn(&VmUnit) -> bool,
+        now: Instant,
+    ) -> Option<Attempt> {
         let too_soon = self.failed.get(&name).is_some_and(|failure| {
             now < failure.at + RETRY && actions.iter().any(|action| action.change == failure.change)
         });
         if too_soon || self.under_way.contains_key(&name) {
             return None;
         }
-        let unprepared = started(&actions).filter(|(unit, _)| self.prepared.get(&name) != Some(&unit.runner));
+        let unprepared =
+            started(&actions).filter(|(unit, _)| self.prepared.get(&name) != Some(&unit.runner) && !is_prepared(unit));
         let (under_way, work) = match unprepared {
             Some((unit, epoch)) => {
                 let (wanted, dropped) = oneshot::channel();
@@ -213,11 +220,16 @@ mod tests {
         UnitAction { change: UnitChange::StopVm(instance.parse().unwrap()), reason: Reason::NotPlacedHere }
     }
 
+    /// While no runner is in the store.
+    fn choose(attempts: &mut Attempts, actions: Vec<UnitAction>) -> Vec<Attempt> {
+        attempts.choose(actions, |_| false)
+    }
+
     #[test]
     fn one_instance_is_changed_by_one_attempt_at_a_time() {
         let mut attempts = Attempts::default();
-        assert_eq!(attempts.choose(vec![stop("web-0"), stop("db-0"), stop("web-0")]).len(), 2);
-        assert_eq!(attempts.choose(vec![stop("web-0"), stop("mail-0")]).len(), 1);
+        assert_eq!(choose(&mut attempts, vec![stop("web-0"), stop("db-0"), stop("web-0")]).len(), 2);
+        assert_eq!(choose(&mut attempts, vec![stop("web-0"), stop("mail-0")]).len(), 1);
     }
 
     #[test]
@@ -225,10 +237,10 @@ mod tests {
         let mut attempts = Attempts::default();
         let failure = Failure { change: stop("web-0").change, message: "no".to_owned(), at: Instant::now() };
         attempts.failed.insert("web-0".to_owned(), failure);
-        assert_eq!(attempts.choose(vec![stop("web-0")]).len(), 0);
+        assert_eq!(choose(&mut attempts, vec![stop("web-0")]).len(), 0);
         assert_eq!(attempts.known().failures.len(), 1);
         attempts.failed.get_mut("web-0").unwrap().change = stop("db-0").change;
-        assert_eq!(attempts.choose(vec![stop("web-0")]).len(), 1);
+        assert_eq!(choose(&mut attempts, vec![stop("web-0")]).len(), 1);
     }
 
     #[test]
@@ -236,7 +248,7 @@ mod tests {
         let mut attempts = Attempts::default();
         let failure = Failure { change: stop("web-0").change, message: "no".to_owned(), at: Instant::now() };
         attempts.failed.insert("web-0".to_owned(), failure);
-        attempts.choose(vec![]);
+        choose(&mut attempts, vec![]);
         assert!(attempts.known().failures.is_empty());
     }
 
@@ -257,20 +269,30 @@ mod tests {
     #[test]
     fn nothing_is_stopped_for_a_runner_that_is_not_in_the_store() {
         let mut attempts = Attempts::default();
-        let chosen = attempts.choose(vec![stop("web-0"), start("new")]);
+        let chosen = choose(&mut attempts, vec![stop("web-0"), start("new")]);
         let [Attempt { work: Work::Prepare(unit, ..), .. }] = &chosen[..] else { panic!("it is to be prepared first") };
         attempts.note(("web-0".to_owned(), Outcome::Prepared(unit.runner.clone())));
-        let chosen = attempts.choose(vec![stop("web-0"), start("new")]);
+        let chosen = choose(&mut attempts, vec![stop("web-0"), start("new")]);
         assert!(matches!(&chosen[..], [Attempt { work: Work::Change(actions), .. }] if actions.len() == 2));
+    }
+
+    #[test]
+    fn what_is_in_the_store_is_started_at_once() {
+        let is_there = |unit: &VmUnit| unit.runner.as_str().ends_with("there");
+        for (runner, at_once) in [("there", true), ("away", false)] {
+            let chosen = Attempts::default().choose(vec![stop("web-0"), start(runner)], is_there);
+            let [Attempt { work, .. }] = &chosen[..] else { panic!("one attempt is to be made") };
+            assert_eq!(matches!(work, Work::Change(actions) if actions.len() == 2), at_once, "{runner}");
+        }
     }
 
     #[test]
     fn a_download_that_is_not_wanted_any_more_is_dropped() {
         let mut attempts = Attempts::default();
-        let mut chosen = attempts.choose(vec![start("old")]);
+        let mut chosen = choose(&mut attempts, vec![start("old")]);
         let Work::Prepare(.., mut dropped) = chosen.remove(0).work else { panic!("it is to be prepared first") };
         assert!(dropped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
-        assert_eq!(attempts.choose(vec![start("new")]).len(), 1);
+        assert_eq!(choose(&mut attempts, vec![start("new")]).len(), 1);
         assert!(dropped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
         attempts.note(("web-0".to_owned(), Outcome::GivenUp));
         assert!(attempts.known().under_way.contains("web-0"), "the other one goes on");

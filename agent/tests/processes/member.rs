@@ -56,6 +56,10 @@ impl Units for NoUnits {
         Ok(Observed::default())
     }
 
+    fn is_prepared(&self, _unit: &VmUnit) -> bool {
+        true
+    }
+
     async fn prepare(&self, _unit: &VmUnit) -> Result<(), UnitsError> {
         Ok(())
     }

@@ -41,6 +41,10 @@ impl Units for FakeUnits {
         Ok(self.held().observed.clone())
     }
 
+    fn is_prepared(&self, _unit: &VmUnit) -> bool {
+        false
+    }
+
     async fn prepare(&self, _unit: &VmUnit) -> Result<(), UnitsError> {
         Ok(())
     }
