@@ -18,6 +18,10 @@
     nameservers = [ "10.0.0.254" ];
   };
 
+  services.openssh.enable = true;
+  # Yours, as you update the hosts from elsewhere.
+  users.users.root.openssh.authorizedKeys.keys = [ "ssh-ed25519 YOUR-KEY" ];
+
   services.blixard = {
     enable = true;
     openFirewall = true;

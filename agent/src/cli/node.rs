@@ -242,7 +242,8 @@ async fn confirm_dead(args: &ConfirmDeadArgs) -> Asked {
     let mut client = connect(&socket.socket).await.map_err(AskError::Connect)?;
     let request = proto::ConfirmDeadRequest { name: name.to_string(), abandon_volumes: *abandon_volumes };
     client.confirm_dead(request).await.map_err(AskError::Refused)?;
-    print(&format!("{name} is dead: what it ran starts elsewhere\n"))
+    let but = if *abandon_volumes { "" } else { ", except what has volumes there" };
+    print(&format!("{name} is dead: what it ran starts elsewhere{but}\n"))
 }
 
 async fn remove(args: &RemoveArgs) -> Asked {
