@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, Entry, Reply, Request};
@@ -111,12 +111,13 @@ pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let known = known::Shared::new(std::mem::take(&mut parts.state), standing);
     let followers = Followers::default();
     let (relay, passing) = relay::queue();
-    let serving = Serving { followers: followers.clone(), relay };
+    let passes = Arc::new(AtomicBool::new(true));
+    let serving = Serving { followers: followers.clone(), relay, passes: passes.clone() };
     let handle = Handle::new(&parts.common, inbox.clone(), known.clone(), &news, Some(serving));
     let mut tasks = JoinSet::new();
     let doubting = handle.clone();
     tasks.spawn(async move { doubting.doubt(raft).await });
-    tasks.spawn(relay::run(handle.clone(), passing));
+    tasks.spawn(relay::run(handle.clone(), passes, passing));
     let node = Node::new(parts, inbox, handle.clone(), known.clone(), news, followers);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {

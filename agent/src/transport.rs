@@ -4,7 +4,9 @@
 //!  event loop  ── send ──▶ link (a bounded queue a peer) ── mTLS, one stream ──▶ listener ──▶ gate ──▶ Inbound::step
 //!  follower    ── snapshot ────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::snapshot
 //!  api         ── forward ─────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::forward
-//!  worker      ── follow, beat ────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::follow
+//!  worker      ── follow ──────────────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::follow
+//!              ── beat, renew_lease ───────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::heartbeat
+//!  server      ── pass_heartbeats ─────────────────────── mTLS ────────────────▶ listener ──────────▶ Inbound::heartbeats
 //!  new host    ── ask_all, join ── TLS + proofs of the cluster secret ─────────▶ listener ──▶ door ──▶ Inbound::admit
 //!              ── redeem ───────── TLS, the authority known by a token ────────▶ listener ──▶ door ──▶ Inbound::admit
 //!              ── join_declared ── TLS, the same by configuration + signature ─▶ listener ──▶ door ──▶ Inbound::admit
@@ -70,9 +72,9 @@ pub const MAX_COMMAND: usize = 5 << 20;
 pub const MAX_MESSAGE: usize = 6 << 20;
 /// Largest frame of messages, or forwarded command with its envelope, that is decoded.
 const MAX_FRAME: usize = 8 << 20;
-/// How long a connection may say nothing, while its client has a call on it, before that asks whether it lives.
+/// How long a connection may say nothing before it is asked whether it lives: by its client, which may need it at any time,
+/// and by the server, which waits for nothing on it.
 const KEEPALIVE: Duration = Duration::from_secs(2);
-/// How long it may before the server asks: of each host there may be one that is hardly used.
 const IDLE_KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long an answer to that may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -439,33 +441,6 @@ impl Transport {
             return Err(ForwardError::Unreachable { to, reason: "it is not in the directory of members".to_owned() });
         };
         peer::call_forward(channel, to, command, deadline).await
-    }
-
-    /// What this node has to do, told by server `to`.
-    ///
-    /// # Errors
-    /// `Unreachable`, `Refused`; another server may do better.
-    pub async fn follow(&self, to: NodeId) -> Result<follow::Assignments, FollowError> {
-        follow::call_follow(self.shared.links.channel(to), to).await
-    }
-
-    /// Tells `to` that this node is there.
-    ///
-    /// # Errors
-    /// `Unreachable`, `Refused`, each within a second.
-    pub async fn beat(&self, to: NodeId) -> Result<Beat, FollowError> {
-        follow::call_beat(self.shared.links.channel(to), to).await
-    }
-
-    /// What the first of the configured servers says to a beat that answers, whoever is at its address.
-    pub async fn beat_configured(&self) -> Option<Beat> {
-        let identity = self.shared.identity.borrow().clone()?;
-        for server in self.shared.servers.iter().filter(|server| server.name != self.shared.own.name) {
-            if let Some(beat) = follow::beat_at(&server.address, &identity, self.shared.clock).await {
-                return Some(beat);
-            }
-        }
-        None
     }
 
     /// What the API of server `to` answers.

@@ -171,7 +171,10 @@ impl Follower {
                 answer = self.transport.beat_configured().await;
             }
             self.note(answer);
-            turn = turn.wrapping_add(usize::from(!is_heard));
+            if !is_heard {
+                turn = turn.wrapping_add(1);
+                turn = turn.wrapping_add(usize::from(self.server(turn) == to));
+            }
             if is_heard {
                 rest(self.news.renewed.subscribe(), BEAT, |leader| self.meet_leader(leader)).await;
             } else {

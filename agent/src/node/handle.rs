@@ -1,7 +1,7 @@
 //! What the rest of the agent holds of the node: proposals with an outcome, reads, and news.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,8 +23,7 @@ use super::relay::Passing;
 use super::snapshot::Serve;
 use super::{Attempt, BY_NO_ENTRY, Common, Followers, Input, Introduced, News, Proposal, Waiting};
 use crate::transport::{
-    ApiResponse, Beat, Certificate, Directory, ForwardError, Member, PassError, SnapshotRows, Told, Transport,
-    WholeRequest,
+    ApiResponse, Certificate, Directory, ForwardError, Member, PassError, SnapshotRows, Told, Transport, WholeRequest,
 };
 
 /// How long a proposal or a read waits before it ends in an error.
@@ -88,6 +87,8 @@ pub struct Handle {
 pub(super) struct Serving {
     pub followers: Followers,
     pub relay: Sender<Passing>,
+    /// Whether what was relayed last has come to whoever leads.
+    pub passes: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -356,15 +357,6 @@ impl Handle {
             }
         })
         .boxed())
-    }
-
-    /// A member that is no server says that it is there; who leads, and which servers there are.
-    pub fn heard(&self, node: NodeId) -> Beat {
-        self.relay_presence(node);
-        let leader = *self.leaders.borrow();
-        let directory = self.directory.borrow();
-        let applied = self.known.look().standing.applied;
-        Beat { leader: leader.and_then(|raft| directory.node_of(raft)), servers: directory.only_servers(), applied }
     }
 
     /// The servers that this node knows, in the order in which they are to be asked: the leader first.

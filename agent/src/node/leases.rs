@@ -21,24 +21,34 @@ const MAX_MISSES: usize = 4;
 pub(super) struct Renewed {
     /// The node that leads, if it has renewed it just now.
     pub leader: Option<NodeId>,
-    /// How much speaks for asking another server.
+    /// The server by way of which it was renewed last.
+    pub helped: Option<NodeId>,
+    /// How much speaks for asking another one.
     pub misses: usize,
 }
 
 impl Renewed {
-    /// Whom to ask next of those that are, in this order.
-    fn whom(self, order: &[NodeId]) -> Option<NodeId> {
+    /// Which of these servers to ask next: first the one that is followed, then who helped last, then the others, as the
+    /// followed one may be cut off from the leader, or from this node.
+    fn whom(self, followed: Option<NodeId>, servers: &[NodeId]) -> Option<NodeId> {
+        let preferred = [followed, self.helped].into_iter().flatten().filter(|server| servers.contains(server));
+        let mut order: Vec<NodeId> = Vec::new();
+        for server in preferred.chain(servers.iter().copied()) {
+            if !order.contains(&server) {
+                order.push(server);
+            }
+        }
         order.get((self.misses / MAX_MISSES).checked_rem(order.len())?).copied()
     }
 
-    fn after(self, renewed: &Result<NodeId, LeaseError>) -> Self {
+    fn after(self, by: NodeId, renewed: &Result<NodeId, LeaseError>) -> Self {
         let misses = match renewed {
-            Ok(leader) => return Self { leader: Some(*leader), misses: 0 },
+            Ok(leader) => return Self { leader: Some(*leader), helped: Some(by), misses: 0 },
             Err(LeaseError::Denied(_)) => 0,
             Err(LeaseError::NoLeader) => self.misses + 1,
             Err(LeaseError::Unreachable { .. }) => self.misses + MAX_MISSES,
         };
-        Self { leader: None, misses }
+        Self { leader: None, misses, ..self }
     }
 }
 
@@ -51,18 +61,15 @@ impl Handle {
         if self.serving.is_some() {
             return self.relay(Heartbeat { node: self.node(), epoch: Some(epoch) }).await.map(drop);
         }
-        let last = *self.renewed.borrow();
-        let by = last.whom(&self.renewers()).ok_or(LeaseError::NoLeader)?;
+        let (last, followed, mut servers) = (*self.renewed.borrow(), *self.followed.borrow(), self.servers());
+        // Not all turn to the same one.
+        let own = usize::try_from(self.node().0).unwrap_or_default();
+        let first = own.checked_rem(servers.len()).unwrap_or_default();
+        servers.rotate_left(first);
+        let by = last.whom(followed, &servers).ok_or(LeaseError::NoLeader)?;
         let renewed = self.transport.renew_lease(by, epoch).await;
-        self.renewed.send_replace(last.after(&renewed));
+        self.renewed.send_replace(last.after(by, &renewed));
         renewed.map(drop)
-    }
-
-    /// The server that this node follows, and then the others: that one may be cut off from the leader, or from this node.
-    fn renewers(&self) -> Vec<NodeId> {
-        let followed = *self.followed.borrow();
-        let others = self.servers().into_iter().filter(|server| Some(*server) != followed);
-        followed.into_iter().chain(others).collect()
     }
 
     /// Takes what others have said to this node or to another server, if this one leads.
@@ -120,12 +127,18 @@ mod tests {
             'n' => Err(LeaseError::NoLeader),
             _ => Err(LeaseError::Unreachable { to: NodeId(1), reason: String::new() }),
         };
-        let after = |words: &str| words.chars().map(answer).fold(Renewed::default(), |last, of| last.after(&of));
-        let asked = [("", 1), ("u", 2), ("uu", 3), ("uuu", 1), ("nnn", 1), ("nnnn", 2), ("nnnng", 1), ("ud", 1)];
+        let after = |by, words: &str| {
+            words.chars().map(answer).fold(Renewed::default(), |last, of| last.after(NodeId(by), &of))
+        };
+        let servers = [3, 1, 2, 4].map(NodeId);
+        let next = |renewed: Renewed| renewed.whom(Some(NodeId(1)), &servers).map(|node| node.0);
+        let asked = [("", 1), ("u", 3), ("uu", 2), ("uuuu", 1), ("nnn", 1), ("nnnn", 3), ("nnnng", 1), ("ud", 1)];
         for (words, server) in asked {
-            assert_eq!(after(words).whom(&[1, 2, 3].map(NodeId)), Some(NodeId(server)), "after {words:?}");
+            assert_eq!(next(after(1, words)), Some(server), "after {words:?}");
         }
-        assert_eq!((after("ug").leader, after("gn").leader), (Some(NodeId(9)), None));
-        assert_eq!(after("").whom(&[]), None);
+        assert_eq!(next(after(4, "gu")), Some(4), "who helped last is second");
+        assert_eq!(next(after(9, "gu")), Some(3), "and is no server any more");
+        assert_eq!((after(1, "ug").leader, after(1, "gn").leader), (Some(NodeId(9)), None));
+        assert_eq!(after(1, "").whom(None, &[]), None);
     }
 }

@@ -6,11 +6,14 @@
 //!                                              └───▶ whoever leads
 //! ```
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use blixard_core::types::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Handle;
-use crate::transport::{Denials, Heartbeat, LeaseError};
+use crate::transport::{Beat, Denials, Heartbeat, LeaseError};
 
 /// Most that wait: by far more than hosts follow one server.
 const QUEUE: usize = 16_384;
@@ -29,14 +32,18 @@ pub(super) fn queue() -> (mpsc::Sender<Passing>, mpsc::Receiver<Passing>) {
     mpsc::channel(QUEUE)
 }
 
-/// Passes on what waits, until it is dropped.
-pub(super) async fn run(handle: Handle, mut waiting: mpsc::Receiver<Passing>) {
+/// Passes on what waits, until it is dropped; `passes` says whether the last of it came to whoever leads.
+pub(super) async fn run(handle: Handle, passes: Arc<AtomicBool>, mut waiting: mpsc::Receiver<Passing>) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
         // Who has given up says it again.
         batch.retain(|passing| passing.answer.as_ref().is_none_or(|answer| !answer.is_closed()));
-        let passed = handle.pass(batch.iter().map(|passing| passing.heartbeat).collect()).await;
-        let (leader, denials) = match passed {
+        if batch.is_empty() {
+            continue;
+        }
+        let outcome = handle.pass(batch.iter().map(|passing| passing.heartbeat).collect()).await;
+        passes.store(outcome.is_ok(), Ordering::Relaxed);
+        let (leader, denials) = match outcome {
             Ok((leader, denials)) => (Ok(leader), denials),
             Err(error) => (Err(error), Vec::new()),
         };
@@ -60,10 +67,17 @@ impl Handle {
         answered.await.unwrap_or(Err(LeaseError::NoLeader))
     }
 
-    /// The same for one that has no lease, and which isn't told.
-    pub(super) fn relay_presence(&self, node: NodeId) {
+    /// A member that is no server says that it is there, and whoever leads hears of it; who that is, and which servers there
+    /// are.
+    pub fn heard(&self, node: NodeId) -> Beat {
         // It is said again.
         let _ = self.queue(Passing { heartbeat: Heartbeat { node, epoch: None }, answer: None });
+        // Who is only said to lead is no help to it.
+        let passes = self.serving.as_ref().is_some_and(|serving| serving.passes.load(Ordering::Relaxed));
+        let leader = self.leaders.borrow().filter(|_| passes);
+        let directory = self.directory.borrow();
+        let applied = self.read(|_, standing| standing.applied).unwrap_or_default();
+        Beat { leader: leader.and_then(|raft| directory.node_of(raft)), servers: directory.only_servers(), applied }
     }
 
     fn queue(&self, passing: Passing) -> Result<(), LeaseError> {
@@ -83,5 +97,59 @@ impl Handle {
             // Whoever leads now is asked sooner than this one gives up.
             _ = leaders.changed() => Err(LeaseError::NoLeader),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::state::State;
+    use blixard_core::types::{ClientId, Level, NodeEpoch};
+
+    use super::super::known::{self, Standing};
+    use super::super::{Common, Followers, INBOX, News, Serving};
+    use super::*;
+    use crate::transport::tests::rig::{Cluster, UNANSWERED, node, raft, wait_for};
+
+    fn renewal(of: u64, epoch: NodeEpoch) -> Heartbeat {
+        Heartbeat { node: NodeId(of), epoch: Some(epoch) }
+    }
+
+    #[tokio::test]
+    async fn each_hears_what_the_leader_says_to_it_and_nobody_waits_for_one_that_leads_no_more() {
+        let Cluster { nodes, .. } = Cluster::pair().await;
+        let [leader, own] = nodes.try_into().ok().unwrap();
+        let common = Common {
+            node: node(1),
+            client: ClientId(1),
+            understands: Level::NEWEST,
+            transport: own.transport.clone(),
+            directory: own.directory,
+        };
+        let (inbox, _inputs) = mpsc::channel(INBOX);
+        let (relay, waiting) = queue();
+        let (news, passes) = (News::default(), Arc::new(AtomicBool::new(true)));
+        let serving = Serving { followers: Followers::default(), relay, passes: passes.clone() };
+        let known = known::Shared::new(State::default(), Standing::outside(node(1)));
+        let handle = Handle::new(&common, inbox, known, &news, Some(serving));
+        let relaying = tokio::spawn(run(handle.clone(), passes, waiting));
+
+        assert_eq!(handle.relay(renewal(7, NodeEpoch(2))).await, Err(LeaseError::NoLeader));
+        news.leader.send_replace(Some(raft(0)));
+        let denied = |why: &str| Err(LeaseError::Denied(why.to_owned()));
+        let (one, other) = tokio::join!(handle.relay(renewal(7, NodeEpoch(2))), handle.relay(renewal(8, NodeEpoch(3))));
+        assert_eq!((one, other), (denied("7 at 2"), denied("8 at 3")));
+
+        let asked = || leader.recorder.heartbeats.load(Ordering::Relaxed);
+        let before = asked();
+        let (unanswered, ()) = tokio::join!(handle.relay(renewal(7, UNANSWERED)), async {
+            wait_for("the leader to be asked", || (), || asked() > before).await;
+            news.leader.send_replace(None);
+        });
+        assert_eq!(unanswered, Err(LeaseError::NoLeader));
+        news.leader.send_replace(Some(raft(0)));
+        assert_eq!(handle.heard(NodeId(8)).leader, None, "nothing has come to it yet");
+        assert_eq!(handle.relay(Heartbeat { node: NodeId(7), epoch: None }).await, Ok(node(0)));
+        assert_eq!(handle.heard(NodeId(8)).leader, Some(node(0)));
+        relaying.abort();
     }
 }

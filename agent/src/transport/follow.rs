@@ -14,7 +14,7 @@ use super::link::describe;
 use super::proto::follow_reply::Told as Reply;
 use super::proto::peer_client::PeerClient;
 use super::proto::{BeatReply, BeatRequest, FollowReply, FollowRequest};
-use super::{Directory, MAX_FRAME, Member, Tasks};
+use super::{Directory, MAX_FRAME, Member, Tasks, Transport};
 use crate::identity::{Clock, Expected, NodeIdentity, member_client};
 
 /// How long the answer to a beat may take.
@@ -65,7 +65,36 @@ impl Assignments {
     }
 }
 
-pub(super) async fn call_follow(channel: Option<Channel>, to: NodeId) -> Result<Assignments, FollowError> {
+impl Transport {
+    /// What this node has to do, told by server `to`.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`; another server may do better.
+    pub async fn follow(&self, to: NodeId) -> Result<Assignments, FollowError> {
+        call_follow(self.shared.links.channel(to), to).await
+    }
+
+    /// Tells `to` that this node is there.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`, each within a second.
+    pub async fn beat(&self, to: NodeId) -> Result<Beat, FollowError> {
+        call_beat(self.shared.links.channel(to), to).await
+    }
+
+    /// What the first of the configured servers says to a beat that answers, whoever is at its address.
+    pub async fn beat_configured(&self) -> Option<Beat> {
+        let identity = self.shared.identity.borrow().clone()?;
+        for server in self.shared.servers.iter().filter(|server| server.name != self.shared.own.name) {
+            if let Some(beat) = beat_at(&server.address, &identity, self.shared.clock).await {
+                return Some(beat);
+            }
+        }
+        None
+    }
+}
+
+async fn call_follow(channel: Option<Channel>, to: NodeId) -> Result<Assignments, FollowError> {
     let mut client = client(channel, to)?.max_decoding_message_size(MAX_FRAME);
     match client.follow(FollowRequest {}).await {
         Ok(reply) => Ok(Assignments { from: to, stream: reply.into_inner() }),
@@ -73,7 +102,7 @@ pub(super) async fn call_follow(channel: Option<Channel>, to: NodeId) -> Result<
     }
 }
 
-pub(super) async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Beat, FollowError> {
+async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Beat, FollowError> {
     let mut client = client(channel, to)?;
     let reply = match tokio::time::timeout(BEAT_TIMEOUT, client.beat(BeatRequest {})).await {
         Ok(Ok(reply)) => reply.into_inner(),
@@ -84,7 +113,7 @@ pub(super) async fn call_beat(channel: Option<Channel>, to: NodeId) -> Result<Be
 }
 
 /// The answer of whichever member of the cluster is at this address; nothing where none answers.
-pub(super) async fn beat_at(address: &Address, identity: &NodeIdentity, clock: Clock) -> Option<Beat> {
+async fn beat_at(address: &Address, identity: &NodeIdentity, clock: Clock) -> Option<Beat> {
     let mut config = member_client(identity, Expected::AnyMember).ok()?;
     config.time_provider = Arc::new(clock);
     let stream = connect::connect(address, Arc::new(config)).await.ok()?;

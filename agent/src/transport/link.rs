@@ -20,7 +20,7 @@ use raft::eraftpb::Message;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, error, info, warn};
 
 use super::incarnations::Hello;
@@ -197,9 +197,10 @@ fn open_link(node: NodeId, member: Member, own: &Arc<NodeIdentity>, shared: &Arc
     let fault = Fault(Arc::new(Mutex::new(Some("not reached yet".to_owned()))));
     let (alive, mut gone) = watch::channel(());
     let tasks = LinkTasks { tasks: shared.tasks.clone(), gone: gone.clone() };
-    let channel = lazy_channel(node, member.clone(), (connected.clone(), fault.clone()), shared, tasks.clone());
+    let endpoint = connect::endpoint(tasks);
+    let channel = lazy_channel(node, member.clone(), (connected.clone(), fault.clone()), shared, &endpoint);
     let is_said = Arc::new(AtomicBool::new(true));
-    let side_channel = lazy_channel(node, member.clone(), (is_said, fault.clone()), shared, tasks);
+    let side_channel = lazy_channel(node, member.clone(), (is_said, fault.clone()), shared, &endpoint);
     let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let called = Arc::new(Notify::new());
@@ -237,7 +238,7 @@ fn lazy_channel(
     member: Member,
     (connected, fault): (Arc<AtomicBool>, Fault),
     shared: &Arc<Shared>,
-    tasks: LinkTasks,
+    endpoint: &Endpoint,
 ) -> Channel {
     let (own, clock) = (shared.identity.subscribe(), shared.clock);
     let connector = tower::service_fn(move |_| {
@@ -255,7 +256,7 @@ fn lazy_channel(
             Ok::<_, connect::ConnectError>(TokioIo::new(stream))
         }
     });
-    connect::endpoint(tasks).connect_with_connector_lazy(connector)
+    endpoint.connect_with_connector_lazy(connector)
 }
 
 /// Spawns what ends when a link does: its connections.

@@ -28,7 +28,8 @@ use crate::identity::peer_of;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most connections of members: each that is no server has one to the server that it follows, and one to the leader.
+/// Most connections of members: each that is no server has one to the server that it follows, and one to each
+/// that has led when it had something to propose.
 const MAX_PEERS: usize = 20_000;
 /// How long a connection without a member's certificate may last: one join takes far less.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);

@@ -14,8 +14,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
-/// As members have it: how long a connection may say nothing during a call before it is asked whether it lives, and has to
-/// answer.
+/// As members have it: how long a connection may say nothing before it is asked whether it lives, and has to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
 
 /// A connection that is made when it is first used, and again after it broke.
@@ -39,6 +38,7 @@ pub fn connect_from(own: Ipv4Addr, address: SocketAddr, config: Arc<ClientConfig
     Endpoint::from_static("http://member")
         .http2_keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
+        .keep_alive_while_idle(true)
         .connect_with_connector_lazy(connect)
 }
 

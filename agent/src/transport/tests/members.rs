@@ -244,6 +244,9 @@ async fn a_lease_is_renewed_for_who_asks_or_it_hears_why_not() {
     assert_eq!(renew(0, 1).await, Err(LeaseError::NoLeader));
     assert_eq!(renew(0, 0).await, Err(LeaseError::Denied("node 2 has no lease".to_owned())));
     assert!(matches!(renew(5, 2).await, Err(LeaseError::Unreachable { .. })));
+    let unanswered = renew(0, UNANSWERED.0).await.unwrap_err().to_string();
+    assert!(unanswered.contains("no answer in time"), "{unanswered}");
+    assert_eq!(renew(0, 2).await, Ok(NodeId(9)), "it waits for no answer but its own");
 }
 
 #[tokio::test]

@@ -115,6 +115,7 @@ pub struct Recorder {
     /// By what the last one was to be let in.
     pub credential: Mutex<Option<Credential>>,
     pub forwards: AtomicUsize,
+    pub heartbeats: AtomicUsize,
     pub calls: AtomicUsize,
     /// Who has said who it is.
     pub introduced: Mutex<Vec<(NodeId, Member)>>,
@@ -135,6 +136,9 @@ pub struct Recorder {
     steps: mpsc::UnboundedSender<Message>,
     unreachable: mpsc::UnboundedSender<RaftId>,
 }
+
+/// To a renewal for this epoch there is no answer.
+pub const UNANSWERED: NodeEpoch = NodeEpoch(99);
 
 #[tonic::async_trait]
 impl Inbound for Recorder {
@@ -171,12 +175,17 @@ impl Inbound for Recorder {
     }
     async fn heartbeat(&self, Heartbeat { node, epoch }: Heartbeat) -> Result<NodeId, LeaseError> {
         match epoch.expect("a lease is to be renewed") {
+            UNANSWERED => std::future::pending().await,
             NodeEpoch(0) => Err(LeaseError::Denied(format!("node {node} has no lease"))),
             NodeEpoch(1) => Err(LeaseError::NoLeader),
             _ => Ok(NodeId(9)),
         }
     }
     async fn heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<Denials, LeaseError> {
+        self.heartbeats.fetch_add(1, Ordering::Relaxed);
+        if heartbeats.iter().any(|heartbeat| heartbeat.epoch == Some(UNANSWERED)) {
+            std::future::pending::<()>().await;
+        }
         let denial = |Heartbeat { node, epoch }: Heartbeat| epoch.map(|epoch| format!("{node} at {epoch}"));
         if heartbeats.is_empty() { Err(LeaseError::NoLeader) } else { Ok(heartbeats.into_iter().map(denial).collect()) }
     }
@@ -265,6 +274,7 @@ impl Node {
             answering: Mutex::new(Answering::Echo),
             authority,
             admits: AtomicUsize::new(0),
+            heartbeats: AtomicUsize::new(0),
             credential: Mutex::default(),
             forwards: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
