@@ -9,7 +9,15 @@ import shlex
 instances = ["web-0", "web-1"]
 SOCKET = "/run/blixard/fence.sock"
 RUNNER = "/nix/store/" + "a" * 32 + "-ticking"
-TICKING = "#!/bin/sh\ntrap 'echo asked > last; exit' TERM\nwhile read -r now _ < /proc/uptime; do echo $now > tick; sleep 0.02; done\n"
+TICKING = """#!/bin/sh
+trap 'echo asked > last; exit' TERM
+while read -r now _ < /proc/uptime; do
+  echo $now > next
+  # It is read, and killed, at any moment.
+  mv next tick
+  sleep 0.02
+done
+"""
 SHUTDOWN = "#!/bin/sh\nkill $MAINPID\n"
 # How long a lease of these terms is. Only what waits for its end is armed with `fast`: setting up may take as long on a machine
 # that is busy.
