@@ -26,6 +26,11 @@ def wait_for(what, look, enough, timeout=MAX_WAIT):
         time.sleep(0.1)
 
 
+def uptime(host):
+    """In seconds, by the host's own clock."""
+    return float(host.succeed("cut -d' ' -f1 /proc/uptime"))
+
+
 def status(host):
     """The cluster as this host's agent sees it; what it said instead of that under "unreachable"."""
     _, output = host.execute("blixard status --json", timeout=20)

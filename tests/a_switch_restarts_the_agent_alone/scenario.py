@@ -72,10 +72,6 @@ def lives(host):
     return {name: host.succeed(f"systemctl show --property=ActiveState,{properties} {name}") for name in names}
 
 
-def uptime(host):
-    return float(host.succeed("cut -d' ' -f1 /proc/uptime"))
-
-
 with subtest("an automatic VM and a manual one run on one host"):
     start_all()
     wait_for_cluster(hosts)

@@ -35,10 +35,6 @@ def units():
     return " ".join(auto(instance) for instance in instances)
 
 
-def uptime():
-    return float(alpha.succeed("cut -d' ' -f1 /proc/uptime"))
-
-
 def ask(request):
     return json.loads(alpha.succeed(f"ask-fence {SOCKET} {shlex.quote(json.dumps(request))}"))
 
@@ -55,7 +51,7 @@ def wait_for_idle():
 
 def renew():
     """When the lease ends that the leader would have granted now."""
-    sent = uptime()
+    sent = uptime(alpha)
     assert ask({"Renewed": {"epoch": epoch, "sent": int(sent * 1e9)}}) == "Done"
     return sent + LEASES[terms]
 
@@ -83,7 +79,7 @@ def run_all(by="relaxed"):
     alpha.succeed("systemctl reset-failed")
     deadline = renew()
     alpha.succeed(f"systemctl start {units()}")
-    begun = uptime()
+    begun = uptime(alpha)
     wait_for("every instance to run", ticks, lambda seen: all(tick > begun for tick in seen))
     return deadline
 
@@ -133,7 +129,7 @@ with subtest("a fence runs, and nothing starts before it is armed"):
 with subtest("what has a lease runs, and is started again when it dies"):
     run_all()
     alpha.succeed(f"systemctl kill --signal=KILL {auto('web-0')}")
-    died = uptime()
+    died = uptime(alpha)
     wait_for("web-0 to run again", ticks, lambda seen: seen[0] > died + 1)
     assert alpha.get_unit_property(auto("web-0"), "NRestarts") == "1"
 
@@ -173,7 +169,7 @@ with subtest("what is to stop isn't started again, and its stop is confirmed onc
     instances.remove("web-1")
 
 with subtest("a fence that is restarted by hand stops everything, and starts nothing"):
-    restarted = uptime()
+    restarted = uptime(alpha)
     alpha.succeed("systemctl restart blixard-fence.service")
     wait_until_all_is_over(restarted + KILL)
 
@@ -183,7 +179,7 @@ with subtest("without a renewal it is dead in time, and so is the epoch"):
 
 with subtest("a fence that is killed takes everything with it, and comes back without a lease"):
     run_all()
-    killed = uptime()
+    killed = uptime(alpha)
     alpha.succeed("systemctl kill --signal=KILL blixard-fence.service")
     wait_until_all_is_over(killed + KILL)
 
@@ -220,9 +216,9 @@ with subtest("a PID 1 that is executed anew, or reads its units anew, changes no
         alpha.succeed(f"systemctl {change}")
         renew()
     assert before == [alpha.get_unit_property(unit, "MainPID") for unit in [auto("web-0"), "blixard-fence.service"]]
-    begun = uptime()
+    begun = uptime(alpha)
     wait_for("web-0 to run on", ticks, lambda seen: seen[0] > begun)
-    hung = uptime()
+    hung = uptime(alpha)
     alpha.succeed("systemctl kill --signal=STOP blixard-fence.service")
     wait_for_death(hung + LEASES["relaxed"] / 2)
     wait_for_idle()
