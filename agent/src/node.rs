@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use blixard_core::command::{Answer, Command, Entry, Reply, Request};
@@ -43,12 +43,12 @@ mod snapshot;
 pub use apply::NodeError;
 pub use follow::follow;
 use followers::Followers;
-use handle::Serving;
 pub use handle::{Handle, PATIENCE, ProposeError};
 use input::{Attempt, Input, Introduced, Proposal, Waiting};
 pub use known::Standing;
 use leases::Renewed;
 pub use pulse::now;
+use relay::Serving;
 
 /// How often raft's clock ticks.
 pub const TICK: Duration = Duration::from_millis(10);
@@ -88,6 +88,14 @@ pub struct Common {
     pub directory: watch::Sender<Arc<Directory>>,
 }
 
+#[cfg(test)]
+impl Common {
+    fn of(node: NodeId, on: &crate::transport::tests::rig::Node) -> Self {
+        let (transport, directory) = (on.transport.clone(), on.directory.clone());
+        Self { node, client: ClientId(1), understands: Level::NEWEST, transport, directory }
+    }
+}
+
 /// Why the loop has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
@@ -110,14 +118,12 @@ pub fn start(mut parts: Parts) -> (Handle, Ended) {
     let standing = Standing::of(parts.common.node, raft, &parts.driver);
     let known = known::Shared::new(std::mem::take(&mut parts.state), standing);
     let followers = Followers::default();
-    let (relay, passing) = relay::queue();
-    let passes = Arc::new(AtomicBool::new(true));
-    let serving = Serving { followers: followers.clone(), relay, passes: passes.clone() };
+    let (serving, waiting) = Serving::new(followers.clone());
     let handle = Handle::new(&parts.common, inbox.clone(), known.clone(), &news, Some(serving));
     let mut tasks = JoinSet::new();
     let doubting = handle.clone();
     tasks.spawn(async move { doubting.doubt(raft).await });
-    tasks.spawn(relay::run(handle.clone(), passes, passing));
+    tasks.spawn(relay::run(handle.clone(), waiting));
     let node = Node::new(parts, inbox, handle.clone(), known.clone(), news, followers);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {

@@ -280,7 +280,7 @@ enum Listened {
 #[cfg(test)]
 mod tests {
     use blixard_core::command::{Command, Entry, NewNode};
-    use blixard_core::types::{ClientId, ClusterId, Hash, Level, NodeRole, Term, Timestamp};
+    use blixard_core::types::{ClusterId, Hash, Level, NodeRole, Term, Timestamp};
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -330,13 +330,7 @@ mod tests {
             ..server.directory.borrow().get(node(0)).unwrap().clone()
         };
         *server.recorder.servers.lock().unwrap() = Directory::of([0, 8].map(|at| (node(at), nowhere.clone())));
-        let common = Common {
-            node: node(1),
-            client: ClientId(1),
-            understands: Level::NEWEST,
-            transport: own.transport.clone(),
-            directory: own.directory,
-        };
+        let common = Common::of(node(1), &own);
         let directories = common.directory.subscribe();
         let (handle, _ended) = follow(common, RaftId(0));
         wait_for("the list", || (), || directories.borrow().get(node(8)).is_some()).await;

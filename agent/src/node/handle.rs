@@ -1,7 +1,7 @@
 //! What the rest of the agent holds of the node: proposals with an outcome, reads, and news.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 use super::followers::{LEADERLESS, is_leaderless};
 use super::known::{Shared, Standing};
 use super::leases::Renewed;
-use super::relay::Passing;
+use super::relay::Serving;
 use super::snapshot::Serve;
-use super::{Attempt, BY_NO_ENTRY, Common, Followers, Input, Introduced, News, Proposal, Waiting};
+use super::{Attempt, BY_NO_ENTRY, Common, Input, Introduced, News, Proposal, Waiting};
 use crate::transport::{
     ApiResponse, Certificate, Directory, ForwardError, Member, PassError, SnapshotRows, Told, Transport, WholeRequest,
 };
@@ -80,15 +80,6 @@ pub struct Handle {
     applied: Arc<AtomicU64>,
     /// Nothing on a node that is no server.
     pub(super) serving: Option<Serving>,
-}
-
-/// What a server does for the nodes that follow it.
-#[derive(Clone)]
-pub(super) struct Serving {
-    pub followers: Followers,
-    pub relay: Sender<Passing>,
-    /// Whether what was relayed last has come to whoever leads.
-    pub passes: Arc<AtomicBool>,
 }
 
 impl Handle {

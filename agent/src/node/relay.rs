@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use blixard_core::types::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Handle;
+use super::{Followers, Handle};
 use crate::transport::{Beat, Denials, Heartbeat, LeaseError};
 
 /// Most that wait: by far more than hosts follow one server.
@@ -27,13 +27,26 @@ pub(super) struct Passing {
     answer: Option<oneshot::Sender<Result<NodeId, LeaseError>>>,
 }
 
-/// Where heartbeats wait, and where they are taken from.
-pub(super) fn queue() -> (mpsc::Sender<Passing>, mpsc::Receiver<Passing>) {
-    mpsc::channel(QUEUE)
+/// What a server does for the nodes that follow it.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub followers: Followers,
+    /// Where heartbeats wait.
+    relay: mpsc::Sender<Passing>,
+    /// Whether what was relayed last has come to whoever leads.
+    passes: Arc<AtomicBool>,
 }
 
-/// Passes on what waits, until it is dropped; `passes` says whether the last of it came to whoever leads.
-pub(super) async fn run(handle: Handle, passes: Arc<AtomicBool>, mut waiting: mpsc::Receiver<Passing>) {
+impl Serving {
+    /// And where the heartbeats are taken from that wait.
+    pub fn new(followers: Followers) -> (Self, mpsc::Receiver<Passing>) {
+        let (relay, waiting) = mpsc::channel(QUEUE);
+        (Self { followers, relay, passes: Arc::new(AtomicBool::new(true)) }, waiting)
+    }
+}
+
+/// Passes on what waits, until it is dropped.
+pub(super) async fn run(handle: Handle, mut waiting: mpsc::Receiver<Passing>) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
         // Who has given up says it again.
@@ -42,7 +55,6 @@ pub(super) async fn run(handle: Handle, passes: Arc<AtomicBool>, mut waiting: mp
             continue;
         }
         let outcome = handle.pass(batch.iter().map(|passing| passing.heartbeat).collect()).await;
-        passes.store(outcome.is_ok(), Ordering::Relaxed);
         let (leader, denials) = match outcome {
             Ok((leader, denials)) => (Ok(leader), denials),
             Err(error) => (Err(error), Vec::new()),
@@ -74,10 +86,9 @@ impl Handle {
         let _ = self.queue(Passing { heartbeat: Heartbeat { node, epoch: None }, answer: None });
         // Who is only said to lead is no help to it.
         let passes = self.serving.as_ref().is_some_and(|serving| serving.passes.load(Ordering::Relaxed));
-        let leader = self.leaders.borrow().filter(|_| passes);
-        let directory = self.directory.borrow();
+        let servers = self.directory.borrow().only_servers();
         let applied = self.read(|_, standing| standing.applied).unwrap_or_default();
-        Beat { leader: leader.and_then(|raft| directory.node_of(raft)), servers: directory.only_servers(), applied }
+        Beat { leader: self.leader().filter(|_| passes), servers, applied }
     }
 
     fn queue(&self, passing: Passing) -> Result<(), LeaseError> {
@@ -85,13 +96,27 @@ impl Handle {
         serving.relay.try_send(passing).map_err(|_| LeaseError::NoLeader)
     }
 
+    /// The node that leads, as far as this one knows.
+    fn leader(&self) -> Option<NodeId> {
+        self.leaders.borrow().and_then(|raft| self.directory.borrow().node_of(raft))
+    }
+
     async fn pass(&self, heartbeats: Vec<Heartbeat>) -> Result<(NodeId, Denials), LeaseError> {
+        let passed = self.pass_to_leader(heartbeats).await;
+        if let Some(serving) = &self.serving {
+            serving.passes.store(passed.is_ok(), Ordering::Relaxed);
+        }
+        passed
+    }
+
+    async fn pass_to_leader(&self, heartbeats: Vec<Heartbeat>) -> Result<(NodeId, Denials), LeaseError> {
         let mut leaders = self.leaders.clone();
-        let leader = *leaders.borrow_and_update();
+        // Before it is looked at: nothing is missed.
+        leaders.mark_unchanged();
         if self.leads() {
             return Ok((self.node(), self.take_heartbeats(heartbeats).await?));
         }
-        let to = leader.and_then(|raft| self.directory.borrow().node_of(raft)).ok_or(LeaseError::NoLeader)?;
+        let to = self.leader().ok_or(LeaseError::NoLeader)?;
         tokio::select! {
             denials = self.transport.pass_heartbeats(to, &heartbeats) => Ok((to, denials?)),
             // Whoever leads now is asked sooner than this one gives up.
@@ -103,10 +128,10 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use blixard_core::state::State;
-    use blixard_core::types::{ClientId, Level, NodeEpoch};
+    use blixard_core::types::NodeEpoch;
 
     use super::super::known::{self, Standing};
-    use super::super::{Common, Followers, INBOX, News, Serving};
+    use super::super::{Common, INBOX, News};
     use super::*;
     use crate::transport::tests::rig::{Cluster, UNANSWERED, node, raft, wait_for};
 
@@ -118,20 +143,13 @@ mod tests {
     async fn each_hears_what_the_leader_says_to_it_and_nobody_waits_for_one_that_leads_no_more() {
         let Cluster { nodes, .. } = Cluster::pair().await;
         let [leader, own] = nodes.try_into().ok().unwrap();
-        let common = Common {
-            node: node(1),
-            client: ClientId(1),
-            understands: Level::NEWEST,
-            transport: own.transport.clone(),
-            directory: own.directory,
-        };
+        let common = Common::of(node(1), &own);
         let (inbox, _inputs) = mpsc::channel(INBOX);
-        let (relay, waiting) = queue();
-        let (news, passes) = (News::default(), Arc::new(AtomicBool::new(true)));
-        let serving = Serving { followers: Followers::default(), relay, passes: passes.clone() };
+        let (serving, waiting) = Serving::new(Followers::default());
+        let news = News::default();
         let known = known::Shared::new(State::default(), Standing::outside(node(1)));
         let handle = Handle::new(&common, inbox, known, &news, Some(serving));
-        let relaying = tokio::spawn(run(handle.clone(), passes, waiting));
+        let relaying = tokio::spawn(run(handle.clone(), waiting));
 
         assert_eq!(handle.relay(renewal(7, NodeEpoch(2))).await, Err(LeaseError::NoLeader));
         news.leader.send_replace(Some(raft(0)));
